@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Set-up, then everything: worlds, training, evaluation, figures, tables, PDF. Repeating it is free.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+. workflow/setup.sh
+
+usage() {
+    cat <<TEXT
+usage: ./run_all.sh [--profile NAME] [--cores N] [--model DIR] [--text PATH] [--layer N]
+
+  --profile NAME   what to run: $(profiles) (default: laptop)
+  --cores N        jobs at a time (default: 2)
+  --model DIR      a Hugging Face model folder of your own   } for a profile that has a
+  --text PATH      a text, JSONL or datasets folder           } 'local' world: --profile local
+  --layer N        the layer whose residual stream is read    }
+
+Killed at any moment, it goes on where it stopped when called again. Results: results/NAME/.
+TEXT
+}
+
+profiles() {
+    local name names=""
+    for name in workflow/profiles/*.yaml; do
+        name=${name##*/}
+        names="$names${names:+, }${name%.yaml}"
+    done
+    printf '%s' "$names"
+}
+
+profile=laptop
+options=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        -h | --help) usage; exit 0 ;;
+        --profile | --cores | --model | --text | --layer)
+            [ $# -ge 2 ] || fail "run_all.sh: option $1 needs a value; see ./run_all.sh --help."
+            if [ "$1" = --profile ]; then profile=$2; else options+=("$1" "$2"); fi
+            shift 2
+            ;;
+        *) fail "run_all.sh: unknown option '$1'; see ./run_all.sh --help." ;;
+    esac
+done
+[ -f "workflow/profiles/$profile.yaml" ] ||
+    fail "run_all.sh: there is no profile '$profile'; choose one of: $(profiles)."
+
+setup_python
+setup_tex
+exec .venv/bin/python -m tsae.pipeline all --profile "$profile" "${options[@]+"${options[@]}"}"

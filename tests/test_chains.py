@@ -1,0 +1,184 @@
+"""Chains by maximum flow, their names, and the edit that follows them: all by hand."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from tsae import saes
+from tsae.analysis.chains import Chain, find_chains, top_tokens, upstream
+from tsae.interventions.chain import ChainClamp, Link, links
+from tsae.saes import SequenceContext
+
+
+def table(*edges):
+    return pd.DataFrame(edges, columns=["source", "target", "lag", "C"])
+
+
+DIAMOND = table((1, 2, 1, 0.5), (1, 3, 2, 0.3), (2, 4, 2, 0.4), (3, 4, 1, 0.9), (4, 5, 1, 2.0))
+
+
+def test_flow_is_taken_apart_into_its_chains():
+    found = find_chains(DIAMOND, [5])
+    # Through 2: min(.5, .4); through 3: min(.3, .9).
+    assert [(c.latents, c.lags) for c in found] == [
+        ((1, 2, 4, 5), (1, 2, 1)),
+        ((1, 3, 4, 5), (2, 1, 1)),
+    ]
+    assert [c.flow for c in found] == pytest.approx([0.4, 0.3])
+
+
+def test_a_narrow_end_limits_the_sum():
+    narrow = DIAMOND.assign(C=[0.5, 0.3, 0.4, 0.9, 0.6])
+    found = find_chains(narrow, [5])
+    assert sum(c.flow for c in found) == pytest.approx(0.6)  # the minimum cut is 4 → 5
+
+
+def test_edges_at_several_lags_are_several_chains():
+    found = find_chains(table((1, 2, 3, 0.2), (1, 2, 5, 0.6)), [2])
+    assert [(c.lags, round(c.flow, 6)) for c in found] == [((5,), 0.6), ((3,), 0.2)]
+
+
+def test_time_is_respected():
+    chain = table((1, 2, 4, 0.5), (2, 3, 4, 0.5))
+    assert find_chains(chain, [3], horizon=7) == []  # the chain takes 8 tokens
+    assert find_chains(chain, [3], horizon=8)[0].lags == (4, 4)
+    assert find_chains(table((3, 2, 1, 0.5)), [3]) == []  # the arrow points away
+
+
+def test_sources_and_cycles():
+    loop = table((1, 2, 1, 0.5), (2, 1, 1, 0.5), (2, 3, 1, 0.4))
+    assert upstream(loop, [3]) == [1, 2]  # no beginning: all before the target
+    assert upstream(DIAMOND, [5]) == [1]
+    assert find_chains(DIAMOND, [5], sources=[3])[0].latents == (3, 4, 5)
+    assert find_chains(DIAMOND, [5], sources=[9]) == []
+    assert len(find_chains(DIAMOND, [5], limit=1)) == 1
+
+
+def test_bad_graphs_are_named():
+    with pytest.raises(ValueError, match="horizon=0"):
+        find_chains(DIAMOND, [5], horizon=0)
+    with pytest.raises(ValueError, match="at least 0 in every edge"):
+        find_chains(DIAMOND.assign(C=-1.0), [5])
+
+
+def test_names_are_the_strongest_tokens():
+    z = torch.tensor([[[1.0, 0.0, 0.0], [0.4, 2.0, 0.0]], [[0.9, 0.5, 0.0], [0.0, 1.6, 0.0]]])
+    tokens = torch.tensor([[10, 11], [11, 12]])
+    words = {10: "grind", 11: "soak", 12: "stir"}
+    names = top_tokens([(z, tokens)], [0, 1, 2], lambda ids: [words[i] for i in ids])
+    # 0: grind 1.0, soak .4 + .9; 1: soak 2 + .5, stir 1.6; 2 never fires.
+    assert names == {0: "soak", 1: "soak"}
+    two = top_tokens([(z, tokens)], [1], lambda ids: [words[i] for i in ids], n=2)
+    assert two == {1: "soak/stir"}
+    assert Chain((0, 1, 2), (3, 1), 0.2).named(names) == "soak →3 soak →1 2"
+
+
+# ---- the edit -----------------------------------------------------------------------------------
+
+
+def identity(d=4):
+    """z = relu(x), x_hat = z: each latent is one axis."""
+    sae = saes.build("l1", d_in=d, d_sae=d, k=1).eval()
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(d))
+        sae.W_dec.copy_(torch.eye(d))
+    return sae
+
+
+LINKS = [Link(0, 1, 1, 0.5), Link(0, 1, 2, 0.25), Link(1, 2, 1, 1.0)]
+RAW = torch.zeros(1, 7, 4)
+RAW[0, 0, 0] = 9.0  # BOS
+RAW[0, 2, 0] = 4.0
+RAW[0, 3, 1] = 3.0
+RAW[0, 5, 3] = 1.0
+
+
+def test_chain_edit_by_hand():
+    edit = ChainClamp(identity(), LINKS, 100, scale=0.5)
+    out = edit(RAW)
+    # Codes: z_0[2] = 2, z_1[3] = 1.5 (raw / 2). Members 1 and 2.
+    # v_1[3] = −.7 · .5 · 2 = −.7;  v_1[4] = −.49 · .25 · 2 = −.245;  v_2[4] = −.7 · 1 · 1.5.
+    expected = RAW.clone()
+    expected[0, 3, 1] = -0.7 / 0.5
+    expected[0, 4, 1] = -0.245 / 0.5
+    expected[0, 4, 2] = -1.05 / 0.5
+    torch.testing.assert_close(out, expected)
+    assert edit.touched_BT[0].nonzero()[:, 0].tolist() == [3, 4]
+    assert edit.latents.tolist() == [1, 2]
+    # BOS, whose code is masked, starts nothing at token 1 or 2.
+
+
+def test_beta_gamma_multiplier_and_window():
+    code = {}
+    for name, options in {
+        "plain": {},
+        "beta": {"beta": 2.0},
+        "gamma": {"gamma": 1.0},
+        "window": {"window": 1},
+    }.items():
+        edit = ChainClamp(identity(), LINKS, 100, 1.0, **options)
+        code[name] = [edit(RAW)[0, t, 1].item() for t in (3, 4)]
+    assert code["plain"] == pytest.approx([-0.7 * 0.5 * 4, -0.49 * 0.25 * 4])
+    assert code["beta"] == pytest.approx([2 * v for v in code["plain"]])
+    assert code["gamma"] == pytest.approx([-0.5 * 4, -0.25 * 4])
+    assert code["window"] == pytest.approx([code["plain"][0], 0.0])
+    half = ChainClamp(identity(), LINKS, 50, 1.0)(RAW)
+    assert half[0, 3, 1].item() == pytest.approx(code["plain"][0] / 2)
+
+
+def test_relative_edit_scales_with_the_token():
+    out = ChainClamp(identity(), LINKS, 100, 1.0, relative=True)(RAW)
+    # ‖x[3]‖ = 3 and √d = 2.
+    assert out[0, 3, 1].item() == pytest.approx(-0.7 * 0.5 * 4 * 3 / 2)
+    # Token 4 is zero: what is asked for scales to nothing.
+    assert out[0, 4].abs().max() == 0
+
+
+def test_nothing_crosses_a_document_or_an_invalid_token():
+    boundary = torch.zeros(1, 7, dtype=torch.uint8)
+    boundary[0, 3] = 3
+    edit = ChainClamp(identity(), LINKS, 100, 1.0).within(SequenceContext(None, boundary))
+    out = edit(RAW)
+    assert torch.equal(out[0, 3], RAW[0, 3])  # the upstream token lies in the other document
+    assert out[0, 4, 1] == 0 and out[0, 4, 2] < 0
+    mask = torch.ones(1, 7, dtype=torch.bool)
+    mask[0, 2] = False
+    edit = ChainClamp(identity(), LINKS, 100, 1.0).within(SequenceContext(mask))
+    out = edit(RAW)
+    assert torch.equal(out[0, :4], RAW[0, :4]) and out[0, 4, 2] < 0
+
+
+def test_edit_is_causal():
+    edit = ChainClamp(identity(), LINKS, 100, 1.0)
+    torch.manual_seed(0)
+    raw = torch.randn(2, 9, 4)
+    later = raw.clone()
+    later[:, 5:] += 3.0
+    assert torch.equal(edit(later)[:, :5], edit(raw)[:, :5])
+    assert torch.equal(edit(raw[:, :5]), edit(raw)[:, :5])
+
+
+def test_links_of_chains():
+    wide = pd.concat([DIAMOND, table((1, 2, 3, 0.1), (2, 5, 1, 0.7))])
+    found = links([Chain((1, 2, 4), (1, 2), 0.4)], wide)
+    assert found == [Link(1, 2, 1, 0.5), Link(2, 4, 2, 0.4), Link(1, 2, 3, 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("made", "options", "needle"),
+    [
+        ([], {}, "at least one edge"),
+        ([Link(0, 1, 5, 0.5)], {"window": 4}, "at least one edge"),
+        ([Link(0, 9, 1, 0.5)], {}, "distinct ids from 0 to 3"),
+        ([Link(9, 1, 1, 0.5)], {}, "a latent of the SAE"),
+        ([Link(0, 1, 0, 0.5)], {}, "lag=0"),
+        ([Link(0, 1, 1, math.nan)], {}, "strength"),
+        (LINKS, {"gamma": 0.0}, "gamma=0.0"),
+        (LINKS, {"beta": -1.0}, "beta=-1.0"),
+    ],
+)
+def test_bad_edits_are_named(made, options, needle):
+    with pytest.raises(ValueError, match=needle):
+        ChainClamp(identity(), made, 100, 1.0, **options)

@@ -1,0 +1,122 @@
+"""The temporal convolution against hand-worked numbers and its definitions."""
+
+import math
+
+import pytest
+import torch
+
+from tsae import saes
+from tsae.saes import SequenceContext
+
+
+def tiny(**options):
+    defaults = {"act": "relu", "k": 3, "window": 3, "lag_rank": None}
+    sae = saes.build("conv", d_in=1, d_sae=3, **{**defaults, **options}).eval()
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.tensor([[1.0, 0.0, 0.0]]))
+        if options.get("lag_rank", None) is None:
+            sae.W_lag.copy_(torch.tensor([[[10.0, 0.0, 0.0]], [[100.0, 0.0, 0.0]]]))
+    return sae
+
+
+def test_lags_and_hard_gate_by_hand():
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).view(1, 5, 1)
+    boundary = torch.tensor([[3, 0, 0, 1, 0]], dtype=torch.uint8)
+    z = tiny(gate="hard").encode(x, SequenceContext(None, boundary))[0, :, 0]
+    # x_t + 10 x_{t-1} + 100 x_{t-2}, cut at token 3
+    assert z.tolist() == [1.0, 12.0, 123.0, 4.0, 45.0]
+    z = tiny(gate="none").encode(x, SequenceContext(None, boundary))[0, :, 0]
+    assert z.tolist() == [1.0, 12.0, 123.0, 234.0, 345.0]
+    z = tiny(gate="hard", gate_level=2).encode(x, SequenceContext(None, boundary))[0, :, 0]
+    assert z.tolist() == [1.0, 12.0, 123.0, 234.0, 345.0]
+
+
+def test_learned_gate_is_the_product_of_what_it_passes():
+    sae = tiny(gate="learned")
+    with torch.no_grad():
+        sae.boundary_w.fill_(0.0)
+        sae.boundary_b.fill_(0.0)  # b = 1/2 everywhere but at the start
+    x = torch.ones(1, 3, 1)
+    z = sae.encode(x)[0, :, 0]
+    # 1;  1 + 10/2;  1 + 10/2 + 100/4
+    assert z.tolist() == [1.0, 6.0, 31.0]
+
+
+def test_full_rank_lags_equal_full_lags():
+    torch.manual_seed(0)
+    low = saes.build("conv", d_in=6, d_sae=12, k=4, window=3, lag_rank=6).eval()
+    full = saes.build("conv", d_in=6, d_sae=12, k=4, window=3, lag_rank=None).eval()
+    with torch.no_grad():
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+            getattr(full, name).copy_(getattr(low, name))
+        A, B = low.A_lag.unflatten(1, (2, 6)), low.B_lag.unflatten(0, (2, 6))
+        full.W_lag.copy_(torch.stack([A[:, j] @ B[j] for j in range(2)]))
+    x = torch.randn(2, 9, 6)
+    torch.testing.assert_close(low.encode(x), full.encode(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("act", ["relu", "topk"])
+@pytest.mark.parametrize("kind", ["cosine", "l2"])
+def test_consistency_equals_its_definition(act, kind):
+    torch.manual_seed(3)
+    weights, levels, lags = (0.2, 0.3, 0.5), (1, 2, 3), (1, 2)
+    sae = saes.build(
+        "conv", d_in=5, d_sae=20, k=6, act=act, consistency=kind, consistency_weights=weights,
+        group_levels=levels, lags=lags,
+    )  # fmt: skip
+    x = torch.randn(2, 7, 5)
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    mask[0, 2] = False
+    boundary = torch.zeros(2, 7, dtype=torch.uint8)
+    boundary[0, 3], boundary[1, 4], boundary[1, 2] = 1, 2, 3
+    context = SequenceContext(mask, boundary)
+    z = sae.encode(x, context)
+    boundary = boundary.clone()
+    boundary[:, 0] = 3
+    expected = 0.0
+    for g, latents in enumerate(sae.groups.values()):
+        for lag in lags:
+            for b in range(2):
+                for t in range(lag, 7):
+                    crossed = bool((boundary[b, t - lag + 1 : t + 1] >= levels[g]).any())
+                    if crossed or not mask[b, t] or not mask[b, t - lag]:
+                        continue
+                    now, then = z[b, t, latents], z[b, t - lag, latents]
+                    if kind == "cosine":
+                        scale = (now.square().sum() * then.square().sum() + 1e-6).sqrt()
+                        distance = 1 - now @ then / scale
+                    else:
+                        both = now.square().sum() + then.square().sum() + 1e-6
+                        distance = 1 - 2 * now @ then / both
+                    expected += weights[g] * float(distance.detach())
+    expected /= int(mask.sum())
+    assert float(sae.loss(x, context)["consistency"].detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_contrastive_prefers_informative_codes_and_spares_the_own_segment():
+    """Constant slow codes minimise a cosine; InfoNCE must prefer those that tell texts apart.
+
+    16 pairs, eight in each of two texts. Constant codes leave each pair one of 1 + 8 (the eight of
+    the other text and itself): log 9. Codes that differ between the texts have a zero dot product
+    with all negatives: log(1 + 8 e^{-1/0.1}).
+    """
+    sae = saes.build("conv", d_in=4, d_sae=12, k=3, consistency="contrastive", temperature=0.1)
+    keep = torch.zeros(32, dtype=torch.bool)
+    keep[1::2] = True
+    segment = torch.arange(32) // 16
+    constant = torch.zeros(32, 12)
+    constant[:, -1] = 1.0
+    informative = torch.zeros(32, 12)
+    informative[torch.arange(32), 10 + segment] = 1.0
+    losses = [float(sae.info_nce(z[:, 10:], keep, segment, 1)) for z in (constant, informative)]
+    assert losses[0] == pytest.approx(math.log(9), rel=1e-5)
+    assert losses[1] == pytest.approx(math.log(1 + 8 * math.exp(-10)), rel=1e-3)
+
+
+def test_groups_share_latents_and_k():
+    sae = saes.build("conv", d_in=4, d_sae=100, k=10).eval()
+    sizes = {name: len(ids) for name, ids in sae.groups.items()}
+    assert sizes == {"fast": 50, "sentence": 30, "document": 20}
+    z = sae(torch.randn(2, 5, 4)).z
+    for name, expected in (("fast", 5), ("sentence", 3), ("document", 2)):
+        assert ((z[..., sae.groups[name]] > 0).sum(-1) <= expected).all()

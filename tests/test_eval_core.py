@@ -1,0 +1,157 @@
+"""Core metrics against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from eval_cases import Batch, Fake, Store, TableModel, World, tokens, value
+
+from tsae.evals import core
+from tsae.evals.core import Core, density_rows, predictable, splice
+from tsae.evals.tokens import Tokens
+from tsae.saes.base import SequenceContext
+
+X = [[1.0, 0.0], [3.0, 0.0], [2.0, 3.0]]  # mean (2, 1); squared distances to it: 2, 2, 4
+X_HAT = [[1.0, 1.0], [3.0, 0.0], [2.0, 1.0]]  # squared errors: 1, 0, 4
+Z = [[1.0, 0.0, 2.0], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]]
+
+
+def measured(x_hat=X_HAT, chunks=((0, 3),), mean=(0.0, 0.0)):
+    part = Core(torch.tensor(mean))
+    for a, b in chunks:
+        part.update(tokens(Z[a:b], X[a:b], x_hat=x_hat[a:b], doc=[4, 4, 9][a:b]))
+    return part
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ("l0", 1.0),
+        ("l1", 3.5 / 3),
+        ("mse", 5 / 6),
+        ("fve", 1 - 5 / 8),
+        ("fve_saebench_original", (0.5 + 1 + 0) / 3),
+        ("cosine", (1 / math.sqrt(2) + 1 + 7 / math.sqrt(13 * 5)) / 3),
+        ("l2_ratio", (math.sqrt(2) + 1 + math.sqrt(5 / 13)) / 3),
+        ("reconstruction_bias", 16 / 17),
+        ("alive", 2 / 3),
+    ],
+)
+def test_by_hand(metric, expected):
+    assert value(measured().rows(), metric) == pytest.approx(expected, abs=1e-6)
+
+
+def test_perfect_and_mean_reconstruction():
+    assert value(measured(x_hat=X).rows(), "fve") == pytest.approx(1, abs=1e-12)
+    assert value(measured(x_hat=[[2.0, 1.0]] * 3).rows(), "fve") == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("mean", [(0.0, 0.0), (2.0, 1.0), (50.0, -7.0)])
+def test_batches_and_reference_point_do_not_matter(mean):
+    whole, parts = measured().rows(), measured(chunks=((0, 1), (1, 3)), mean=mean).rows()
+    for metric in ("fve", "mse", "l0", "cosine", "alive"):
+        assert value(parts, metric) == pytest.approx(value(whole, metric), abs=1e-9)
+
+
+def test_document_rows_by_hand_and_their_sums():
+    part = measured(chunks=((0, 1), (1, 3)))
+    rows = part.document_rows().set_index(["metric", "doc"])
+    assert rows.loc[("fvu", 4), ["num", "den"]].tolist() == pytest.approx([1, 4])
+    assert rows.loc[("fvu", 9), ["num", "den"]].tolist() == pytest.approx([4, 4])
+    assert rows.loc[("l0", 4), ["num", "den"]].tolist() == [3, 2]
+    fvu = rows.loc["fvu"]
+    fve = value(part.rows(), "fve")
+    assert 1 - fvu["num"].sum() / fvu["den"].sum() == pytest.approx(fve, abs=1e-12)
+
+
+def test_density_bins_by_hand():
+    rows = density_rows(torch.tensor([0.0, 0.1, 0.0999, 0.5, 1.0, 1e-3], dtype=torch.float64))
+    found = {r["group"]: r["value"] * 6 for r in rows}
+    expected = {"dead": 1, "-1.0": 1, "-1.5": 1, "-0.5": 1, "0.0": 1, "-3.0": 1}
+    assert found == pytest.approx(expected)
+    assert sum(r["value"] for r in rows) == pytest.approx(1)
+
+
+def test_masked_tokens_do_not_count():
+    """Values at masked positions change nothing."""
+    mask = torch.tensor([[False, True, True, False]])
+    doc = torch.tensor([[-1, 3, 3, 3]])
+    z = torch.ones(1, 4, 2)
+    results = []
+    for junk in (0.0, 1e6):
+        x = torch.tensor([[[junk, 0], [1.0, 2], [3, 5], [junk, junk]]])
+        batch = Batch(
+            x_BTD=x,
+            context=SequenceContext(mask, torch.zeros(1, 4, dtype=torch.uint8)),
+            doc_BT=doc,
+            labels={},
+        )
+        part = Core(torch.zeros(2))
+        part.update(Tokens.of(batch, z, x * 0.5))
+        results.append(part.rows())
+    assert results[0] == results[1]
+    assert results[0][0]["n"] == 2
+
+
+def test_nan_codes_are_refused():
+    batch = next(Store().batches("test", 2))
+    z = torch.full((2, 41, 3), float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        Tokens.of(batch, z, batch.x_BTD)
+
+
+def test_nothing_evaluated_is_refused():
+    with pytest.raises(ValueError, match="more tokens"):
+        Core(torch.zeros(2)).rows()
+
+
+def test_predictable_by_hand():
+    mask = torch.tensor([[False, True, True, True, False, True]])
+    doc = torch.tensor([[-1, 5, 5, 6, 6, 6]])
+    # BOS no; 1 yes; 2 predicts the next document: no; 3 yes (its target may be masked); 4 masked
+    assert predictable(mask, doc).tolist() == [[False, True, False, True, False]]
+
+
+def spliced(monkeypatch, saes, n=4):
+    model = TableModel()
+    monkeypatch.setattr(core, "models", model)
+    return splice(saes, Store(n), World(model), batch_size=2), model
+
+
+def test_identity_and_zero_splice(monkeypatch):
+    """x̂ = x costs nothing; x̂ = 0 is the ablation itself."""
+    saes = {"same": Fake(lambda x, c: x, 8), "zero": Fake(lambda x, c: 0 * x, 8)}
+    out, model = spliced(monkeypatch, saes)
+    same, zero = out["same"][0], out["zero"][0]
+    assert value(same, "ce_sae") == pytest.approx(value(same, "ce_clean"), abs=1e-6)
+    assert value(same, "ce_score") == pytest.approx(1, abs=1e-5)
+    assert value(same, "kl_score") == pytest.approx(1, abs=1e-5)
+    assert value(zero, "ce_score") == pytest.approx(0, abs=1e-6)
+    assert value(zero, "kl_score") == pytest.approx(0, abs=1e-6)
+    assert value(zero, "ce_sae") == pytest.approx(math.log(11), abs=1e-6)  # all logits 0
+    # two batches: clean once each, ablated and two SAEs once each
+    assert model.calls == {"clean": 2, "edited": 6, "residual": 0}
+
+
+def test_splice_reads_and_writes_store_units(monkeypatch):
+    """The SAE sees raw * scale, and its output is divided by scale; CE against plain torch."""
+    seen = []
+
+    def codes(x, context):
+        seen.append(x)
+        return x + 1.0
+
+    out, model = spliced(monkeypatch, {"plus": Fake(codes, 8)}, n=2)
+    batch = next(Store(2).batches("test", 2))
+    raw = model.embed[batch.tokens_BT]
+    assert torch.allclose(seen[0], raw * 2.0)
+    edited = torch.where(batch.context.mask_BT[..., None], raw + 0.5, raw)
+    at = predictable(batch.context.mask_BT, batch.doc_BT)
+    logits = (edited @ model.unembed)[:, :-1][at]
+    expected = torch.nn.functional.cross_entropy(logits, batch.tokens_BT[:, 1:][at])
+    rows, documents = out["plus"]
+    assert value(rows, "ce_sae") == pytest.approx(float(expected), abs=1e-5)
+    assert rows[0]["n"] == 2 * 38  # 40 tokens in 2 documents: 2 × 19 predictions a sequence
+    mine = documents[documents["metric"] == "ce_sae"]
+    assert sorted(mine["den"]) == [19, 19, 19, 19]
+    assert mine["num"].sum() / mine["den"].sum() == pytest.approx(float(expected), abs=1e-5)

@@ -1,0 +1,161 @@
+"""The paired bootstrap and the mean over seeds."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tsae.evals.stats import mean_standard_error, over_seeds, paired_bootstrap
+
+
+def rows(num, den, group="all", seed=0, first_doc=0):
+    return pd.DataFrame(
+        {
+            "doc": np.arange(len(num)) + first_doc,
+            "num": num,
+            "den": den,
+            "group": group,
+            "seed": seed,
+        }
+    )
+
+
+def test_identical_inputs_give_exactly_zero():
+    a = rows(np.arange(20) * 0.37, np.arange(20) + 1.0)
+    assert paired_bootstrap(a, a.copy())[:3] == (0, 0, 0)
+    assert not paired_bootstrap(a, a).differs
+
+
+def test_a_constant_difference_has_no_width():
+    den = np.array([3.0, 1, 5, 2])
+    b = rows(den * 0.25, den)
+    a = rows(den * 0.35, den)
+    found = paired_bootstrap(a, b)
+    assert found[:3] == pytest.approx((0.1, 0.1, 0.1))
+    assert found.differs and found.n_documents == 4
+
+
+def test_nulls_take_out_what_frequency_gives():
+    """a − b = .30 − .10, their nulls .18 − .05: an excess difference of .20 − .13 = .07."""
+    den = np.array([3.0, 1, 5, 2])
+    a, b, a_null, b_null = (rows(den * share, den) for share in (0.30, 0.10, 0.18, 0.05))
+    assert paired_bootstrap(a, b, nulls=(a_null, b_null))[:3] == pytest.approx((0.07,) * 3)
+
+
+def test_two_documents_by_hand():
+    """Resamples (2,0), (1,1), (0,2) have differences 1, ½, 0 with chances ¼, ½, ¼."""
+    found = paired_bootstrap(rows([1.0, 0], [1.0, 1]), rows([0.0, 0], [1.0, 1]))
+    assert found[:3] == (0.5, 0, 1)
+    assert paired_bootstrap(
+        rows([1.0, 0], [1.0, 1]), rows([0.0, 0], [1.0, 1]), level=0.4
+    ).lo == pytest.approx(0.5)
+
+
+def test_ratio_of_sums_then_mean_over_groups_and_seeds():
+    a = pd.concat(
+        [
+            rows([1.0, 3], [2.0, 2], "x"),  # 4/4
+            rows([1.0, 0], [4.0, 0], "y"),  # 1/4
+            rows([2.0, 0], [2.0, 2], "x", seed=1),  # 1/2
+            rows([0.0, 0], [1.0, 1], "y", seed=1),  # 0
+        ]
+    )
+    b = a.assign(num=0.0)
+    found = paired_bootstrap(a, b)
+    assert found.diff == pytest.approx((1 + 1 / 4 + 1 / 2 + 0) / 4)
+    assert (found.n_documents, found.n_cells) == (2, 4)
+
+
+def test_against_a_plain_loop():
+    """The matrix form equals resampling documents one after another, with the same draws."""
+    g = np.random.default_rng(1)
+    num_a, num_b, den = g.random((3, 12, 2))
+    a, b = (
+        pd.concat([rows(n[:, j], den[:, j] + 0.5, f"g{j}") for j in range(2)])
+        for n in (num_a, num_b)
+    )
+    found = paired_bootstrap(a, b, n_boot=300, seed=7)
+    weights = np.random.default_rng(7).multinomial(12, np.full(12, 1 / 12), size=300)
+    values = []
+    for w in weights:
+        pick = np.repeat(np.arange(12), w)
+        ratio = [
+            (n[pick, j].sum() - m[pick, j].sum()) / (den[pick, j] + 0.5).sum()
+            for j in range(2)
+            for n, m in [(num_a, num_b)]
+        ]
+        values.append(np.mean(ratio))
+    assert found[1:3] == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=1e-12)
+
+
+def test_width_matches_the_standard_error_of_a_mean():
+    x = np.random.default_rng(0).normal(0.3, 1, 400)
+    found = paired_bootstrap(rows(x, np.ones(400)), rows(np.zeros(400), np.ones(400)))
+    se = x.std() / 20
+    assert (found.hi - found.lo) / (2 * 1.96 * se) == pytest.approx(1, abs=0.06)
+
+
+def test_resampling_seeds_widens_what_seeds_disagree_on():
+    one = np.ones(50)
+    a = pd.concat([rows(one * v, one, seed=s) for s, v in enumerate((0.1, 0.2, 0.6))])
+    b = a.assign(num=0.0)
+    fixed, free = (paired_bootstrap(a, b, resample_seeds=flag) for flag in (False, True))
+    assert fixed[:3] == pytest.approx((0.3, 0.3, 0.3))
+    assert free.lo == pytest.approx(0.1, abs=0.04) and free.hi == pytest.approx(0.6, abs=0.04)
+
+
+def test_documents_missing_on_one_side_count_as_empty():
+    a = rows([2.0, 1], [2.0, 2])
+    b = rows([1.0], [2.0])
+    assert paired_bootstrap(a.assign(metric="recovery_f1"), b).diff == pytest.approx(1 / 4)
+    assert paired_bootstrap(a, b).diff == pytest.approx(3 / 4 - 1 / 2)
+
+
+def test_reconstruction_is_compared_on_the_same_documents_only():
+    a = rows([2.0, 1], [2.0, 2]).assign(metric="fvu")
+    with pytest.raises(ValueError, match="same documents"):
+        paired_bootstrap(a, a.iloc[:1])
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda r: r.assign(group="other"), "seeds and groups"),
+        (lambda r: r.assign(seed=3), "seeds and groups"),
+        (lambda r: r.assign(doc=r["doc"] + 100), "documents"),
+        (lambda r: r.drop(columns="den"), "lack den"),
+        (lambda r: r.iloc[:0], "empty"),
+        (lambda r: r.assign(den=0.0), "nothing to compare"),
+        (lambda r: r.assign(metric=["fvu", "l0", "l0"]), "mix metrics"),
+    ],
+)
+def test_unfair_comparisons_are_refused(change, match):
+    a = rows([1.0, 2, 3], [3.0, 3, 3])
+    with pytest.raises(ValueError, match=match):
+        paired_bootstrap(a, change(a))
+
+
+def test_mean_and_standard_error_by_hand():
+    assert mean_standard_error([1, 2, 6]) == pytest.approx((3, math.sqrt(7) / math.sqrt(3)))
+    mean, error = mean_standard_error([0.5])
+    assert mean == 0.5 and math.isnan(error)
+    with pytest.raises(ValueError, match="empty"):
+        mean_standard_error([])
+
+
+def test_over_seeds_by_hand():
+    frame = pd.DataFrame(
+        {
+            "variant": ["topk"] * 3 + ["conv"],
+            "seed": [0, 1, 2, 0],
+            "ablation": ["", "", "", None],
+            "value": [1.0, 2, 6, 5],
+            "n": 10,
+        }
+    )
+    table = over_seeds(frame).set_index("variant")
+    assert table.loc["topk", "mean"] == 3
+    assert table.loc["topk", "se"] == pytest.approx(math.sqrt(7 / 3))
+    assert table.loc["topk", "seeds"] == 3
+    assert table.loc["conv", "mean"] == 5 and math.isnan(table.loc["conv", "se"])

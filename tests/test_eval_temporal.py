@@ -1,0 +1,276 @@
+"""Temporal metrics by hand, and what must hold of them whatever the codes."""
+
+import math
+
+import pytest
+import torch
+from eval_cases import Batch, Fake, Store, TableModel, World, tokens, value
+
+from tsae.analysis.transitions import LaggedCounts, successions
+from tsae.evals import consistency
+from tsae.evals.boundaries import boundary_f1, learned_boundaries
+from tsae.evals.consistency import Consistency, context_stability, cosine, jaccard
+from tsae.evals.temporal import Temporal
+from tsae.evals.tokens import Tokens
+from tsae.saes.base import SequenceContext
+
+
+def groups(n, **more):
+    return {"all": torch.arange(n), **{k: torch.tensor(v) for k, v in more.items()}}
+
+
+def measured(t, n_latents, null=False, max_length=128, **more):
+    part = Temporal(groups(n_latents, **more), max_length, null=null)
+    part.update(t)
+    return part
+
+
+def test_pieces_by_hand():
+    """BOS, a document, a masked token inside it, and a second document."""
+    batch = Batch(
+        x_BTD=torch.zeros(1, 8, 1),
+        doc_BT=torch.tensor([[-1, 1, 1, 1, 1, 1, 2, 2]]),
+        context=SequenceContext(
+            torch.tensor([[0, 1, 1, 0, 1, 1, 1, 1]]).bool(),
+            torch.tensor([[3, 3, 1, 0, 0, 2, 3, 0]], dtype=torch.uint8),
+        ),
+        labels={},
+    )
+    t = Tokens.of(batch, torch.zeros(1, 8, 1), batch.x_BTD)
+    assert t.piece_N.tolist() == [0, 0, 1, 1, 2, 2]
+    assert t.boundary_N.tolist() == [3, 1, 0, 2, 3, 0]
+    assert t.linked(1).tolist() == [True, False, True, False, True]
+
+
+def test_smoothness_by_hand():
+    # latent 0: 1/1 then 0/2 → 1; latent 1: 0/1 then 4/2 → 2; latent 2 never fires
+    z = [[0, 0, 0], [1, 0, 0], [1, 4, 0], [9, 9, 9]]
+    t = tokens(z, [[0.0], [1.0], [3.0], [4.0]], piece=[0, 0, 0, 1], doc=[7, 7, 7, 8])
+    part = measured(t, 3, fast=[0], slow=[1, 2])
+    rows = part.rows()
+    assert value(rows, "smoothness") == pytest.approx(1.5)
+    assert value(rows, "smoothness", "fast") == pytest.approx(1)
+    assert value(rows, "smoothness", "slow") == pytest.approx(2)
+    documents = part.document_rows().set_index("group")
+    assert documents.loc["all", ["doc", "num", "den"]].tolist() == [7, 1.5, 1]
+
+
+def test_smoothness_of_scaled_codes():
+    """Doubling codes doubles it; doubling codes and residuals together changes nothing."""
+    g = torch.Generator().manual_seed(0)
+    z = torch.rand(30, 4, generator=g) * (torch.rand(30, 4, generator=g) < 0.4)
+    x = torch.randn(30, 3, generator=g)
+    piece = torch.arange(30) // 10
+    base = value(measured(tokens(z, x, piece=piece), 4).rows(), "smoothness")
+    assert value(measured(tokens(2 * z, x, piece=piece), 4).rows(), "smoothness") == pytest.approx(
+        2 * base, rel=1e-5
+    )
+    both = measured(tokens(2 * z, 2 * x, piece=piece), 4).rows()
+    assert value(both, "smoothness") == pytest.approx(base, rel=1e-5)
+
+
+def test_cosines_by_hand():
+    """Sentences 0–1, 2–3; an empty code at 4; a section at 5."""
+    z = [[1, 0], [1, 1], [0, 1], [0, 2], [0, 0], [3, 0], [4, 0], [0, 1]]
+    boundary = [3, 0, 1, 0, 0, 2, 0, 2]
+    rows = measured(tokens(z, boundary=boundary), 2).rows()
+    inside = (1 / math.sqrt(2) + 1 + 1) / 3  # pairs 0–1, 2–3, 5–6; those with token 4 are left out
+    across = (1 / math.sqrt(2) + 0) / 2  # pairs 1–2 (sentence) and 6–7 (section)
+    assert value(rows, "cosine_inside") == pytest.approx(inside, abs=1e-6)
+    assert value(rows, "cosine_across") == pytest.approx(across, abs=1e-6)
+
+
+def sentences(n_sentences=400, length=5, n_latents=20, seed=0, noise=False):
+    """Codes constant within a sentence (or new at every token), pieces of ten sentences."""
+    g = torch.Generator().manual_seed(seed)
+    n = n_sentences * length
+    draw = torch.randint(0, n_latents, (n if noise else n_sentences,), generator=g)
+    latent = draw if noise else draw.repeat_interleave(length)
+    z = torch.nn.functional.one_hot(latent, n_latents).float()
+    boundary = torch.zeros(n, dtype=torch.long)
+    boundary[::length] = 1
+    piece = torch.arange(n) // (10 * length)
+    boundary[:: 10 * length] = 3
+    return tokens(z, torch.randn(n, 3, generator=g), boundary=boundary, piece=piece, doc=piece)
+
+
+def test_tss_is_high_for_sentences_and_zero_for_noise():
+    rows = measured(sentences(), 20, null=True).rows()
+    assert value(rows, "cosine_inside") == 1
+    contrast = value(rows, "cosine_inside") - value(rows, "cosine_across")
+    assert value(rows, "tss") == pytest.approx(contrast - value(rows, "tss_null"))
+    assert value(rows, "tss") > 0.8
+    assert abs(value(rows, "tss_matched")) < 0.06
+    assert value(rows, "tss", "level=sentence") == value(rows, "tss")
+    assert math.isnan(value(rows, "tss", "level=section"))
+    noise = measured(sentences(n_sentences=4000, noise=True), 20, null=True).rows()
+    assert abs(value(noise, "tss")) < 0.02
+
+
+def test_boundary_and_lifecycle_of_sentences():
+    """Perfect sentence codes: every boundary is a peak (but for equal neighbours) and lives ≥ 5."""
+    rows = measured(sentences(n_latents=500), 500, null=True).rows()
+    assert value(rows, "boundary_f1") > 0.97
+    assert value(rows, "boundary_f1_null") < 0.75
+    assert value(rows, "boundary_f1_matched") < value(rows, "boundary_f1") - 0.2
+    assert value(rows, "half_life") == 5
+    assert value(rows, "half_life_null") == 1
+    # nine changes in 49 links a piece
+    assert value(rows, "births_per_100") == pytest.approx(100 * 9 / 49, rel=0.02)
+
+
+def test_autocorrelation_by_hand():
+    """0, 1, 0, 1 …: r = −1 at odd lags, +1 at even ones; a constant latent is left out."""
+    z = torch.stack([torch.arange(40) % 2, torch.ones(40)], 1)
+    rows = measured(tokens(z), 2, slow=[0]).rows()
+    expected = {"lag=1": -1, "lag=2": 1, "lag=4": 1, "slow:lag=8": 1, "slow:lag=16": 1}
+    for group, r in expected.items():
+        assert value(rows, "autocorrelation", group) == pytest.approx(r, abs=1e-5)
+    n = [r["n"] for r in rows if r["metric"] == "autocorrelation" and r["group"] == "lag=1"]
+    assert n == [1]
+
+
+def test_nothing_crosses_a_piece():
+    """Replacing one document's codes leaves every other document's rows alone."""
+    g = torch.Generator().manual_seed(1)
+    z = torch.rand(40, 6, generator=g).sub(0.5).clamp(min=0)
+    other = z.clone()
+    other[20:] = torch.rand(20, 6, generator=g)
+    x = torch.randn(40, 3, generator=g)
+    piece = torch.arange(40) // 20
+    a, b = (measured(tokens(v, x, piece=piece, doc=piece), 6).document_rows() for v in (z, other))
+    assert a[a["doc"] == 0].equals(b[b["doc"] == 0])
+    assert not a[a["doc"] == 1].equals(b[b["doc"] == 1])
+
+
+def test_order_of_pieces_does_not_matter():
+    t = sentences(n_sentences=40)
+    order = torch.cat([torch.arange(100, 200), torch.arange(100)])
+    swapped = tokens(
+        t.z_NF[order],
+        t.x_ND[order],
+        boundary=t.boundary_N[order],
+        piece=t.piece_N,
+        doc=t.doc_N[order],
+    )
+    for a, b in zip(measured(t, 20).rows(), measured(swapped, 20).rows(), strict=True):
+        assert (a["metric"], a["group"]) == (b["metric"], b["group"])
+        assert a["value"] == pytest.approx(b["value"], abs=1e-6, nan_ok=True)
+
+
+def test_boundary_f1_by_hand():
+    score = torch.tensor([-1.0, 0, 0, 1, 5, 1, 0, 0, 0, 4])
+    boundary = torch.tensor([3, 0, 0, 1, 0, 0, 0, 1, 0, 0])
+    piece = torch.zeros(10, dtype=torch.long)
+    # peaks 4 and 9; boundaries 3 and 7: one match of two
+    assert boundary_f1(score, boundary, piece) == (pytest.approx(0.5), 2)
+    assert boundary_f1(score, boundary, piece, tolerance=2)[0] == pytest.approx(1)
+    assert boundary_f1(score, boundary, piece, tolerance=0)[0] == 0
+
+
+def test_boundary_matches_stay_inside_a_piece():
+    score = torch.tensor([-1.0, 0, 3, -1.0, 0, 0])
+    boundary = torch.tensor([3, 0, 0, 3, 1, 0])
+    same, apart = torch.zeros(6).long(), torch.tensor([0, 0, 0, 1, 1, 1])
+    assert boundary_f1(score, boundary, apart, tolerance=2)[0] == 0
+    assert boundary_f1(score, boundary, same, tolerance=2)[0] == 1
+
+
+@pytest.mark.parametrize(("gate", "expected"), [("learned", 1.0), ("hard", None)])
+def test_learned_boundaries_are_scored(gate, expected):
+    """A gate that opens at sentence starts scores 1; one that is given them is not scored."""
+    sae = Fake(lambda x, c: x, 8)
+    sae.cfg.gate = gate
+    sae.centred = lambda x, context: x
+    sae.closed = lambda x, context: (context.boundary_BT >= 1).float()
+    rows = learned_boundaries(sae, Store(4), batch_size=2)
+    # 4 sequences × 2 documents × 3 sentence starts that are not the document's first token
+    assert [(r["value"], r["n"]) for r in rows] == ([(expected, 24)] if expected else [])
+
+
+def test_matched_null_keeps_every_latents_values():
+    t = sentences(n_sentences=20)
+    m = t.matched(torch.Generator().manual_seed(0))
+    assert torch.equal(m.z_NF.sort(0).values, t.z_NF.sort(0).values)
+    assert not torch.equal(m.z_NF, t.z_NF)
+
+
+def test_shuffled_null_keeps_every_pieces_tokens():
+    t = sentences(n_sentences=20)
+    s = t.shuffled(torch.Generator().manual_seed(0))
+    for p in t.piece_N.unique():
+        at = t.piece_N == p
+        assert torch.equal(s.x_ND[at].sort(0).values, t.x_ND[at].sort(0).values)
+        assert torch.equal(s.z_NF[at].sum(0), t.z_NF[at].sum(0))
+
+
+def test_lagged_counts_and_phi_by_hand():
+    # a fires at 0, 2, 5; b at 1, 3; pieces 0–3 and 4–6
+    active = torch.tensor([[1, 0], [0, 1], [1, 0], [0, 1], [0, 0], [1, 0], [0, 0]]).bool()
+    piece = torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    counts = LaggedCounts(2, (1,))
+    counts.update(active, piece)
+    assert int(counts.pairs_L) == 5
+    assert counts.together_LMM[0].tolist() == [[0, 2], [1, 0]]
+    # a before: 0, 2, 5 → 3 of 5; b after: 2 of 5; together 2: φ = (5·2 − 3·2) / √(3·2·2·3)
+    assert float(counts.phi()[0, 0, 1]) == pytest.approx(4 / 6)
+    table = successions(counts, torch.tensor([10, 11]))
+    first = table.iloc[0]
+    assert (first["source"], first["target"], first["count"]) == (10, 11, 2)
+    assert first["support"] == pytest.approx(2 / 5)
+    assert first["lift"] == pytest.approx((2 / 3) / (2 / 5))
+
+
+def chained(order, seed=0, n=6000):
+    """Latent order[i + 1] follows order[i] two times out of three, else any latent."""
+    g = torch.Generator().manual_seed(seed)
+    latent = torch.zeros(n, dtype=torch.long)
+    for t in range(1, n):
+        follow = torch.rand(1, generator=g) < 2 / 3
+        latent[t] = order[latent[t - 1]] if follow else torch.randint(0, 8, (1,), generator=g)
+    piece = torch.arange(n) // 50
+    return tokens(torch.nn.functional.one_hot(latent, 8).float(), piece=piece, doc=piece)
+
+
+def test_consistency_is_high_for_a_chain_and_zero_for_its_nulls():
+    part = Consistency(n_latents=8)
+    part.update(chained([1, 2, 3, 4, 5, 6, 7, 0]))
+    rows = part.rows()
+    assert value(rows, "temporal_consistency") > 0.6
+    assert abs(value(rows, "temporal_consistency_matched")) < 0.3
+    assert value(rows, "transition_lift", "top10") > 3
+    assert value(rows, "transition_lift_matched", "top10") == pytest.approx(1, abs=0.25)
+    table = part.table(top=8)
+    assert {(int(s), int(t)) for s, t in zip(table["source"], table["target"], strict=True)} == {
+        (i, (i + 1) % 8) for i in range(8)
+    }
+
+
+def test_jaccard_and_cosine_by_hand():
+    a = torch.tensor([[1.0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    b = torch.tensor([[2.0, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]])
+    assert jaccard(a, b).tolist() == [0.25, 1, 0]
+    assert cosine(a, b).tolist() == pytest.approx([2 / math.sqrt(5 * 6), 1, 0])
+
+
+def test_context_stability_counts_what_the_cut_removes(monkeypatch):
+    """Static codes on a context-free residual never change; a code of the last 10 tokens does."""
+    model = TableModel()
+    monkeypatch.setattr(consistency, "models", model)
+
+    def window(x, context):
+        assert (context.boundary_BT[:, :2] == 3).all() and not context.mask_BT[:, 0].any()
+        z = torch.zeros_like(x)
+        for j in range(min(10, x.shape[1])):
+            z[:, j:] += x[:, : x.shape[1] - j].clamp(min=0)
+        return z
+
+    saes = {"static": Fake(lambda x, c: x.clamp(min=0), 8), "window": Fake(window, 8)}
+    out = context_stability(saes, Store(4), World(model), batch_size=2, contexts=(4, 16, 64))
+    for group in ("context=4", "context=16"):
+        assert value(out["static"], "context_jaccard", group) == 1
+        assert value(out["static"], "context_cosine", group) == pytest.approx(1)
+    assert value(out["window"], "context_cosine", "context=16") == pytest.approx(1)
+    assert value(out["window"], "context_cosine", "context=4") < 0.99
+    assert not [r for r in out["static"] if r["group"] == "context=64"]  # as long as the sequence
+    assert model.calls["residual"] == 2 * 3  # two batches: the whole text and two cuts each

@@ -1,0 +1,241 @@
+"""Plans, fingerprints, tables and published files of the engine, on a tiny repository."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from tiny_project import PARAMETERS, finished, make_root, world, write_notebook, write_profile
+
+from tsae.errors import UserError
+from tsae.pipeline import label_rows, merge, notebooks, paper, plan
+from tsae.pipeline.execution import duration, remaining
+
+KEYS = dict(world="microworld", layer=2, variant="topk", act="topk", seed=0)
+
+
+def directories(stages) -> dict[str, str]:
+    return {stage.name: stage.directory for stage in stages}
+
+
+def test_plan_has_one_stage_per_cell_of_the_grid(tmp_path):
+    variants = [{"variant": "topk", "act": "topk"}, {"variant": "conv", "seeds": [0, 1]}]
+    grid = [{"variant": "conv", "sweep": {"window": [1, 2], "k": [3]}}]
+    path = make_root(
+        tmp_path,
+        {
+            "threads": {"worlds": 2},
+            "worlds": [
+                world(variants=variants, evaluate={"chunk": 2}, unlearn={}, ablate={"grid": grid})
+            ],
+        },
+    )
+    stages = plan(path, tmp_path)
+    assert [stage.name for stage in stages] == [
+        "worlds/microworld",
+        "train/microworld-topk-s0",
+        "train/microworld-conv-s0",
+        "train/microworld-conv-s1",
+        "evaluate/microworld-1",
+        "evaluate/microworld-2",
+        "unlearn/microworld",
+        "ablate/microworld",
+        "figures/all",
+    ]
+    found = {stage.name: stage for stage in stages}
+    made = found["worlds/microworld"]
+    assert (made.threads, found["figures/all"].threads) == (2, 1)
+    assert made.directory.startswith("results/tiny/worlds/microworld-")
+    conv = found["train/microworld-conv-s1"].parameters
+    assert (conv["world_dir"], conv["seed"], conv["k"]) == (made.directory, 1, 2)
+    second = found["evaluate/microworld-2"]
+    assert second.inputs == ("worlds/microworld", "train/microworld-conv-s1")
+    assert second.parameters["sae_dirs"] == [found["train/microworld-conv-s1"].directory]
+    runs = found["ablate/microworld"].parameters["grid"]
+    assert [(run["ablation"], run["options"], run["k"]) for run in runs] == [
+        ("window=1", {"window": 1}, 2),
+        ("window=2", {"window": 2}, 2),
+        ("k=3", {}, 3),
+    ]
+    assert len(found["figures/all"].parameters["stage_dirs"]) == 8
+
+
+def test_plan_loads_neither_torch_nor_pandas():
+    code = "import sys, tsae.pipeline.__main__; print({'torch', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.fixture
+def coded(tmp_path):
+    """A root whose 03_train imports a small package; gives a function that plans it."""
+    package = tmp_path / "pkg"
+    files = {
+        "__init__.py": "",
+        "used.py": "from pkg.deep import inner\nVALUE = 1\n",
+        "unused.py": "VALUE = 1\n",
+        "deep/__init__.py": "",
+        "deep/inner.py": "VALUE = 1\n",
+        "deep/words.txt": "one\n",
+        "open/__init__.py": "import pkgutil\n",
+        "open/a.py": "VALUE = 1\n",
+        "pipeline/__init__.py": "VALUE = 1\n",
+        "pipeline/rows.py": "VALUE = 1\n",
+    }
+    for name, text in files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    path = make_root(tmp_path, {"worlds": [world(variants=[{"variant": "topk"}])]})
+    cells = ("%matplotlib inline\nfrom pkg import used, pipeline", "import pkg.open")
+    write_notebook(tmp_path / "notebooks/03_train.ipynb", PARAMETERS["03_train"], *cells)
+    return package, lambda: directories(plan(path, tmp_path, package=package))
+
+
+@pytest.mark.parametrize(
+    "name, text, counts",
+    [
+        ("used.py", "from pkg.deep import inner\nVALUE = 2\n", True),
+        ("used.py", "from pkg.deep import inner\n# why\nVALUE  =  1\n", False),
+        ("used.py", '"""New words."""\nfrom pkg.deep import inner\nVALUE = 1\n', False),
+        ("unused.py", "VALUE = 2\n", False),
+        ("deep/inner.py", "VALUE = 2\n", True),
+        ("deep/words.txt", "two\n", True),
+        ("open/a.py", "VALUE = 2\n", True),
+        ("open/b.py", "VALUE = 2\n", True),
+        ("pipeline/__init__.py", "VALUE = 2\n", False),
+        ("pipeline/rows.py", "VALUE = 2\n", True),
+    ],
+)
+def test_directory_changes_with_reached_code_alone(coded, name, text, counts):
+    package, planned = coded
+    before = planned()
+    (package / name).write_text(text)
+    after = planned()
+    changed = {stage for stage in before if before[stage] != after[stage]}
+    assert changed == ({"train/microworld-topk-s0", "figures/all"} if counts else set())
+
+
+def test_directory_changes_with_cells_parameters_and_text(tmp_path):
+    text = tmp_path / "own.txt"
+    text.write_text("one")
+    options = {"text": "own.txt"}
+    path = make_root(tmp_path, {"worlds": [world(options=options)]})
+    before = directories(plan(path, tmp_path))
+    text.write_text("two")
+    other_text = directories(plan(path, tmp_path))
+    write_profile(tmp_path, {"worlds": [world(options=options, seed=1)]})
+    other_seed = directories(plan(path, tmp_path))
+    write_notebook(tmp_path / "notebooks/07_figures.ipynb", PARAMETERS["07_figures"], "2")
+    other_cell = directories(plan(path, tmp_path))
+    chain = [before, other_text, other_seed, other_cell]
+    assert len({step["figures/all"] for step in chain}) == 4
+    assert len({step["worlds/microworld"] for step in chain}) == 3
+
+
+@pytest.mark.parametrize(
+    "profile, words",
+    [
+        ({"worlds": []}, "at least one world"),
+        ({"worlds": [world()], "sedes": [0]}, "unknown key 'sedes'"),
+        ({"worlds": [world(train={"steps": 3, "lr": "1e-3"})]}, "write 0.001"),
+        ({"worlds": [{"world": "microworld"}]}, "sae, tokens, train is missing"),
+        ({"worlds": [world(variants=[{"variant": "topk"}] * 2)]}, "two runs are both"),
+        ({"worlds": [world(ablate={"grid": [{"variant": "conv"}]})]}, "lacks ablation or sweep"),
+        ({"worlds": [world(world="local")]}, "add --model"),
+    ],
+)
+def test_bad_profile_is_one_sentence(tmp_path, profile, words):
+    with pytest.raises(UserError, match=words) as caught:
+        plan(make_root(tmp_path, profile), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_go_to_the_local_world_only(tmp_path):
+    path = make_root(tmp_path, {"worlds": [world(world="local")]})
+    (tmp_path / "model").mkdir()
+    stage = plan(path, tmp_path, {"model": "model", "layer": 3})[0]
+    assert (stage.parameters["options"], stage.parameters["layer"]) == ({"model": "model"}, 3)
+    write_profile(tmp_path, {"worlds": [world()]})
+    with pytest.raises(UserError, match="has no local world"):
+        plan(path, tmp_path, {"layer": 3})
+
+
+def test_label_rows_puts_keys_first():
+    table = label_rows([dict(metric="fve", group="", value=0.5, n=2)], **KEYS)
+    keys = ["world", "layer", "variant", "act", "seed", "ablation"]
+    assert list(table.columns) == [*keys, "metric", "group", "value", "n"]
+    assert table.iloc[0].tolist() == ["microworld", 2, "topk", "topk", 0, "", "fve", "", 0.5, 2]
+    with pytest.raises(ValueError, match="lacks layer, variant, act, seed"):
+        label_rows([], world="microworld")
+    with pytest.raises(ValueError, match="already have seed"):
+        label_rows([dict(seed=1)], **KEYS)
+
+
+def test_merge_takes_the_stages_that_have_the_table_in_order(tmp_path):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    pd.DataFrame({"value": [2, 1]}).to_parquet(tmp_path / "a" / "results.parquet")
+    pd.DataFrame({"value": [3]}).to_parquet(tmp_path / "c" / "results.parquet")
+    stages = [finished(tmp_path / name) for name in "cba"]
+    assert merge(stages, "results")["value"].tolist() == [3, 2, 1]
+    with pytest.raises(UserError, match="None of the 3 stages"):
+        merge(stages, "curves")
+    with pytest.raises(UserError, match="does not exist"):
+        merge([tmp_path / "d"], "results")
+
+
+def test_estimate_scales_with_what_was_measured(tmp_path):
+    variants = [{"variant": "topk", "seeds": [0, 1, 2]}]
+    seconds = {"worlds": 10, "train": 20, "figures": 30}
+    path = make_root(tmp_path, {"seconds": seconds, "worlds": [world(variants=variants)]})
+    stages = plan(path, tmp_path)
+    assert remaining(stages, tmp_path, 1) == 10 + 3 * 20 + 30
+    assert remaining(stages, tmp_path, 2) == 60  # the chain 10 + 20 + 30 exceeds 100 / 2
+    finished(tmp_path / stages[0].directory, seconds=20.0)  # twice as long as expected
+    assert remaining(stages, tmp_path, 1) == 2 * (3 * 20 + 30)
+    assert [duration(s) for s in (41.2, 360, 9000)] == ["41 s", "6 min", "2.5 h"]
+
+
+def test_tidy_keeps_outputs_and_drops_what_differs_run_by_run():
+    output = {"output_type": "execute_result", "execution_count": 7, "data": {"text/plain": ["3"]}}
+    cell = {"cell_type": "code", "execution_count": 7, "source": ["1+2"], "outputs": [output]}
+    cell["metadata"] = {"tags": ["parameters"], "papermill": {"duration": 0.1}}
+    prose = {"cell_type": "markdown", "metadata": {}, "source": ["Prose"]}
+    book = {"cells": [prose, cell], "metadata": {"papermill": {}, "language_info": {}}}
+    clean = notebooks.tidy({**book, "nbformat": 4, "nbformat_minor": 5})
+    assert clean["cells"][0] == prose
+    assert clean["cells"][1]["metadata"] == {"tags": ["parameters"]}
+    assert clean["cells"][1]["execution_count"] == 1
+    assert clean["cells"][1]["outputs"] == [{**output, "execution_count": 1}]
+    assert "papermill" not in clean["metadata"]
+    assert notebooks.tidy(clean) == clean
+
+
+@pytest.mark.parametrize(
+    "canonical, figure, number",
+    [
+        (True, "figures/f.pdf", "paper/generated/numbers.tex"),
+        (False, "results/tiny/figures/f.pdf", "results/tiny/paper/generated/numbers.tex"),
+    ],
+)
+def test_only_the_canonical_profile_writes_the_shown_files(tmp_path, canonical, figure, number):
+    stage = plan(make_root(tmp_path, {"worlds": [world()]}), tmp_path)[-1]
+    directory = tmp_path / stage.directory
+    for name in ("figures/f.pdf", "generated/numbers.tex", "results.parquet"):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(name)
+    write_notebook(directory / "notebook.ipynb", "x = 1")
+    (directory / "manifest.json").write_text("{}")
+    assert paper.publish([stage], tmp_path, canonical) == 4
+    assert (tmp_path / figure).read_text() == "figures/f.pdf"
+    assert (tmp_path / number).read_text() == "generated/numbers.tex"
+    assert (tmp_path / "results/tiny/results.parquet").is_file()
+    assert (tmp_path / "figures").exists() == canonical
+    assert paper.publish([stage], tmp_path, canonical) == 0
+
+
+def test_value_that_is_not_json_is_refused(tmp_path):
+    path = make_root(tmp_path, {"worlds": [world()], "figures": {"day": "DAY"}})
+    path.write_text(path.read_text().replace('"DAY"', "2026-01-01"))  # YAML reads a date
+    with pytest.raises(UserError, match="day is a date"):
+        plan(path, tmp_path)

@@ -1,0 +1,137 @@
+"""Local text: every format gives the same documents, and bad files give one line."""
+
+import gzip
+import json
+
+import datasets
+import pytest
+
+from tsae.errors import WorldError
+from tsae.worlds.text import LocalText
+
+TEXTS = [f"Document {i} says so. It ends." for i in range(25)]
+
+
+def write_text(path):
+    path.with_suffix(".txt").write_text("\n<|endoftext|>\n".join(TEXTS))
+    return path.with_suffix(".txt")
+
+
+def write_jsonl(path):
+    rows = "".join(json.dumps({"text": text, "n": 1}) + "\n" for text in TEXTS)
+    path.with_suffix(".jsonl").write_text(rows)
+    return path.with_suffix(".jsonl")
+
+
+def write_gzip(path):
+    plain = write_jsonl(path)
+    packed = plain.with_name(plain.name + ".gz")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    return packed
+
+
+def write_folder(path):
+    (path / "deeper").mkdir(parents=True)
+    for i, text in enumerate(TEXTS):
+        (path / "deeper" / f"{i:02d}.md").write_text(text)
+    (path / "picture.png").write_bytes(b"\x89PNG")
+    return path
+
+
+def write_dataset(path):
+    datasets.Dataset.from_dict({"text": TEXTS, "n": [0] * len(TEXTS)}).save_to_disk(path)
+    return path
+
+
+def write_dataset_dict(path):
+    parts = {
+        "train": datasets.Dataset.from_dict({"text": TEXTS[:20]}),
+        "validation": datasets.Dataset.from_dict({"text": TEXTS[20:]}),
+    }
+    datasets.DatasetDict(parts).save_to_disk(path)
+    return path
+
+
+WRITERS = [
+    write_text,
+    write_jsonl,
+    write_gzip,
+    write_folder,
+    write_dataset,
+    write_dataset_dict,
+]
+
+
+@pytest.fixture(autouse=True)
+def no_progress_bars():
+    datasets.disable_progress_bars()
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_format_gives_the_same_documents(tmp_path, write):
+    source = LocalText(write(tmp_path / "corpus"))
+    split = {name: [text.text for text in source.texts(name, 5)] for name in ("train", "test")}
+    assert sorted(split["train"] + split["test"]) == sorted(TEXTS)
+    assert not set(split["train"]) & set(split["test"])
+    # One of the first two, one of the next ten-block, at most one of the five that are left.
+    places = [TEXTS.index(text) for text in split["test"]]
+    assert places[0] in (0, 1) and places[1] in range(10, 20) and len(places) in (2, 3)
+
+
+def test_two_documents_are_enough_and_repeats_count_once(tmp_path):
+    path = tmp_path / "two.jsonl"
+    path.write_text('{"text": "a"}\n\n{"text": "b"}\n{"text": "a"}\n{"text": " "}\n')
+    for seed in range(4):
+        got = [[t.text for t in LocalText(path).texts(split, seed)] for split in ("train", "test")]
+        assert sorted(got) == [["a"], ["b"]]
+
+
+def test_a_lone_surrogate_does_not_stop_the_reader(tmp_path):
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"text": "a\\ud800b"}\n')
+    texts = [t.text for split in ("train", "test") for t in LocalText(path).texts(split, 0)]
+    assert texts == ["a?b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.txt", b"", "a.txt is empty; put text in it"),
+        ("a.md", b" \n\n", "a.md holds only blank space; put text in it"),
+        ("a.txt", b"caf\xe9", r"a.txt is not UTF-8 \(.*\); convert it to UTF-8."),
+        ("a.jsonl", b'{"text": "caf\xe9"}', "a.jsonl is not UTF-8"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": ',
+            "a.jsonl, line 2, is not JSON; put one JSON object",
+        ),
+        ("a.jsonl", b'{"body": "a"}', 'a.jsonl, line 1, has no "text" field'),
+        ("a.jsonl", b'{"text": 3}', 'a.jsonl, line 1, has no "text" field'),
+        ("a.jsonl", b"[1]", 'a.jsonl, line 1, has no "text" field'),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "a"}\n' * 99)[:-20],
+            "not a whole gzip file; copy it",
+        ),
+        ("a.jsonl.gz", b"plain", "not a whole gzip file; copy it"),
+        ("a.csv", b"a,b", "a.csv is not .txt, .md, .jsonl or .jsonl.gz; convert it"),
+    ],
+)
+def test_bad_files_give_one_line(tmp_path, name, content, line):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WorldError, match=line) as caught:
+        list(LocalText(tmp_path / name).texts("train", 0))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_places_give_one_line(tmp_path):
+    with pytest.raises(WorldError, match="nowhere does not exist; give text=PATH"):
+        LocalText(tmp_path / "nowhere")
+    with pytest.raises(WorldError, match="holds no .txt, .md or .jsonl file; add some text"):
+        list(LocalText(tmp_path).texts("train", 0))
+    datasets.Dataset.from_dict({"body": ["a"]}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(WorldError, match='has no "text" column but body; rename'):
+        list(LocalText(tmp_path / "saved").texts("train", 0))
+    (tmp_path / "saved" / "state.json").write_text("{")
+    with pytest.raises(WorldError, match="saved cannot be read .*; save it again"):
+        list(LocalText(tmp_path / "saved").texts("train", 0))

@@ -1,0 +1,339 @@
+"""Buffer, quantisation and the sparse running correlation, against hand-worked numbers and the
+dense definition."""
+
+import math
+
+import pytest
+import torch
+
+from tsae.kernels.sparse import Codes
+from tsae.tracking import (
+    Active,
+    CircularFeatureBuffer,
+    Relation,
+    TemporalCorrelationTracker,
+    dense_update,
+    dequantise,
+    history,
+    quantise,
+    strongest,
+)
+
+
+def active(*tokens):
+    """From one {latent: value} a token."""
+    M = max(1, max(map(len, tokens)))
+    ids, values = torch.zeros(len(tokens), M, dtype=torch.long), torch.zeros(len(tokens), M)
+    for n, token in enumerate(tokens):
+        for slot, (latent, value) in enumerate(token.items()):
+            ids[n, slot], values[n, slot] = latent, value
+    return Active(ids, values)
+
+
+def dense(part, F):
+    out = torch.zeros(len(part.ids_NM), F)
+    return out.scatter_add(1, part.ids_NM, part.values_NM)
+
+
+def random_active(N, M, F, seed, silent=0.2):
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randperm(F, generator=g)[:M] for _ in range(N)])
+    values = torch.rand(N, M, generator=g) * 3 + 0.1
+    return Active(ids, values * (torch.rand(N, M, generator=g) > silent))
+
+
+def matrices(tracker):
+    return torch.stack(
+        [
+            torch.tensor(tracker.matrix(lag).toarray(), dtype=torch.float32)
+            for lag in range(1, tracker.window + 1)
+        ]
+    )
+
+
+# ---- codes --------------------------------------------------------------------------------------
+
+
+def test_quantised_codes_by_hand():
+    levels, scale = quantise(torch.tensor([[2.55, 1.0, 0.004, 0.0]]))
+    assert levels.dtype == torch.uint8
+    assert levels.tolist() == [[255, 100, 1, 0]]  # 0.004 rounds to 0 but stays active
+    assert scale.tolist() == pytest.approx([0.01])
+    assert dequantise(levels, scale)[0].tolist() == pytest.approx([2.55, 1.0, 0.01, 0.0])
+    assert quantise(torch.zeros(2, 3))[0].sum() == 0
+
+
+def test_quantisation_error_is_bounded():
+    z = torch.rand(500, 20, generator=torch.Generator().manual_seed(0)) ** 8
+    z[::7] = 0
+    levels, scale = quantise(z)
+    error = (dequantise(levels, scale) - z).abs()
+    large = z >= scale[:, None] / 2
+    assert (error <= scale[:, None] * torch.where(large, 0.5001, 1.0)).all()
+    assert torch.equal(levels > 0, z > 0)
+
+
+def test_strongest_of_sparse_and_dense_codes_agree():
+    g = torch.Generator().manual_seed(1)
+    z = torch.rand(9, 12, generator=g) * (torch.rand(9, 12, generator=g) > 0.6)
+    z[4] = 0
+    rows, cols = z.nonzero(as_tuple=True)
+    crow = torch.cat([torch.zeros(1, dtype=torch.long), (z > 0).sum(1).cumsum(0)])
+    codes = Codes(z[rows, cols], rows, cols, crow, (9, 12))
+    for m in (2, 6, 12):
+        kept = z.topk(m).values
+        for part in (strongest(codes, m), strongest(z, m)):
+            assert part.ids_NM.shape == (9, m)
+            torch.testing.assert_close(part.values_NM, kept)
+            picked = z.gather(1, part.ids_NM)
+            assert torch.equal(picked * (part.values_NM > 0), part.values_NM)
+
+
+# ---- buffer -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_buffer_wraps_and_forgets(bits):
+    buffer = CircularFeatureBuffer(batch_size=2, slots=1, window=3, bits=bits)
+    before = [t.data_ptr() for t in (buffer.ids_WBM, buffer.codes_WBM, buffer.scale_WB)]
+    for t in range(5):
+        buffer.push(Active(torch.tensor([[t], [10 + t]]), torch.tensor([[t + 1.0], [0.5]])))
+    for lag, t in ((1, 4), (2, 3), (3, 2)):
+        part = buffer.at(lag)
+        assert part.ids_NM.tolist() == [[t], [10 + t]]
+        assert part.values_NM[:, 0].tolist() == pytest.approx([t + 1.0, 0.5])
+    buffer.clear(torch.tensor([True, False]))
+    assert buffer.at(1).values_NM[:, 0].tolist() == pytest.approx([0.0, 0.5])
+    assert buffer.at(3).values_NM[:, 0].tolist() == pytest.approx([0.0, 0.5])
+    assert [t.data_ptr() for t in (buffer.ids_WBM, buffer.codes_WBM, buffer.scale_WB)] == before
+    assert buffer.nbytes == 3 * 2 * (4 + bits // 8 + 4)
+    with pytest.raises(ValueError, match="lag=4"):
+        buffer.at(4)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_buffer_equals_the_history_of_the_whole_text(bits):
+    codes, document = random_active(20, 4, 15, seed=2), torch.arange(20) // 8
+    buffer = CircularFeatureBuffer(1, 4, window=3, bits=bits)
+    seen = {}
+    for t in range(20):
+        buffer.clear(torch.tensor([t % 8 == 0]))
+        for lag in (1, 2, 3):
+            seen[t, lag] = dense(buffer.at(lag), 15)[0]
+        buffer.push(Active(*(part[t : t + 1] for part in codes)))
+    expected = dict.fromkeys(seen, torch.zeros(15))
+    for lagged in history(codes, document, 3, bits):
+        past = dense(lagged.past, 15)
+        expected |= {(int(t), lagged.lag): past[n] for n, t in enumerate(lagged.rows_n)}
+    for key, value in seen.items():
+        torch.testing.assert_close(value, expected[key])
+
+
+@pytest.mark.parametrize(
+    ("options", "needle"), [({"bits": 4}, "8 or 32"), ({"window": 0}, "least 1")]
+)
+def test_bad_buffers_are_named(options, needle):
+    with pytest.raises(ValueError, match=needle):
+        CircularFeatureBuffer(1, 1, **options)
+
+
+# ---- relation -----------------------------------------------------------------------------------
+
+
+def small(F=4, window=2, alpha=0.5, tau=0.0, successors=64, **options):
+    """A tracker whose W is 0, so that R = 1/2 on every active pair."""
+    tracker = TemporalCorrelationTracker(F, window, 2, alpha, tau, successors, **options)
+    with torch.no_grad():
+        tracker.relation.s_LR.zero_()
+    return tracker
+
+
+def test_relation_lives_on_active_pairs_alone():
+    torch.manual_seed(0)
+    relation = Relation(5, window=2, rank=3, spread=1.0)
+    past, now = active({0: 2.0, 3: 1.0}), active({1: 0.5})
+    now = Active(torch.tensor([[1, 4]]), torch.tensor([[0.5, 0.0]]))
+    W = relation.U_FR @ torch.diag(relation.s_LR[1]) @ relation.V_FR.t()
+    R = relation(past, now, lag=2)[0]
+    assert R[:, 1].tolist() == [0.0, 0.0]  # not sigma(0) = 1/2
+    expected = [torch.sigmoid(0.5 * W[1, j] * z).item() for j, z in ((0, 2.0), (3, 1.0))]
+    assert R[:, 0].tolist() == pytest.approx(expected)
+
+
+def test_norm_loss_is_the_mean_square_of_W():
+    torch.manual_seed(0)
+    relation = Relation(7, window=2, rank=3)
+    with torch.no_grad():
+        relation.s_LR.normal_()
+    square = 0.0
+    for s in relation.s_LR:
+        square += (relation.U_FR @ torch.diag(s) @ relation.V_FR.t()).square().sum()
+    assert relation.norm_loss().item() == pytest.approx(square.item() / 49, rel=1e-5)
+
+
+@pytest.mark.parametrize("learning", ["logistic", "norm"])
+def test_logistic_learning_finds_the_successor_and_the_naive_norm_does_not(learning):
+    """Latent 1 always follows latent 0; all other pairs are by chance. The optimum of W_10 is the
+    log of the pair's lift."""
+    torch.manual_seed(0)
+    N, F = 4000, 6
+    kind = torch.randint(0, 4, (N,))
+    ids = torch.where(kind == 0, 0, kind + 1)[:, None]
+    ids[1:][ids[:-1] == 0] = 1
+    codes = Active(ids, torch.ones(N, 1))
+    document = torch.zeros(N, dtype=torch.long)
+    relation = Relation(F, window=1, rank=6, spread=0.1)
+    optimizer = torch.optim.Adam(relation.parameters(), lr=0.03)
+    for _ in range(300):
+        optimizer.zero_grad()
+        if learning == "logistic":
+            loss = relation.logistic_loss(codes, document, codes.values_NM, 4000)
+        else:
+            loss = relation.norm_loss()
+        loss.backward()
+        optimizer.step()
+    W = (relation.U_FR * relation.s_LR[0]) @ relation.V_FR.t()
+    if learning == "norm":
+        assert W.abs().max() < 0.02
+        return
+    share = (ids[:, 0] == 1).float().mean()
+    # Negatives that are active at t do not count, so an i' = 1 is never drawn after a 0 (where 1
+    # always follows): the score of that pair has no upper bound. Chance pairs have lift near 1.
+    assert W[1, 0] > 2 and share < 0.3
+    chance = [W[i, j].item() for i in (2, 3, 4) for j in (2, 3, 4)]
+    assert max(map(abs, chance)) < 0.8
+    assert W[2:5, 0].max() < -1.5  # nothing else follows a 0
+
+
+# ---- running average ----------------------------------------------------------------------------
+
+
+def test_update_by_hand():
+    tracker = small(alpha=0.5)
+    # Latent 0 at tokens 0 and 2; 1 follows once at lag 1; token 3 starts another document.
+    codes = active({0: 1.0}, {1: 2.0}, {0: 1.0}, {1: 1.0})
+    tracker.update(codes, torch.tensor([0, 0, 0, 1]))
+    C = matrices(tracker)
+    # Lag 1: 0→1 and 1→0, each once out of one linked occurrence: α · R / n = .5 · .5 / 1.
+    # Token 2 has no successor in its document, so it does not count.
+    assert C[0].nonzero().tolist() == [[0, 1], [1, 0]]
+    assert C[0, 0, 1].item() == pytest.approx(0.25, abs=1e-6)
+    # Lag 2: 0→0 once out of one.
+    assert C[1].nonzero().tolist() == [[0, 0]]
+    assert C[1, 0, 0].item() == pytest.approx(0.25, abs=1e-6)
+
+
+def test_untouched_rows_decay_by_their_age():
+    tracker = small(window=1, alpha=0.5)
+    pair, other = active({0: 1.0}, {1: 1.0}), active({2: 1.0}, {3: 1.0})
+    document = torch.zeros(2, dtype=torch.long)
+    tracker.update(pair, document)
+    held = tracker.strength_LFS[0, 0].clone()
+    for _ in range(3):
+        tracker.update(other, document)
+    assert torch.equal(tracker.strength_LFS[0, 0], held)  # lazily: the row was not written
+    assert tracker.matrix(1)[0, 1] == pytest.approx(0.25 * 0.5**3, abs=1e-6)
+    tracker.update(pair, document)
+    # Four more steps of decay, and α · R again.
+    assert tracker.matrix(1)[0, 1] == pytest.approx(0.25 * 0.5**4 + 0.25, abs=1e-6)
+    # 2 → 3 three times: .25 (1 + .5 + .25), then one step of age.
+    assert tracker.matrix(1)[2, 3] == pytest.approx(0.25 * 1.75 * 0.5, abs=1e-6)
+
+
+def test_relations_at_or_below_tau_do_not_count():
+    document = torch.zeros(2, dtype=torch.long)
+    for tau, n in ((0.49, 1), (0.5, 0)):
+        tracker = small(window=1, tau=tau)
+        tracker.update(active({0: 1.0}, {1: 1.0}), document)
+        assert tracker.matrix(1).nnz == n
+
+
+def test_row_cap_keeps_the_largest():
+    tracker = small(F=8, window=1, alpha=0.5, successors=2)
+    # 0 is followed by 1 three times, by 2 twice, by 3, 4 and 5 once.
+    tokens, document = [], []
+    for n, follower in enumerate([1, 1, 1, 2, 2, 3, 4, 5]):
+        tokens += [{0: 1.0}, {follower: 1.0}]
+        document += [n, n]
+    tracker.update(active(*tokens), torch.tensor(document))
+    row = tracker.matrix(1)[[0]].toarray()[0]
+    assert row.nonzero()[0].tolist() == [1, 2]
+    assert row[[1, 2]].tolist() == pytest.approx([0.5 * 0.5 * 3 / 8, 0.5 * 0.5 * 2 / 8], abs=1e-6)
+    # One that now always follows takes the place of the smaller.
+    tracker.update(active({0: 1.0}, {7: 1.0}), torch.zeros(2, dtype=torch.long))
+    assert tracker.matrix(1)[[0]].toarray()[0].nonzero()[0].tolist() == [1, 7]
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize("successors", [30, 5])
+def test_sparse_average_equals_the_dense_definition(successors, bits, monkeypatch):
+    monkeypatch.setattr("tsae.tracking.correlation.BLOCK", 17)  # many blocks of rows
+    torch.manual_seed(3)
+    F, window = 30, 3
+    tracker = TemporalCorrelationTracker(F, window, 4, 0.1, 0.4, successors, bits, spread=1.0)
+    C = torch.zeros(window, F, F)
+    for step in range(6):
+        # Different latents take part at each step, so that rows age.
+        codes = random_active(40, 6, F, seed=step)
+        codes = Active((codes.ids_NM // (1 + step % 2)) % F, codes.values_NM)
+        distinct = torch.tensor([len(set(r.tolist())) == 6 for r in codes.ids_NM])
+        codes = Active(codes.ids_NM, codes.values_NM * distinct[:, None])
+        document = torch.arange(40) // (7 + step)
+        tracker.update(codes, document)
+        C = dense_update(C, codes, document, tracker)
+        torch.testing.assert_close(matrices(tracker), C, atol=1e-5, rtol=1e-5)
+    full = (C > 0).sum(-1)
+    assert full.max() == min(successors, int(full.max())) and C.max() > 0.05
+    if successors == 5:
+        assert (full == 5).float().mean() > 0.5  # the cap was at work
+
+
+def test_prior_equals_the_dense_product():
+    torch.manual_seed(4)
+    F = 20
+    tracker = TemporalCorrelationTracker(F, 2, 3, 0.2, 0.0, 6)
+    codes, document = random_active(30, 5, F, seed=9), torch.arange(30) // 10
+    for _ in range(3):
+        tracker.update(codes, document)
+    tracker.updates += 4  # rows have an age
+    C, z = matrices(tracker), dense(codes, F)
+    out, expected = torch.zeros(30, F), torch.zeros(30, F)
+    for lagged in history(codes, document, 2):
+        tracker.add_prior(out, lagged.rows_n, lagged.past, lagged.lag)
+    for t in range(30):
+        for lag in (1, 2):
+            if t >= lag and document[t] == document[t - lag]:
+                expected[t] += z[t - lag] @ C[lag - 1]
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_state_is_fixed_in_size_and_small():
+    with torch.device("meta"):
+        tracker = TemporalCorrelationTracker(16384, window=4, rank=32, successors=64)
+    # ids and strengths 8 bytes x 4 lags x 16384 x 64; ages 4 x 4 x 16384; U, V; s; the step.
+    expected = 8 * 4 * 16384 * 64 + 4 * 4 * 16384 + 2 * 4 * 16384 * 32 + 4 * 4 * 32 + 8
+    assert tracker.nbytes == expected < 256 * 2**20
+    assert all(b.numel() < 16384**2 for b in tracker.buffers())
+    small_one = small()
+    shapes = {name: t.shape for name, t in small_one.state_dict().items()}
+    small_one.update(active({0: 1.0}, {1: 1.0}), torch.zeros(2, dtype=torch.long))
+    assert {name: t.shape for name, t in small_one.state_dict().items()} == shapes
+    again = small()
+    again.load_state_dict(small_one.state_dict())
+    assert torch.equal(matrices(again), matrices(small_one))
+
+
+def test_too_many_latents_are_named():
+    with pytest.raises(ValueError, match="at most 524288"), torch.device("meta"):
+        TemporalCorrelationTracker(2**19 + 1)
+
+
+def test_widest_words_keep_their_order():
+    """At the largest F row, target, mark and R fill 62 bits; values keep 24 bits of order."""
+    tracker = TemporalCorrelationTracker.__new__(TemporalCorrelationTracker)
+    torch.nn.Module.__init__(tracker)
+    tracker.width, tracker.n_latents = 19, 2**19
+    value = torch.tensor([0.5, 0.25, 0.75, 0.1, 0.9, 0.3])
+    row = torch.tensor([0, 0, 0, 2**19 - 1, 2**19 - 1, 2**19 - 1])
+    assert tracker.largest(row, value, 2**19, 2).tolist() == [0, 2, 4, 5]
+    assert math.log2(2.0 ** (2 * 19 + 24)) < 63

@@ -1,0 +1,1 @@
+"""What latents do over time and to each other: lifecycle, transitions, dependencies."""

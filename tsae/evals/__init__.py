@@ -1,0 +1,191 @@
+"""What is measured, and how: one file a metric family, each fed one pass over the store.
+
+``evaluate`` and ``evaluate_many`` run families and return tidy tables. A family is an accumulator
+with ``update(tokens)``, ``rows()`` and, where differences are tested, ``document_rows()``.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from tsae.evals.boundaries import learned_boundaries
+from tsae.evals.consistency import Consistency, context_stability
+from tsae.evals.core import Core, splice
+from tsae.evals.nulls import EmaNull, ShuffledNull, best_ema
+from tsae.evals.recovery import Recovery
+from tsae.evals.stats import Interval, mean_standard_error, over_seeds, paired_bootstrap
+from tsae.evals.temporal import Temporal
+from tsae.evals.tokens import Tokens, latent_groups
+
+__all__ = [
+    "FAMILIES",
+    "EmaNull",
+    "Interval",
+    "ShuffledNull",
+    "Tables",
+    "best_ema",
+    "evaluate",
+    "evaluate_many",
+    "mean_standard_error",
+    "over_seeds",
+    "paired_bootstrap",
+]
+
+FAMILIES = ("core", "splice", "temporal", "consistency", "context", "recovery")
+"""``splice`` and ``context`` run the world's model; ``recovery`` needs labels in the store."""
+
+
+@dataclass
+class Tables:
+    """What an evaluation gives; the caller adds world, variant, seed and so on to every row."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of metric, group, value, n."""
+    documents: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Columns doc, metric, group, num, den: what :func:`paired_bootstrap` reads."""
+    dwell: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Columns group, latent, dwell, count, censored."""
+    transitions: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Columns source, target, count, support, lift."""
+    latents: dict[str, int] = field(default_factory=dict)
+    """``scale:label=class`` → the latent that recovers it best on the selection documents."""
+
+
+def evaluate(sae: Any, store: Any, world: Any = None, **options: Any) -> Tables:
+    """One SAE; see :func:`evaluate_many`."""
+    return evaluate_many({"sae": sae}, store, world, **options)["sae"]
+
+
+@torch.no_grad()
+def evaluate_many(
+    saes: Mapping[str, Any],
+    store: Any,
+    world: Any = None,
+    *,
+    families: tuple[str, ...] | None = None,
+    limit_tokens: int = 60_000,
+    selection_tokens: int = 60_000,
+    splice_tokens: int = 20_000,
+    n_context_sequences: int = 64,
+    batch_size: int = 16,
+    null: bool = True,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = True,
+) -> dict[str, Tables]:
+    """Every family for several SAEs (or nulls) on the same tokens.
+
+    Scores come from the first ``limit_tokens`` valid tokens of the test split; latents are chosen
+    on the first ``selection_tokens`` of the train split. The model's own residuals and logits
+    (``splice``, ``context``) are computed once for all SAEs. ``families``: by default all that the
+    inputs allow (those that run the model need ``world``, recovery needs labels in the store).
+
+    Raises ValueError for an unknown family, or one whose input is missing.
+    """
+    if families is None:
+        families = tuple(
+            f
+            for f in FAMILIES
+            if (world is not None or f not in ("splice", "context"))
+            and (store.label_specs or f != "recovery")
+        )
+    unknown = [f for f in families if f not in FAMILIES]
+    if unknown:
+        raise ValueError(f"families has {unknown[0]!r}; allowed are {', '.join(FAMILIES)}")
+    needs_world = [f for f in families if f in ("splice", "context")]
+    if needs_world and world is None:
+        raise ValueError(f"family {needs_world[0]!r} runs the model; give world=")
+    for sae in saes.values():
+        getattr(sae, "eval", lambda: None)()
+    tables = {name: Tables() for name in saes}
+
+    for name, sae in tqdm(saes.items(), desc="codes", disable=not progress):
+        tables[name] = _codes(
+            sae, store, families, limit_tokens, selection_tokens, batch_size, null, seed, device
+        )
+    half = max(1, batch_size // 2)
+    if "context" in families:
+        stability = context_stability(
+            saes,
+            store,
+            world,
+            n_sequences=n_context_sequences,
+            batch_size=half,
+            device=device,
+        )
+        for name, rows in stability.items():
+            tables[name].results += rows
+    if "splice" in families:
+        spliced = splice(
+            saes, store, world, limit_tokens=splice_tokens, batch_size=half, device=device
+        )
+        for name, (rows, documents) in spliced.items():
+            tables[name].results += rows
+            tables[name].documents = pd.concat(
+                [tables[name].documents, documents], ignore_index=True
+            )
+    return tables
+
+
+def _codes(
+    sae: Any,
+    store: Any,
+    families: tuple[str, ...],
+    limit_tokens: int,
+    selection_tokens: int,
+    batch_size: int,
+    null: bool,
+    seed: int,
+    device: str,
+) -> Tables:
+    """The families that need codes alone: one pass over test, one over selection documents."""
+    parts: dict[str, Any] = {}
+    if "core" in families:
+        parts["core"] = Core(torch.as_tensor(store.mean_D))
+    if "temporal" in families:
+        groups = latent_groups(sae, sae.cfg.d_sae, device)
+        parts["temporal"] = Temporal(groups, store.seq_len, null=null, seed=seed)
+    if "consistency" in families:
+        parts["consistency"] = Consistency(null=null, seed=seed)
+    if "recovery" in families:
+        parts["recovery"] = Recovery(store.label_specs, max_length=store.seq_len, seed=seed)
+        for t in encoded(sae, store, "train", selection_tokens, batch_size, device):
+            parts["recovery"].select(t)
+    if not parts:
+        return Tables()
+    for t in encoded(sae, store, "test", limit_tokens, batch_size, device):
+        for part in parts.values():
+            part.update(t)
+    out = Tables(results=[r for part in parts.values() for r in part.rows()])
+    if "temporal" in families:
+        reading = {"limit_tokens": limit_tokens, "batch_size": batch_size, "device": device}
+        out.results += learned_boundaries(sae, store, **reading)
+    frames = [p.document_rows() for p in parts.values() if hasattr(p, "document_rows")]
+    if frames:
+        out.documents = pd.concat(frames, ignore_index=True)
+    if "temporal" in parts:
+        out.dwell = parts["temporal"].dwell_table()
+    if "consistency" in parts:
+        out.transitions = parts["consistency"].table()
+    if "recovery" in parts:
+        out.latents = parts["recovery"].best_latents()
+    return out
+
+
+def encoded(
+    sae: Any, store: Any, split: str, limit_tokens: int, batch_size: int, device: str
+) -> Iterator[Tokens]:
+    """Batches of a split as flattened tokens with codes, until ``limit_tokens`` valid ones."""
+    seen = 0
+    for batch in store.batches(split, batch_size):
+        batch = batch.to(device)
+        out = sae(batch.x_BTD, batch.context)
+        tokens = Tokens.of(batch, out.z, out.x_hat)
+        yield tokens
+        seen += len(tokens)
+        if seen >= limit_tokens:
+            return

@@ -1,0 +1,297 @@
+"""What unlearning is judged on: known questions, held-out text, and text to rank latents on."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tsae import interventions, models
+from tsae.activations.shard import MASSIVE_FACTOR
+from tsae.errors import UserError
+from tsae.evals.core import predictable
+from tsae.evals.tokens import row
+from tsae.interventions import Clamp, Edit, Text
+from tsae.saes.base import SequenceContext
+from tsae.worlds import knowledge
+from tsae.worlds.base import DOCUMENT, LabelSpec
+from tsae.worlds.knowledge import NEIGHBOURHOODS, Question
+
+if TYPE_CHECKING:
+    from tsae.evals.unlearning import UnlearnConfig
+
+
+class HeldOut(NamedTuple):
+    """A batch of held-out text; ``ce_N`` is the clean model's CE at the positions ``scored_BT``."""
+
+    tokens_BT: Tensor
+    context: SequenceContext
+    doc_BT: Tensor
+    retain_BT: Tensor
+    scored_BT: Tensor
+    ce_N: Tensor
+
+
+def draw(
+    questions: list[Question], n_facts: int, n_orders: int | None, seed: int
+) -> list[Question]:
+    """All forms and the first ``n_orders`` orders of ``n_facts`` random facts a neighbourhood."""
+    facts: dict[str, list[tuple]] = {name: [] for name in NEIGHBOURHOODS}
+    for q in questions:
+        facts[q.neighbourhood].append((q.subject, q.fact))
+    generator = np.random.default_rng(seed)
+    kept = set()
+    for name in NEIGHBOURHOODS:
+        distinct = sorted(set(facts[name]))
+        order = generator.permutation(len(distinct))
+        kept |= {(name, *distinct[i]) for i in order[:n_facts]}
+    orders: dict[tuple, int] = defaultdict(int)
+    drawn = []
+    for q in questions:
+        if (q.neighbourhood, q.subject, q.fact) in kept:
+            orders[item(q)] += 1
+            if n_orders is None or orders[item(q)] <= n_orders:
+                drawn.append(q)
+    return drawn
+
+
+def item(q: Question) -> tuple[str, int, str]:
+    """What is right or wrong as a whole: a fact in one form, under every order of its options."""
+    return q.subject, q.fact, q.form
+
+
+def forget_label(
+    specs: Mapping[str, LabelSpec], subjects: Iterable[str]
+) -> tuple[str, list[int]] | None:
+    """The label, and its classes, that name all forget subjects; None when no label does.
+
+    Of several, the one of the longest time scale.
+    """
+    subjects = set(subjects)
+    for scale in ("document", "section"):
+        for name, spec in specs.items():
+            if spec.scale == scale and subjects <= set(spec.classes):
+                return name, [spec.classes.index(s) for s in sorted(subjects)]
+    return None
+
+
+def levels_after(store: Any, vocab_size: int, limit_tokens: int) -> Tensor:
+    """[V] uint8: the boundary level (0, 1, 2) that most often starts right after each token.
+
+    Counted inside the train documents. A prompt carries no boundaries of its own, so a sequence
+    encoder is given those that this rule puts there, ties and unseen tokens 0.
+    """
+    counts = torch.zeros(vocab_size * DOCUMENT, dtype=torch.long)
+    seen = 0
+    for batch in store.batches("train", 16):
+        doc_BT, level_BT = batch.doc_BT, batch.context.boundary_BT.long()
+        same_BT = (doc_BT[:, 1:] == doc_BT[:, :-1]) & (doc_BT[:, 1:] >= 0)
+        same_BT &= level_BT[:, 1:] < DOCUMENT
+        pair_N = (batch.tokens_BT[:, :-1].long() * DOCUMENT + level_BT[:, 1:])[same_BT]
+        counts += torch.bincount(pair_N, minlength=len(counts))
+        seen += batch.tokens_BT.numel()
+        if seen >= limit_tokens:
+            break
+    return counts.view(vocab_size, DOCUMENT).argmax(1).to(torch.uint8)
+
+
+class Bench:
+    """One SAE on one world: questions and texts prepared once, then edits judged one by one."""
+
+    def __init__(self, sae: Any, store: Any, world: Any, config: "UnlearnConfig", device: str):
+        if store.fingerprint != world.fingerprint:
+            raise UserError(
+                f"The activation store is of another world than {world.name}: "
+                "harvest this world into a new directory."
+            )
+        self.sae, self.store, self.config, self.device = sae, store, config, device
+        self.model = world.model(device)
+        self.options = {"scale": store.scale, "massive_norm": MASSIVE_FACTOR * store.median_norm}
+        every = world.questions()
+        self.questions = draw(every, config.n_facts, config.n_orders, config.seed)
+        for name in NEIGHBOURHOODS:
+            if all(q.neighbourhood != name for q in self.questions):
+                raise UserError(
+                    f"World {world.name} has no {name} questions; unlearning needs a world with "
+                    "forget, near and far questions."
+                )
+        drawn = {item(q)[:2] for q in self.questions}
+        self.others = [q for q in every if item(q)[:2] not in drawn] or every
+        self.levels_V = levels_after(store, world.vocab_size, config.rank_tokens).to(device)
+        subjects = {q.subject for q in every if q.neighbourhood == "forget"}
+        self.label = forget_label(store.label_specs, subjects)
+        self.held_out = list(self._held_out())
+
+    # ---- texts ----------------------------------------------------------------------------
+
+    def texts(self, which: str) -> Iterator[Text]:
+        """Train text ``forget``, ``retain`` (all but forget) or ``all``, up to ``rank_tokens``."""
+        size, limit = max(1, self.config.batch_size // 4), self.config.rank_tokens
+        if which == "all":
+            return self._train(size, limit)
+        if self.label is None:
+            return self._prompts(which == "forget")
+        name, classes = self.label
+        where = {"inside": which == "forget", "limit_tokens": limit}
+        where |= {"batch_size": size, "device": self.device}
+        return interventions.labelled(self.store, "train", name, classes, **where)
+
+    def _train(self, batch_size: int, limit: int) -> Iterator[Text]:
+        seen = 0
+        for batch in self.store.batches("train", batch_size):
+            batch = batch.to(self.device)
+            yield Text(batch.x_BTD, batch.context, batch.context.mask_BT)
+            seen += int(batch.context.mask_BT.sum())
+            if seen >= limit:
+                return
+
+    def _prompts(self, forget: bool) -> Iterator[Text]:
+        wanted = [q for q in self.others if (q.neighbourhood == "forget") == forget]
+        edit = Clamp(self.sae, [], 1.0, **self.options)
+        n = self.config.batch_size
+        for start in range(0, len(wanted), n):
+            prompts = [torch.tensor(q.prompt) for q in wanted[start : start + n]]
+            tokens_BT = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(self.device)
+            raw_BTD = models.residual(self.model, tokens_BT, self.store.layer)
+            context = edit.within(self.context(tokens_BT)).context_of(raw_BTD)
+            yield Text(raw_BTD.float() * self.store.scale, context, context.mask_BT)
+
+    def context(self, tokens_BT: Tensor) -> SequenceContext:
+        """Of prompts padded on the right with 0: padding masked, boundaries by the learned rule."""
+        real_BT = (tokens_BT != 0).flip(1).cumsum(1).flip(1) > 0  # BOS may be token 0 too
+        boundary_BT = torch.zeros_like(tokens_BT, dtype=torch.uint8)
+        boundary_BT[:, 1:] = self.levels_V[tokens_BT[:, :-1]]
+        return SequenceContext(real_BT, boundary_BT)
+
+    def _held_out(self) -> Iterator[HeldOut]:
+        seen = 0
+        for batch in self.store.batches("test", max(1, self.config.batch_size // 4)):
+            batch = batch.to(self.device)
+            tokens_BT, mask_BT = batch.tokens_BT.long(), batch.context.mask_BT
+            scored_BT = predictable(mask_BT, batch.doc_BT)
+            ce_N = cross_entropy(models.logits(self.model, tokens_BT), tokens_BT, scored_BT)
+            retain_BT = mask_BT.clone()
+            if self.label is not None:
+                name, classes = self.label
+                of_forget = torch.tensor(classes, device=self.device)
+                retain_BT &= ~torch.isin(batch.labels[name].long(), of_forget)
+            yield HeldOut(tokens_BT, batch.context, batch.doc_BT, retain_BT, scored_BT, ce_N)
+            seen += int(mask_BT.sum())
+            if seen >= self.config.ce_tokens:
+                return
+
+    # ---- the clean model ------------------------------------------------------------------
+
+    def ask_clean(self, latents: Tensor) -> list[dict[str, Any]]:
+        """Drop the questions that the clean model does not know; ``unlearn_known`` rows.
+
+        Notes which of ``latents`` fire on which prompt: an edit of latents that are silent on a
+        prompt leaves its logits as they are, so that :meth:`run` need not ask again.
+        """
+        self.watched = latents.tolist()
+        self.fired: dict[tuple[int, ...], Tensor] = {}
+        probe = Clamp(self.sae, latents, 1.0, **self.options)
+
+        def logits(tokens_BT: Tensor) -> Tensor:
+            context = self.context(tokens_BT)
+
+            def watch(raw_BTD: Tensor) -> Tensor:
+                z_BTF = probe.within(context).codes(raw_BTD)[1]
+                fired_BK = (z_BTF[..., probe.latents] > 0).any(1).cpu()
+                lengths = context.mask_BT.sum(1).tolist()
+                for tokens, n, fired_K in zip(tokens_BT.tolist(), lengths, fired_BK, strict=True):
+                    self.fired[tuple(tokens[:n])] = fired_K
+                return raw_BTD
+
+            return models.logits_with(self.model, tokens_BT, self.store.layer, watch)
+
+        right_Q = self.accuracy(logits, self.questions)
+        rows = []
+        for name in NEIGHBOURHOODS:
+            asked = {
+                item(q): bool(ok)
+                for q, ok in zip(self.questions, right_Q, strict=True)
+                if q.neighbourhood == name
+            }
+            rows.append(row("unlearn_known", name, np.mean(list(asked.values())), len(asked)))
+        self.questions = [q for q, ok in zip(self.questions, right_Q, strict=True) if ok]
+        for r in rows:
+            if r["value"] == 0:
+                raise UserError(
+                    f"The model answers none of the {r['n']} {r['group']} questions rightly, so "
+                    "nothing can be measured; ask more facts, or train the world's model longer."
+                )
+        return rows
+
+    def accuracy(self, logits: knowledge.Logits, questions: list[Question]) -> np.ndarray:
+        return knowledge.accuracy(logits, questions, self.config.batch_size, self.device)
+
+    # ---- one edit -------------------------------------------------------------------------
+
+    def run(self, edit: Edit) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
+        """Rows and document rows (their group still missing) of one edit."""
+        right = self.answers(edit)
+        rows, documents = [], []
+        for name in NEIGHBOURHOODS:
+            metric = f"unlearn_{name}_accuracy"
+            items = {item(q) for q in self.questions if q.neighbourhood == name}
+            facts = pd.DataFrame([(key[1], right[key]) for key in items], columns=["doc", "num"])
+            rows.append(row(metric, "", facts["num"].mean(), len(facts)))
+            frame = facts.groupby("doc", as_index=False)["num"].agg(num="sum", den="count")
+            documents.append(frame.astype({"num": float}).assign(metric=metric))
+        text_rows, frame = self.reread(edit)
+        rows += [*text_rows, row("unlearn_latents", "", len(edit.latents), 1)]
+        return rows, [*documents, frame]
+
+    def answers(self, edit: Edit) -> dict[tuple[str, int, str], bool]:
+        """Which items are still answered rightly; asks only prompts that the edit can reach."""
+        columns = [self.watched.index(i) for i in edit.latents.tolist()]
+
+        def reached(q: Question) -> bool:
+            return any(self.fired[q.prompt + c[:-1]][columns].any() for c in q.choices)
+
+        def logits(tokens_BT: Tensor) -> Tensor:
+            edit.within(self.context(tokens_BT))
+            return models.logits_with(self.model, tokens_BT, self.store.layer, edit)
+
+        right = {item(q): True for q in self.questions}
+        hit = {item(q) for q in self.questions if reached(q)}
+        asked = [q for q in self.questions if item(q) in hit]
+        if asked:
+            answered = self.accuracy(logits, asked)
+            right |= {item(q): bool(ok) for q, ok in zip(asked, answered, strict=True)}
+        return right
+
+    def reread(self, edit: Edit) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+        """The rise of CE and the share of edited tokens on held-out text, all and retained."""
+        frames = []
+        touched = np.zeros((2, 2))  # all and retained; edited and valid
+        for h in self.held_out:
+            logits = models.logits_with(
+                self.model, h.tokens_BT, self.store.layer, edit.within(h.context)
+            )
+            rise_N = cross_entropy(logits, h.tokens_BT, h.scored_BT) - h.ce_N
+            columns = {"doc": h.doc_BT[:, :-1], "retain": h.retain_BT[:, :-1]}
+            columns = {k: v[h.scored_BT].cpu().numpy() for k, v in columns.items()}
+            frames.append(pd.DataFrame({**columns, "num": rise_N.cpu().numpy(), "den": 1.0}))
+            for i, part_BT in enumerate((h.context.mask_BT, h.retain_BT)):
+                touched[i] += int((edit.touched_BT & part_BT).sum()), int(part_BT.sum())
+        tokens = pd.concat(frames)
+        rows, documents = [], []
+        for i, prefix in enumerate(("unlearn", "unlearn_retain")):
+            part = tokens[tokens["retain"]] if i else tokens
+            mean, n = part["num"].mean(), len(part)
+            rows.append(row(f"{prefix}_ce_delta", "", mean, n))
+            rows.append(row(f"{prefix}_touched", "", touched[i, 0] / touched[i, 1], touched[i, 1]))
+            frame = part.groupby("doc", as_index=False)[["num", "den"]].sum()
+            documents.append(frame.assign(metric=f"{prefix}_ce_delta"))
+        return rows, pd.concat(documents, ignore_index=True)
+
+
+def cross_entropy(logits_BTV: Tensor, tokens_BT: Tensor, scored_BT: Tensor) -> Tensor:
+    """−log p of the next token, in nats, float64 [N], at the positions ``scored_BT`` [B, T − 1]."""
+    logp_NV = logits_BTV[:, :-1][scored_BT].float().log_softmax(-1)
+    return -logp_NV.gather(1, tokens_BT[:, 1:][scored_BT][:, None]).squeeze(1).double()

@@ -1,0 +1,85 @@
+"""Files that are either whole or absent: atomic writes, checksums, JSON."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from tsae.errors import UserError
+
+
+@contextmanager
+def disk_full_is_clear(path: str | Path) -> Iterator[None]:
+    """Turn ``ENOSPC``/``EDQUOT`` inside the block into a one-line :class:`UserError`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors hides the number of a full disk in its text
+        full = (errno.ENOSPC, errno.EDQUOT)
+        told = any(f"(os error {code})" in str(error) for code in full)
+        if not told and getattr(error, "errno", None) not in full:
+            raise
+        raise UserError(
+            f"The disk that holds {path} is full: free some space and run the same command again; "
+            "what was finished is kept."
+        ) from error
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it replaces ``path`` in one step.
+
+    A file or a directory may be written there. On any failure the temporary is removed and the
+    old ``path`` stays as it was. Raises :class:`UserError` when the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with disk_full_is_clear(path.parent):
+            yield temporary
+            if temporary.is_dir():
+                old = path.with_name(f"{path.name}.old-{os.getpid()}")
+                if path.exists():
+                    os.rename(path, old)
+                os.rename(temporary, path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                with open(temporary, "rb") as written:
+                    os.fsync(written.fileno())
+                os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        elif temporary.exists():
+            temporary.unlink()
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path, error: type[UserError] = UserError) -> Any:
+    """Read JSON; raise ``error`` with one sentence when it is missing or cut short."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path} does not exist; make it first, or check the path.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise error(f"{path} is not whole JSON; delete it and run the step again.") from None
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,210 @@
+r"""Sparse codes: after the encoder product, only active latents are touched.
+
+With ``pre = sum_j u_j W_j + b`` [N, F] and a selection ``S`` of about ``k`` latents a token, the
+code is ``z = relu(pre) on S`` and ``x_hat = z W_dec``. Both gradients are sparse:
+
+    dW_j = u_j^T dz,    du_j = dz W_j^T,    dz = (dx_hat W_dec^T) on S,    dW_dec = z^T dx_hat
+
+so each costs O(N k d) in place of O(N F d). The products run as CSR matrix products (MKL on CPU,
+cuSPARSE on CUDA); where torch has neither, the same sums run through gathers (``reference=True``).
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+warnings.filterwarnings("ignore", message="[Ss]parse (CSR tensor|invariant).*")
+
+
+class Codes(NamedTuple):
+    """Codes of N tokens over F latents in compressed rows.
+
+    ``values`` [nnz] (differentiable), ``rows`` and ``cols`` [nnz] int64, ``crow`` [N+1] int64,
+    ``shape`` (N, F). Within a row the columns ascend.
+    """
+
+    values: Tensor
+    rows: Tensor
+    cols: Tensor
+    crow: Tensor
+    shape: tuple[int, int]
+
+    def csr(self, values: Tensor) -> Tensor:
+        """The [N, F] CSR matrix with this pattern and ``values``."""
+        return torch.sparse_csr_tensor(
+            self.crow, self.cols, values, self.shape, check_invariants=False
+        )
+
+    def dense(self) -> Tensor:
+        """The codes as a dense [N, F] tensor; gradients reach ``values`` by a gather."""
+        empty = self.values.new_zeros(self.shape)
+        return empty.index_put((self.rows, self.cols), self.values)
+
+
+Selection = tuple[Tensor, Tensor, Tensor]
+"""``rows``, ``cols`` (both [nnz] int64, row-major order) and ``crow`` [N+1]."""
+
+
+def rows_to_crow(counts_N: Tensor) -> Tensor:
+    """Row offsets [N+1] from the number of active latents of each row."""
+    return torch.cat([counts_N.new_zeros(1), counts_N.cumsum(0)])
+
+
+def has_sparse_products(device: torch.device) -> bool:
+    """Whether torch was built with a sparse matrix library for this device."""
+    return device.type == "cuda" or (device.type == "cpu" and torch.backends.mkl.is_available())
+
+
+def _matmul(pattern: Codes, values: Tensor, dense: Tensor, reference: bool) -> Tensor:
+    """``A @ dense`` for the CSR matrix A: [N, F] @ [F, d] -> [N, d]."""
+    if not reference:
+        return pattern.csr(values) @ dense
+    out = dense.new_zeros(pattern.shape[0], dense.shape[1])
+    return out.index_add_(0, pattern.rows, values[:, None] * dense[pattern.cols])
+
+
+def _transposed_matmul(pattern: Codes, values: Tensor, dense: Tensor, reference: bool) -> Tensor:
+    """``A^T @ dense``: [F, N] @ [N, d] -> [F, d]."""
+    if not reference:
+        return pattern.csr(values).t().to_sparse_csr() @ dense
+    out = dense.new_zeros(pattern.shape[1], dense.shape[1])
+    return out.index_add_(0, pattern.cols, values[:, None] * dense[pattern.rows])
+
+
+def _sampled(pattern: Codes, left: Tensor, right_DF: Tensor, reference: bool) -> Tensor:
+    """Entries of ``left @ right`` on the pattern: [N, d] @ [d, F] -> [nnz]."""
+    if not reference:
+        empty = pattern.csr(torch.zeros_like(pattern.values))
+        return torch.sparse.sampled_addmm(empty, left, right_DF, beta=0.0).values()
+    return (left[pattern.rows] * right_DF.t()[pattern.cols]).sum(-1)
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, select, reference, bias, *pairs):
+        inputs, weights = pairs[0::2], pairs[1::2]
+        pre = torch.addmm(bias, inputs[0], weights[0])
+        for u, W in zip(inputs[1:], weights[1:], strict=True):
+            pre.addmm_(u, W)
+        rows, cols, crow = select(pre)
+        values = pre[rows, cols].clamp_min(0.0)
+        ctx.save_for_backward(values, rows, cols, crow, *pairs)
+        ctx.shape, ctx.reference = tuple(pre.shape), reference
+        ctx.mark_non_differentiable(rows, cols, crow, pre)
+        ctx.set_materialize_grads(False)
+        return values, rows, cols, crow, pre
+
+    @staticmethod
+    def backward(ctx, grad_values, *_):
+        values, rows, cols, crow, *pairs = ctx.saved_tensors
+        if grad_values is None:
+            return (None,) * (3 + len(pairs))
+        grad = torch.where(values > 0, grad_values, 0.0)
+        pattern = Codes(values, rows, cols, crow, ctx.shape)
+        grads = []
+        for position in range(0, len(pairs), 2):
+            u, W = pairs[position], pairs[position + 1]
+            need_u, need_W = ctx.needs_input_grad[3 + position : 5 + position]
+            grads.append(_matmul(pattern, grad, W.t(), ctx.reference) if need_u else None)
+            grads.append(
+                _transposed_matmul(pattern, grad, u, ctx.reference).t().contiguous()
+                if need_W
+                else None
+            )
+        grad_bias = grad.new_zeros(ctx.shape[1]).index_add_(0, cols, grad)
+        return None, None, grad_bias, *grads
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, reference, shape, values, rows, cols, crow, W_dec):
+        pattern = Codes(values, rows, cols, crow, shape)
+        ctx.save_for_backward(values, rows, cols, crow, W_dec)
+        ctx.shape, ctx.reference = shape, reference
+        return _matmul(pattern, values, W_dec, reference)
+
+    @staticmethod
+    def backward(ctx, grad_x):
+        values, rows, cols, crow, W_dec = ctx.saved_tensors
+        pattern = Codes(values, rows, cols, crow, ctx.shape)
+        grad_x = grad_x.contiguous()
+        grad_values = _sampled(pattern, grad_x, W_dec.t(), ctx.reference)
+        grad_W = (
+            _transposed_matmul(pattern, values, grad_x, ctx.reference)
+            if ctx.needs_input_grad[6]
+            else None
+        )
+        return None, None, grad_values, None, None, None, grad_W
+
+
+def encode(
+    select: Callable[[Tensor], Selection],
+    bias_F: Tensor,
+    pairs: list[tuple[Tensor, Tensor]],
+    reference: bool | None = None,
+) -> tuple[Codes, Tensor]:
+    """Codes of ``pre = sum_j u_j W_j + b`` on the latents that ``select(pre)`` names.
+
+    ``pairs``: (u [N, d_j], W [d_j, F]). Returns the codes and the pre-activations [N, F], the
+    latter without gradient. ``reference`` forces (True) or forbids (False) the gather form; by
+    default it is used only where torch has no sparse products.
+    """
+    if reference is None:
+        reference = not has_sparse_products(bias_F.device)
+    flat = [tensor for pair in pairs for tensor in pair]
+    values, rows, cols, crow, pre = _Encode.apply(select, reference, bias_F, *flat)
+    return Codes(values, rows, cols, crow, tuple(pre.shape)), pre
+
+
+def decode(codes: Codes, W_dec: Tensor, reference: bool | None = None) -> Tensor:
+    """``z W_dec`` [N, d] from sparse codes; gradients as in the module's equations."""
+    if reference is None:
+        reference = not has_sparse_products(W_dec.device)
+    return _Decode.apply(
+        reference, codes.shape, codes.values, codes.rows, codes.cols, codes.crow, W_dec
+    )
+
+
+class _LagDot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, rows, cols, shape, lag, group_F, n_groups):
+        dense = values.new_zeros(shape)
+        dense[rows, cols] = values
+        group = group_F[cols]
+        earlier = rows - lag
+        partner = torch.where(earlier >= 0, dense[earlier.clamp_min(0), cols], 0.0)
+        out = values.new_zeros(shape[0] * n_groups)
+        out.index_add_(0, rows * n_groups + group, values * partner)
+        later = rows + lag
+        inside = later < shape[0]
+        follower = torch.where(inside, dense[later.clamp_max(shape[0] - 1), cols], 0.0)
+        ctx.save_for_backward(partner, follower, rows, group)
+        ctx.lag, ctx.n_groups, ctx.n = lag, n_groups, shape[0]
+        return out.view(shape[0], n_groups)
+
+    @staticmethod
+    def backward(ctx, grad_NG):
+        partner, follower, rows, group = ctx.saved_tensors
+        flat = grad_NG.reshape(-1)
+        own = flat[rows * ctx.n_groups + group]
+        later = (rows + ctx.lag).clamp_max(ctx.n - 1)
+        grad = own * partner + flat[later * ctx.n_groups + group] * follower
+        return grad, None, None, None, None, None, None
+
+
+def lag_dot(codes: Codes, lag: int, group_F: Tensor, n_groups: int) -> Tensor:
+    """``sum_{i in g} z_i[n] z_i[n - lag]`` [N, G] by group of latents; 0 for ``n < lag``.
+
+    Rows are consecutive tokens; pairs that cross a sequence must be dropped by the caller.
+    """
+    return _LagDot.apply(codes.values, codes.rows, codes.cols, codes.shape, lag, group_F, n_groups)
+
+
+def group_energy(codes: Codes, group_F: Tensor, n_groups: int) -> Tensor:
+    """``sum_{i in g} z_i[n]^2`` [N, G]."""
+    flat = codes.values.new_zeros(codes.shape[0] * n_groups)
+    flat = flat.index_add(0, codes.rows * n_groups + group_F[codes.cols], codes.values.square())
+    return flat.view(codes.shape[0], n_groups)

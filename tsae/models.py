@@ -1,0 +1,203 @@
+"""Language models through TransformerBridge: boot, read the residual stream, edit it, generate.
+
+Runs on transformer_lens 3.9 and 4.x. "The residual at layer l" is always the output of block l,
+hook ``blocks.{l}.hook_out`` (0 ≤ l < n_layers). Nothing here keeps a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tsae.errors import WorldError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from tsae.worlds.base import World
+
+Edit = Callable[[Tensor], Tensor]
+
+
+class _Residual(Exception):
+    """Carries the residual out of a forward pass, so that the unembedding is never computed."""
+
+    def __init__(self, x_BTD: Tensor) -> None:
+        self.x_BTD = x_BTD
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of transformers inside the block; as before afterwards."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def boot(directory: str | Path, device: str = "cpu") -> TransformerBridge:
+    """The Hugging Face causal language model saved in ``directory``, bridged; no hub is asked.
+
+    In eval mode, fp32, without gradients or a key–value cache. Weights come from safetensors only.
+    Raises :class:`WorldError` when files are missing, cut short, or lack weights of the model.
+    """
+    from safetensors import SafetensorError
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM
+
+    directory = Path(directory)
+    tokenizer = load_tokenizer(directory)
+    try:
+        with quiet():
+            hf_model, report = AutoModelForCausalLM.from_pretrained(
+                directory,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                attn_implementation="eager",  # what the bridge needs for its attention hooks
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WorldError(
+            f"The model in {directory} cannot be read ({reason}); "
+            "give a folder with config.json and whole .safetensors weights."
+        ) from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise WorldError(
+            f"The weights in {directory} lack {len(missing)} tensors of the model, "
+            f"{missing[0]} first; save the model again."
+        )
+    hf_model.config.use_cache = False
+    hf_model.to(device)
+    model = TransformerBridge.boot_transformers(
+        str(directory), hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=torch.float32
+    )
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(directory: str | Path) -> Any:
+    """The fast tokenizer in ``directory``. Raises :class:`WorldError` when there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exception on a file it cannot parse
+        raise WorldError(
+            f"There is no readable tokenizer in {directory}; save tokenizer.json beside the model."
+        ) from error
+    if not tokenizer.is_fast:
+        raise WorldError(
+            f"The tokenizer in {directory} gives no character offsets; "
+            "save a fast tokenizer.json there."
+        )
+    return tokenizer
+
+
+def n_layers(model_or_world: TransformerBridge | World) -> int:
+    """Number of blocks of a model, or of a world's model."""
+    cfg = getattr(model_or_world, "cfg", model_or_world)
+    return cfg.n_layers
+
+
+def check_layer(model_or_world: TransformerBridge | World, layer: int) -> None:
+    """Raise :class:`WorldError` unless 0 ≤ ``layer`` < n_layers, saying which layers there are."""
+    n = n_layers(model_or_world)
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n:
+        cfg = getattr(model_or_world, "cfg", None)
+        name = model_or_world.name if cfg is None else Path(str(cfg.model_name)).name
+        raise WorldError(f"layer {layer!r} does not exist: {name} has layers 0..{n - 1}.")
+
+
+def _inputs(model: TransformerBridge, tokens_BT: Tensor) -> Tensor:
+    """Tokens as int64 [B,T] on the model's device. Raises ValueError on another shape or dtype."""
+    if tokens_BT.ndim != 2 or tokens_BT.is_floating_point():
+        raise ValueError(
+            f"tokens are {tokens_BT.dtype} of shape {tuple(tokens_BT.shape)}; "
+            "allowed are integers of shape [batch, position]"
+        )
+    return tokens_BT.to(next(model.parameters()).device, torch.int64)
+
+
+@torch.no_grad()
+def residual(model: TransformerBridge, tokens_BT: Tensor, layer: int) -> Tensor:
+    """x_BTD at the output of block ``layer``; later blocks and the logits are not computed.
+
+    Raises :class:`WorldError` when there is no such layer, ValueError on tokens of a wrong shape.
+    """
+    check_layer(model, layer)
+    tokens_BT = _inputs(model, tokens_BT)
+    if layer + 1 < n_layers(model):
+        # What enters the next block; skips the hook bookkeeping.
+        return model(tokens_BT, prepend_bos=False, stop_at_layer=layer + 1)
+
+    def leave(x_BTD: Tensor, hook: Any) -> None:
+        raise _Residual(x_BTD)
+
+    hooks = [(f"blocks.{layer}.hook_out", leave)]
+    try:
+        model.run_with_hooks(tokens_BT, fwd_hooks=hooks, return_type=None, prepend_bos=False)
+    except _Residual as found:
+        return found.x_BTD
+    raise WorldError(
+        f"hook blocks.{layer}.hook_out never fired; this architecture is not supported."
+    )
+
+
+@torch.no_grad()
+def logits(model: TransformerBridge, tokens_BT: Tensor) -> Tensor:
+    """Next-token logits [B,T,V] of the unchanged model."""
+    return model(_inputs(model, tokens_BT), return_type="logits", prepend_bos=False)
+
+
+@torch.no_grad()
+def logits_with(model: TransformerBridge, tokens_BT: Tensor, layer: int, edit: Edit) -> Tensor:
+    """Logits [B,T,V] when the residual x_BTD at ``layer`` is replaced by ``edit(x_BTD)``.
+
+    With edit = identity these are :func:`logits`; with edit = an SAE's reconstruction, those of the
+    spliced model. Raises :class:`WorldError` when there is no such layer, ValueError when ``edit``
+    changes the shape.
+    """
+    check_layer(model, layer)
+
+    def replace(x_BTD: Tensor, hook: Any) -> Tensor:
+        new_BTD = edit(x_BTD)
+        if new_BTD.shape != x_BTD.shape:
+            raise ValueError(
+                f"edit returned shape {tuple(new_BTD.shape)}; allowed is {tuple(x_BTD.shape)}"
+            )
+        return new_BTD.to(x_BTD.dtype)
+
+    return model.run_with_hooks(
+        _inputs(model, tokens_BT),
+        fwd_hooks=[(f"blocks.{layer}.hook_out", replace)],
+        return_type="logits",
+        prepend_bos=False,
+    )
+
+
+@torch.no_grad()
+def generate_with(
+    model: TransformerBridge, tokens_BT: Tensor, layer: int, edit: Edit, n_new: int
+) -> Tensor:
+    """``tokens_BT`` with ``n_new`` greedily chosen tokens behind it: [B, T + n_new], int64.
+
+    Each step runs the whole sequence through the edited model, because a temporal ``edit`` needs
+    all of it: t_{T+1} = argmax_v logits_with(…)[T, v].
+    """
+    tokens_BT = _inputs(model, tokens_BT)
+    for _ in range(n_new):
+        next_B = logits_with(model, tokens_BT, layer, edit)[:, -1].argmax(-1)
+        tokens_BT = torch.cat([tokens_BT, next_B[:, None]], 1)
+    return tokens_BT

@@ -1,0 +1,99 @@
+"""Command line: ``python -m tsae.pipeline all|run|plan|tidy``; one line for whatever is wrong."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from tsae.errors import UserError
+from tsae.pipeline import execution, front, notebooks, profile
+from tsae.pipeline.stages import ROOT, plan
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without its usage block: an error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help.\n")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = Parser(prog="tsae.pipeline", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--profile", default="laptop", help="a file of workflow/profiles")
+    shared.add_argument("--root", type=Path, default=ROOT, help="the repository")
+    shared.add_argument("--model", help="model folder of a local world")
+    shared.add_argument("--text", help="text of a local world")
+    shared.add_argument("--layer", type=int, help="layer that a local world reads")
+    everything = commands.add_parser("all", parents=[shared], help="make all that is missing")
+    everything.add_argument("--cores", type=positive, default=2, help="jobs at a time")
+    run = commands.add_parser("run", parents=[shared], help="run one stage now")
+    run.add_argument("--stage", required=True, help="its name, as plan prints it")
+    run.add_argument("--directory", help="where it must go; the code changed if it does not")
+    run.add_argument("--jobs", type=positive, default=1, help="for the estimate")
+    run.add_argument("--skip-paper", action="store_true", help="leave the PDF out of the count")
+    commands.add_parser("plan", parents=[shared], help="list the stages")
+    tidy = commands.add_parser("tidy", help="drop timings and machine metadata from notebooks")
+    tidy.add_argument("notebooks", nargs="+")
+    return top
+
+
+def run_stage(given: argparse.Namespace, overrides: dict[str, object]) -> None:
+    """Run one stage of the plan; Snakemake's jobs come here."""
+    path = profile.find(given.profile, given.root)
+    stages = plan(path, given.root, overrides)
+    stage = next((stage for stage in stages if stage.name == given.stage), None)
+    changed = UserError(
+        f"stage {given.stage}: a notebook, the package or the profile changed while this run was "
+        "at work; run again, what is still valid is kept."
+    )
+    if stage is None and not given.directory:
+        raise UserError(f"There is no stage {given.stage!r}; 'plan' lists them.")
+    if stage is None or given.directory not in (None, stage.directory):
+        raise changed
+    os.environ |= execution.environment(stage)
+    counted = [other for other in stages if other.notebook or not given.skip_paper]
+    execution.run(stage, counted, given.root, given.jobs)
+    if all(again.directory != stage.directory for again in plan(path, given.root, overrides)):
+        (given.root / stage.manifest).unlink()
+        raise changed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 2 for one clear line on stderr, 130 when interrupted."""
+    given = parser().parse_args(arguments)
+    overrides = {key: getattr(given, key, None) for key in ("model", "text", "layer")}
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    try:
+        if given.command == "tidy":
+            for path in notebooks.tidy_files(given.notebooks):
+                print(f"tidied {path}")
+        elif given.command == "plan":
+            for stage in plan(profile.find(given.profile, given.root), given.root, overrides):
+                state = "done" if execution.is_done(stage, given.root) else "to do"
+                print(f"{state:6}{stage.name}  {stage.directory}")
+        elif given.command == "run":
+            run_stage(given, overrides)
+        else:
+            front.run_all(given.profile, given.root.resolve(), given.cores, overrides)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; what is finished is kept, run again to go on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

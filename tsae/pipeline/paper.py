@@ -1,0 +1,95 @@
+"""The PDF from the paper's sources and a figures stage, and where finished things are put."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tsae.errors import UserError
+from tsae.files import atomic
+from tsae.pipeline import notebooks
+from tsae.pipeline.stages import Stage, paper_sources
+
+REPRODUCIBLE = {"SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1"}
+LATEX_SECONDS = 300
+
+
+def tex_is_here() -> bool:
+    """Whether latexmk and pdflatex can be called."""
+    return bool(shutil.which("latexmk") and shutil.which("pdflatex"))
+
+
+def build(root: Path, directory: Path, figures_dir: Path) -> None:
+    """Make ``directory/main.pdf`` with latexmk, bit for bit the same each time.
+
+    The sources of ``paper/`` are copied beside ``figures/`` and ``generated/`` of the figures
+    stage and compiled there. Raises :class:`UserError` with LaTeX's first complaint.
+    """
+    if not tex_is_here():
+        raise UserError("latexmk or pdflatex is missing; install TeX (see README) and run again.")
+    for source in paper_sources(root):
+        shutil.copyfile(source, directory / source.name)
+    for name in ("figures", "generated"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+        if (figures_dir / name).is_dir():
+            shutil.copytree(figures_dir / name, directory / name)
+    command = ["latexmk", "-pdf", "-gg", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    with open(directory / "latex.log", "wb") as log:
+        done = subprocess.run(
+            command,
+            cwd=directory,
+            env={**os.environ, **REPRODUCIBLE},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            timeout=LATEX_SECONDS,
+        )
+    if done.returncode:
+        lines = (directory / "latex.log").read_text(errors="replace").splitlines()
+        first = next((i for i, line in enumerate(lines) if line.startswith("!")), None)
+        told = lines[first : first + 2] if first is not None else lines[-1:]
+        raise UserError(f"LaTeX stopped: {' '.join(' '.join(told).split())}")
+    for rest in directory.glob("main.*"):
+        if rest.suffix not in {".tex", ".pdf"}:
+            rest.unlink()
+
+
+def published(stages: Sequence[Stage], root: Path, canonical: bool) -> Iterator[tuple[Path, Path]]:
+    """(file of a finished stage, place where readers look for it) for everything that is shown.
+
+    The canonical profile fills ``figures/``, ``paper/generated/`` and ``paper/main.pdf``, any
+    other one ``results/<profile>/figures`` and ``results/<profile>/paper``. Merged tables and
+    executed notebooks go to ``results/<profile>/``.
+    """
+    results = root / Path(stages[0].directory).parents[1]
+    figures = root / "figures" if canonical else results / "figures"
+    paper = root / "paper" if canonical else results / "paper"
+    for stage in stages:
+        directory = root / stage.directory
+        if not (root / stage.manifest).is_file():
+            continue
+        if stage.notebook:
+            label = stage.name.replace("/", "-")
+            yield directory / "notebook.ipynb", results / "notebooks" / f"{label}.ipynb"
+        else:
+            yield directory / "main.pdf", paper / "main.pdf"
+        if stage.name == "figures/all":
+            yield from ((file, results / file.name) for file in directory.glob("*.parquet"))
+            for file in sorted(directory.glob("figures/*.*")):
+                yield file, figures / file.name
+            for file in sorted(directory.glob("generated/*.*")):
+                yield file, paper / "generated" / file.name
+
+
+def publish(stages: Sequence[Stage], root: Path, canonical: bool) -> int:
+    """Copy what differs from its published place; return how many files were written."""
+    written = 0
+    for source, place in published(stages, root, canonical):
+        content = notebooks.tidy_bytes(source) if source.suffix == ".ipynb" else source.read_bytes()
+        if place.is_file() and place.read_bytes() == content:
+            continue
+        with atomic(place) as temporary:
+            temporary.write_bytes(content)
+        written += 1
+    return written

@@ -1,0 +1,140 @@
+"""The paper's figures, LaTeX tables and numbers, all from the merged tidy tables."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tsae import figures, tables
+from tsae.experiments.training import read_curves
+from tsae.files import atomic, read_json
+from tsae.pipeline.rows import merge
+from tsae.tables import tidy
+
+PAPER = Path(__file__).resolve().parents[1] / "paper"
+TABLES = ("results", "documents", "dwell", "heatmap")
+KEPT = ("results", "curves", "dwell", "heatmap", "differences", "facts")
+"""Tables small enough to be committed; the per-document rows stay with their stages."""
+
+
+def gather(stage_dirs: Iterable[str | Path]) -> dict[str, pd.DataFrame]:
+    """The tables of all stages, merged, and the training curves of those that trained."""
+    directories = [Path(directory) for directory in stage_dirs]
+    found = {name: merge(directories, name) for name in TABLES}
+    found["heatmap"] = one_run_each(
+        merge([d], "heatmap") for d in with_table(directories, "heatmap")
+    )
+    trained = [directory for directory in directories if (directory / "run.json").is_file()]
+    found["curves"] = read_curves(trained)
+    found["facts"] = facts(trained)
+    return found
+
+
+def with_table(directories: Iterable[Path], name: str) -> list[Path]:
+    """Those of the directories that hold the table."""
+    return [directory for directory in directories if (directory / f"{name}.parquet").is_file()]
+
+
+def one_run_each(heatmaps: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Of each (world, variant) the rows of the first table that has it: a map shows one run."""
+    kept, seen = [], set()
+    for table in heatmaps:
+        for key, rows in table.groupby(["world", "variant"], sort=False):
+            if key not in seen:
+                seen.add(key)
+                kept.append(rows)
+    return pd.concat(kept, ignore_index=True)
+
+
+def facts(directories: Iterable[str | Path]) -> pd.DataFrame:
+    """Sizes of the runs, one row a (world, key): dictionary, steps, tokens."""
+    rows = {}
+    for directory in directories:
+        run = read_json(Path(directory) / "run.json")
+        for key, value in run["sizes"].items():
+            rows[run["keys"]["world"], key] = value
+    table = [(world, key, value) for (world, key), value in rows.items()]
+    return pd.DataFrame(table, columns=["world", "key", "value"])
+
+
+def write_tables(found: Mapping[str, pd.DataFrame], directory: str | Path) -> None:
+    """Each table of :data:`KEPT` as ``directory/<name>.parquet``."""
+    for name in KEPT:
+        with atomic(Path(directory) / f"{name}.parquet") as temporary:
+            found[name].to_parquet(temporary, index=False, compression="zstd")
+
+
+def drawings(found: Mapping[str, pd.DataFrame], smoke: bool) -> dict[str, Figure]:
+    """Every figure that the tables allow, by name; a missing part is left out by name alone."""
+    results = found["results"]
+    drawn = {
+        "pareto": figures.pareto(results, smoke=smoke),
+        "smoothness": figures.smoothness(results, smoke=smoke),
+        "dwell": figures.dwell(found["dwell"], smoke=smoke),
+        "heatmap": figures.heatmap(found["heatmap"], smoke=smoke),
+        "recovery": figures.recovery(results, found["documents"], smoke=smoke),
+        "curves": figures.curves(found["curves"], smoke=smoke),
+    }
+    if results["metric"].str.startswith("unlearn_").any():
+        drawn["unlearning"] = figures.unlearning(results, smoke=smoke)
+    if (results["ablation"] != "").any():
+        drawn["ablation"] = figures.ablation(results, smoke=smoke)
+    return drawn
+
+
+def draw(
+    found: Mapping[str, pd.DataFrame], directory: str | Path, smoke: bool
+) -> dict[str, Figure]:
+    """:func:`drawings`, each also written as PDF and PNG."""
+    drawn = drawings(found, smoke)
+    for name, figure in drawn.items():
+        figures.save(figure, directory, name)
+    return drawn
+
+
+def write_latex(
+    found: Mapping[str, pd.DataFrame],
+    directory: str | Path,
+    smoke: bool,
+    partial: bool = False,
+    paper: str | Path = PAPER,
+) -> list[str]:
+    """The LaTeX tables and ``numbers.tex`` that ``paper/main.tex`` reads; returns their names.
+
+    Raises :class:`~tsae.errors.UserError` when the paper uses a number that the results do not
+    hold; a ``partial`` run, which leaves out worlds or stages, says so in print instead.
+    """
+    paper, results = Path(paper), found["results"]
+    given = {f"{row.world} {row.key}": row.value for row in found["facts"].itertuples()}
+    source = (paper / "main.tex").read_text(encoding="utf-8")
+    reference = pd.read_csv(paper / "reference_numbers.csv", dtype=str)
+    made = {
+        "numbers": tables.numbers_tex(
+            results, found["differences"], source, given, smoke=smoke, partial=partial
+        ),
+        "table_main": tables.main_table(results, smoke=smoke),
+        "table_recovery": tables.recovery_table(results, found["differences"], smoke=smoke),
+        "table_reference": tables.reference_table(reference),
+    }
+    if (results["ablation"] != "").any():
+        made["table_ablation"] = tables.ablation_table(results, smoke=smoke)
+    for name, text in made.items():
+        with atomic(Path(directory) / f"{name}.tex") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return [f"{name}.tex" for name in made]
+
+
+def findings(found: Mapping[str, pd.DataFrame]) -> list[str]:
+    """One sentence a paired difference from TopK: decided only by an interval without 0."""
+    lines = []
+    for row in found["differences"].itertuples():
+        if row.baseline != "topk" or tidy.is_null(row.variant):
+            continue
+        what = "unexplained variance" if row.metric == "fvu" else f"F1 of {row.group} latents"
+        verdict = "a difference" if row.lo > 0 or row.hi < 0 else "no difference shown"
+        lines.append(
+            f"{tidy.WORLDS.get(row.world, row.world)}: {tidy.display(row.variant)} - TopK, {what}: "
+            f"{row.diff:+.3f} [{row.lo:+.3f}, {row.hi:+.3f}] ({verdict})"
+        )
+    return lines

@@ -1,0 +1,175 @@
+r"""What turns pre-activations into codes: ``relu``, ``topk``, ``batchtopk``, ``jumprelu``.
+
+Each is a module with ``forward(pre_NF, mask_N) -> z_NF`` (dense) and, where the code is sparse
+by construction, ``select(pre_NF, mask_N)`` naming the active entries for the sparse kernels. A
+token outside the mask has the code zero. ``pre`` is ReLU'd by every activation: codes are >= 0.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from tsae.kernels.sparse import Selection, rows_to_crow
+
+NAMES = ("relu", "topk", "batchtopk", "jumprelu")
+
+
+class ReLU(nn.Module):
+    """``z = max(pre, 0)``; sparsity comes from the L1 term of the loss (Bricken et al. 2023)."""
+
+    def forward(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+        return pre_NF.clamp_min(0.0) * mask_N[:, None]
+
+
+class TopK(nn.Module):
+    """``z = relu(pre)`` on the ``k`` largest of each token, 0 elsewhere (Gao et al. 2024)."""
+
+    def __init__(self, k: int):
+        super().__init__()
+        self.k = k
+
+    def forward(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+        values, cols = pre_NF.topk(min(self.k, pre_NF.shape[1]), dim=-1, sorted=False)
+        values = values.clamp_min(0.0) * mask_N[:, None]
+        return torch.zeros_like(pre_NF).scatter(1, cols, values)
+
+    def select(self, pre_NF: Tensor, mask_N: Tensor) -> Selection:
+        """The ``k`` largest entries of every valid row, columns ascending."""
+        rows = mask_N.nonzero()[:, 0]
+        valid = pre_NF if rows.numel() == len(pre_NF) else pre_NF[rows]
+        k = min(self.k, pre_NF.shape[1])
+        cols = valid.topk(k, dim=-1, sorted=False).indices.sort(-1).values
+        return rows.repeat_interleave(k), cols.flatten(), rows_to_crow(mask_N.long() * k)
+
+
+class BatchTopK(nn.Module):
+    """The ``k * n`` largest of a batch of ``n`` tokens (Bussmann et al. 2024, 2412.06410).
+
+    Inference must not couple tokens, so ``eval`` mode keeps ``pre > threshold``, where the
+    threshold is the EMA (rate ``ema``) of the smallest value that training kept.
+    """
+
+    threshold: Tensor
+
+    def __init__(self, k: int, ema: float = 0.99):
+        super().__init__()
+        self.k = k
+        self.ema = ema
+        self.register_buffer("threshold", torch.tensor(-1.0))
+
+    def cut(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+        """The value above which entries are kept; in training it also moves the threshold."""
+        if not self.training:
+            return self.threshold.clamp_min(0.0)
+        with torch.no_grad():
+            valid = pre_NF.detach() if bool(mask_N.all()) else pre_NF.detach()[mask_N]
+            keep = self.k * len(valid)
+            positive = valid[valid > 0]
+            if keep == 0 or positive.numel() <= keep:
+                cut = positive.new_zeros(())
+            else:
+                cut = positive.kthvalue(positive.numel() - keep).values
+            above = cut.float()
+            first = self.threshold < 0
+            moved = self.ema * self.threshold + (1.0 - self.ema) * above
+            self.threshold.copy_(torch.where(first, above, moved))
+        return cut
+
+    def forward(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+        keep = (pre_NF > self.cut(pre_NF, mask_N)) & mask_N[:, None]
+        return torch.where(keep, pre_NF, 0.0)
+
+    def select(self, pre_NF: Tensor, mask_N: Tensor) -> Selection:
+        """Entries above the cut, in row-major order."""
+        keep = (pre_NF > self.cut(pre_NF, mask_N)) & mask_N[:, None]
+        rows, cols = keep.nonzero(as_tuple=True)
+        return rows, cols, rows_to_crow(keep.sum(1))
+
+
+class _Step(torch.autograd.Function):
+    """Heaviside step with the rectangle estimator for the threshold's gradient."""
+
+    @staticmethod
+    def forward(ctx, pre, threshold, bandwidth):
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return (pre > threshold).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        pre, threshold = ctx.saved_tensors
+        near = ((pre - threshold).abs() < ctx.bandwidth / 2).to(pre.dtype)
+        return None, -(near * grad).sum(0) / ctx.bandwidth, None
+
+
+class JumpReLU(nn.Module):
+    """``z = pre * 1[pre > theta]`` with a learned theta per latent (Rajamanoharan et al. 2024).
+
+    theta = exp(log_threshold). The step's pseudo-derivative is a rectangle of width
+    ``bandwidth``; sparsity comes from the L0 term of the loss (:meth:`l0`).
+    """
+
+    def __init__(self, n: int, bandwidth: float = 0.1, start: float = 0.1):
+        super().__init__()
+        self.bandwidth = bandwidth
+        self.log_threshold = nn.Parameter(torch.full((n,), float(torch.tensor(start).log())))
+
+    def step(self, pre_NF: Tensor) -> Tensor:
+        """``1[relu(pre) > theta]`` [N, F], differentiable in theta alone."""
+        return _Step.apply(pre_NF.clamp_min(0.0), self.log_threshold.exp(), self.bandwidth)
+
+    def forward(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+        on = self.step(pre_NF)
+        # The published estimator weighs the threshold's gradient by theta, not by pre.
+        through_theta = self.log_threshold.exp().detach() * (on - on.detach())
+        return (pre_NF.clamp_min(0.0) * on.detach() + through_theta) * mask_N[:, None]
+
+    def l0(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+        """Mean number of active latents per valid token, with the estimator's gradient."""
+        return (self.step(pre_NF) * mask_N[:, None]).sum() / mask_N.sum().clamp_min(1)
+
+
+def make(name: str, k: int, n_latents: int, ema: float, bandwidth: float) -> nn.Module:
+    """The activation module called ``name``; raises ``ValueError`` naming the valid ones."""
+    if name == "relu":
+        return ReLU()
+    if name == "topk":
+        return TopK(k)
+    if name == "batchtopk":
+        return BatchTopK(k, ema)
+    if name == "jumprelu":
+        return JumpReLU(n_latents, bandwidth)
+    raise ValueError(f"act={name!r} is unknown; choose one of {', '.join(NAMES)}.")
+
+
+class Grouped(nn.Module):
+    """One activation for each block of latents, so that no block is starved of its share of k."""
+
+    def __init__(self, parts: list[nn.Module], sizes: list[int]):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.sizes = sizes
+
+    def forward(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+        blocks = pre_NF.split(self.sizes, dim=1)
+        return torch.cat([a(p, mask_N) for a, p in zip(self.parts, blocks, strict=True)], dim=1)
+
+    def select(self, pre_NF: Tensor, mask_N: Tensor) -> Selection:
+        """The union of the blocks' selections, row-major."""
+        rows, cols, start = [], [], 0
+        blocks = pre_NF.split(self.sizes, dim=1)
+        for part, block in zip(self.parts, blocks, strict=True):
+            r, c, _ = part.select(block, mask_N)
+            rows.append(r)
+            cols.append(c + start)
+            start += block.shape[1]
+        all_rows, all_cols = torch.cat(rows), torch.cat(cols)
+        order = torch.argsort(all_rows, stable=True)
+        all_rows = all_rows[order]
+        counts = torch.bincount(all_rows, minlength=len(pre_NF))
+        return all_rows, all_cols[order], rows_to_crow(counts)
+
+    def l0(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+        """Sum of the blocks' mean L0 (``jumprelu`` alone has one)."""
+        blocks = pre_NF.split(self.sizes, dim=1)
+        pairs = zip(self.parts, blocks, strict=True)
+        return torch.stack([a.l0(p, mask_N) for a, p in pairs]).sum()

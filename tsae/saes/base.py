@@ -1,0 +1,274 @@
+r"""What every variant is: an encoder over sequences, a unit-norm dictionary, one loss.
+
+    pre[t] = sum_j u_j[t] W_j + b_enc        (``features``: static has u = x - b_dec alone)
+    z[t]   = act(pre[t])
+    x_hat  = z W_dec + b_dec,   |W_dec[i]| = 1
+    loss   = mean (x - x_hat)^2  +  sparsity term of ``act``  +  AuxK  +  the variant's own terms
+
+Shapes: x [B, T, d], z [B, T, F]. Units: activations normalised by the store, so that
+E|x - mean|^2 = d and the MSE per dimension is 1 - FVE.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tsae.kernels import sparse
+from tsae.kernels.sparse import Codes
+from tsae.saes import activations
+from tsae.saes.config import Phase, SAEConfig, require
+from tsae.saes.context import DOCUMENT, SequenceContext
+
+__all__ = [
+    "DOCUMENT",
+    "SAE",
+    "Phase",
+    "SAEConfig",
+    "SAEOutput",
+    "SequenceContext",
+    "Stream",
+    "require",
+]
+
+
+class SAEOutput(NamedTuple):
+    """What ``forward`` returns: reconstruction, codes, pre-activations, and a variant's extras."""
+
+    x_hat: Tensor
+    z: Tensor
+    pre: Tensor
+    extra: dict[str, Tensor]
+
+
+class SAE(nn.Module):
+    """The static autoencoder of the module's equations, and the interface of every variant.
+
+    A variant overrides :meth:`features` (what the encoder sees), :meth:`extra_terms` (its own
+    losses), :meth:`stream` and, when its codes are not an elementwise function of ``pre``,
+    :meth:`codes`.
+    """
+
+    name: str
+
+    def __init__(self, cfg: SAEConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.meta: dict[str, Any] = {}
+        d, F = cfg.d_in, cfg.d_sae
+        W_dec = nn.functional.normalize(torch.randn(F, d), dim=1)
+        self.W_enc = nn.Parameter(W_dec.t().contiguous().clone())
+        self.b_enc = nn.Parameter(torch.zeros(F))
+        self.W_dec = nn.Parameter(W_dec)
+        self.b_dec = nn.Parameter(torch.zeros(d))
+        self.act = self.make_activation()
+        self.register_buffer("idle_tokens", torch.zeros(F, dtype=torch.int64))
+        self.register_buffer("sparsity_weight", torch.tensor(float(cfg.l1)))
+        self.progress = 0.0
+        self.phase = "train"
+
+    def make_activation(self) -> nn.Module:
+        """The activation module; a variant with reserved shares of k returns a grouped one."""
+        cfg = self.cfg
+        return activations.make(cfg.act, cfg.k, cfg.d_sae, cfg.threshold_ema, cfg.bandwidth)
+
+    @property
+    def groups(self) -> dict[str, Tensor]:
+        """Latent ids by group; the static dictionary has one group, ``all``."""
+        return {"all": torch.arange(self.cfg.d_sae, device=self.W_dec.device)}
+
+    # ---- encoding -------------------------------------------------------------------------
+
+    def checked(self, x_BTD: Tensor, context: SequenceContext | None) -> SequenceContext:
+        """Fill in the context; raise ``ValueError`` on a wrong shape."""
+        if x_BTD.ndim != 3 or x_BTD.shape[-1] != self.cfg.d_in:
+            raise ValueError(
+                f"x has shape {tuple(x_BTD.shape)}; this SAE reads [B, T, {self.cfg.d_in}]."
+            )
+        return (context or SequenceContext()).filled(x_BTD)
+
+    def centred(self, x_BTD: Tensor, context: SequenceContext) -> Tensor:
+        """``x - b_dec`` with invalid tokens set to 0, so that none reaches another's context."""
+        return torch.where(context.mask_BT[..., None], x_BTD - self.b_dec, 0.0)
+
+    def features(self, x_BTD: Tensor, context: SequenceContext) -> list[tuple[Tensor, Tensor]]:
+        """Pairs (u [N, d_j], W [d_j, F]) with ``pre = sum u W + b_enc``; N = B * T."""
+        return [(self.centred(x_BTD, context).flatten(0, 1), self.W_enc)]
+
+    def codes(self, x_BTD: Tensor, context: SequenceContext) -> tuple[Codes | None, Tensor, Tensor]:
+        """Sparse codes, dense codes [N, F] and pre-activations [N, F] of all tokens.
+
+        Sparse codes are None where the activation is not sparse by construction; else the dense
+        codes carry no gradient, which flows through the sparse ones.
+        """
+        mask_N = context.mask_BT.flatten()
+        pairs = self.features(x_BTD, context)
+        if hasattr(self.act, "select") and not self.dense_path:
+            codes, pre = sparse.encode(lambda pre: self.act.select(pre, mask_N), self.b_enc, pairs)
+            return codes, codes.dense().detach(), pre
+        pre = sum(u @ W for u, W in pairs) + self.b_enc
+        return None, self.act(pre, mask_N), pre
+
+    @property
+    def dense_path(self) -> bool:
+        """Whether the plain dense products are used although sparse ones exist."""
+        return self.cfg.act in ("relu", "jumprelu")
+
+    def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
+        """Codes z [B, T, F] of x [B, T, d]; zero at invalid tokens. Raises ``ValueError``."""
+        context = self.checked(x_BTD, context)
+        mask_N = context.mask_BT.flatten()
+        pre = sum(u @ W for u, W in self.features(x_BTD, context)) + self.b_enc
+        return self.act(pre, mask_N).unflatten(0, x_BTD.shape[:2])
+
+    def decode(self, z_BTF: Tensor) -> Tensor:
+        """``x_hat = z W_dec + b_dec`` [B, T, d]."""
+        return z_BTF @ self.W_dec + self.b_dec
+
+    def forward(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
+        context = self.checked(x_BTD, context)
+        shape = x_BTD.shape[:2]
+        pre = sum(u @ W for u, W in self.features(x_BTD, context)) + self.b_enc
+        z = self.act(pre, context.mask_BT.flatten()).unflatten(0, shape)
+        return SAEOutput(self.decode(z), z, pre.unflatten(0, shape), {})
+
+    # ---- loss -----------------------------------------------------------------------------
+
+    def loss(self, x_BTD: Tensor, context: SequenceContext | None = None) -> dict[str, Tensor]:
+        """``total`` and each of its terms as scalars, means over the valid tokens.
+
+        ``mse`` = mean (x - x_hat)^2 over tokens and dimensions; ``sparsity`` (relu: weight x
+        mean L1 / d; jumprelu: weight x L0 / k); ``aux`` (weighted); the variant's own; and ``l0``,
+        which is reported and not part of the total.
+        """
+        context = self.checked(x_BTD, context)
+        mask_N = context.mask_BT.flatten()
+        n = mask_N.sum().clamp_min(1)
+        codes, z_NF, pre_NF = self.codes(x_BTD, context)
+        decoded = z_NF @ self.W_dec if codes is None else sparse.decode(codes, self.W_dec)
+        error = (x_BTD.flatten(0, 1) - decoded - self.b_dec) * mask_N[:, None]
+        terms = {"mse": error.square().sum() / (n * self.cfg.d_in)}
+        l0 = (z_NF.detach() > 0).sum() / n
+        terms.update(self.sparsity_terms(z_NF, pre_NF, mask_N, l0))
+        if self.training:
+            self.count_idle(z_NF, int(n))
+            terms.update(self.aux_term(x_BTD, context, error))
+        terms.update(self.extra_terms(x_BTD, context, codes, z_NF, pre_NF))
+        terms["total"] = torch.stack(list(terms.values())).sum()
+        terms["l0"] = l0
+        return terms
+
+    def sparsity_terms(
+        self, z_NF: Tensor, pre_NF: Tensor, mask_N: Tensor, l0: Tensor
+    ) -> dict[str, Tensor]:
+        """The sparsity term of relu and jumprelu; steers its weight when ``match_l0``."""
+        if self.cfg.act not in ("relu", "jumprelu"):
+            return {}
+        warm = min(1.0, self.progress / self.cfg.sparsity_warmup) if self.cfg.sparsity_warmup else 1
+        weight = self.sparsity_weight.clone() * warm
+        if self.cfg.act == "jumprelu":
+            penalty = self.act.l0(pre_NF, mask_N) / self.cfg.k
+        else:
+            penalty = z_NF.sum() / mask_N.sum().clamp_min(1) / self.cfg.d_in
+        if self.training and self.cfg.match_l0 and warm == 1:
+            with torch.no_grad():
+                self.sparsity_weight.mul_((l0 / self.cfg.k).log().clamp(-1, 1).mul(0.02).exp())
+        return {"sparsity": weight * penalty}
+
+    @torch.no_grad()
+    def count_idle(self, z_NF: Tensor, n_tokens: int) -> None:
+        """Add the batch to each latent's tokens since it last fired."""
+        fired = (z_NF > 0).any(0)
+        self.idle_tokens.add_(n_tokens).masked_fill_(fired, 0)
+
+    def dead_latents(self) -> Tensor:
+        """Mask [F] of latents that have not fired for ``dead_after`` tokens."""
+        return self.idle_tokens >= self.cfg.dead_after
+
+    def aux_term(
+        self, x_BTD: Tensor, context: SequenceContext, error_ND: Tensor
+    ) -> dict[str, Tensor]:
+        """AuxK (Gao et al. 2024): the k_aux strongest dead latents reconstruct the error.
+
+        ``aux * |e - e_hat|^2 / |e|^2`` with k_aux = d/2 at most; relu uses resampling instead.
+        """
+        dead = self.dead_latents()
+        n_dead = int(dead.sum())
+        if self.cfg.aux == 0 or n_dead == 0 or self.cfg.act in ("relu", "jumprelu"):
+            return {}
+        pairs = [(u, W[:, dead]) for u, W in self.features(x_BTD, context)]
+        pre = sum(u @ W for u, W in pairs) + self.b_enc[dead]
+        values, cols = pre.topk(min(max(self.cfg.d_in // 2, 1), n_dead), dim=1)
+        z = torch.zeros_like(pre).scatter(1, cols, values.clamp_min(0.0))
+        target = error_ND.detach()
+        mask = context.mask_BT.flatten()[:, None]
+        missed = (target - z @ self.W_dec[dead]) * mask
+        ratio = missed.square().sum() / target.square().sum().clamp_min(1e-8)
+        return {"aux": self.cfg.aux * ratio.nan_to_num(0.0)}
+
+    def extra_terms(
+        self,
+        x_BTD: Tensor,
+        context: SequenceContext,
+        codes: Codes | None,
+        z_NF: Tensor,
+        pre_NF: Tensor,
+    ) -> dict[str, Tensor]:
+        """The variant's own loss terms, already weighted."""
+        return {}
+
+    # ---- what the trainer calls -----------------------------------------------------------
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The stretches of training, whose shares sum to 1."""
+        return (Phase("train", 1.0),)
+
+    def start_step(self, step: int, n_steps: int, phase: str = "train") -> None:
+        """Tell schedules (sparsity warm-up, annealing) where training stands, and in which phase."""
+        self.progress = step / max(n_steps, 1)
+        self.phase = phase
+
+    @torch.no_grad()
+    def project_gradients(self) -> None:
+        """Remove from the decoder's gradient what would only change its rows' norms."""
+        if self.W_dec.grad is not None:
+            along = (self.W_dec.grad * self.W_dec).sum(1, keepdim=True)
+            self.W_dec.grad.sub_(along * self.W_dec)
+
+    @torch.no_grad()
+    def finish_step(self) -> None:
+        """Restore the unit norm of the decoder's rows, unless the phase has frozen them."""
+        if self.W_dec.requires_grad:
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
+
+    @torch.no_grad()
+    def initialise(self, mean_D: Tensor) -> None:
+        """Start the decoder bias at the mean activation."""
+        self.b_dec.copy_(mean_D)
+
+    # ---- streaming, saving ----------------------------------------------------------------
+
+    def stream(self, batch_size: int) -> "Stream":
+        """A token-by-token encoder with preallocated state, equal to :meth:`encode`."""
+        return Stream(self, batch_size)
+
+    def save(self, directory) -> None:
+        """Write ``cfg.json`` and ``sae.safetensors`` (see :func:`tsae.saes.load`)."""
+        from tsae.saes.registry import save
+
+        save(self, directory)
+
+
+class Stream:
+    """Encodes B parallel texts one token at a time; the static SAE needs no state."""
+
+    def __init__(self, sae: SAE, batch_size: int):
+        self.sae = sae
+        self.batch_size = batch_size
+
+    def step(
+        self, x_BD: Tensor, boundary_B: Tensor | None = None, mask_B: Tensor | None = None
+    ) -> Tensor:
+        """Codes [B, F] of the next token. ``boundary_B`` uint8, ``mask_B`` bool (None: valid)."""
+        mask = None if mask_B is None else mask_B[:, None]
+        return self.sae.encode(x_BD[:, None], SequenceContext(mask))[:, 0]

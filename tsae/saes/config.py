@@ -1,0 +1,77 @@
+"""What every variant can be told, checked when it is made."""
+
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from tsae.saes import activations
+
+
+class Phase(NamedTuple):
+    """A stretch of training: its name, its share of the steps, and which parameters move.
+
+    ``trainable``: prefixes of parameter names; None means all.
+    """
+
+    name: str
+    share: float
+    trainable: tuple[str, ...] | None = None
+
+
+def require(ok: bool, field: str, value: Any, allowed: str) -> None:
+    """Raise ``ValueError`` with the field, its value and what is allowed, unless ``ok``."""
+    if not ok:
+        raise ValueError(f"{field}={value!r} is not allowed; {field} must be {allowed}.")
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """What every variant can be told; a variant's config adds its own fields."""
+
+    d_in: int
+    """Width of the residual stream."""
+    d_sae: int
+    """Number of latents in the dictionary."""
+    act: str = "topk"
+    """Activation: relu, topk, batchtopk or jumprelu."""
+    k: int = 32
+    """Active latents per token: exact for topk, mean for batchtopk, target for the others."""
+    l1: float = 0.04
+    """Starting weight of the sparsity term of relu and jumprelu."""
+    match_l0: bool = True
+    """Whether that weight is steered until the batch L0 is k (else it stays at l1)."""
+    sparsity_warmup: float = 0.1
+    """Share of the steps over which the sparsity weight rises from 0."""
+    aux: float = 1 / 32
+    """Weight of AuxK, the reconstruction of the error by dead latents."""
+    dead_after: int = 200_000
+    """Tokens without firing after which a latent counts as dead."""
+    threshold_ema: float = 0.99
+    """EMA rate of the inference threshold of batchtopk."""
+    bandwidth: float = 0.1
+    """Width of the rectangle estimator of jumprelu."""
+
+    def __post_init__(self) -> None:
+        for field in ("d_in", "d_sae", "k", "dead_after"):
+            value = getattr(self, field)
+            require(isinstance(value, int) and value > 0, field, value, "a whole number above 0")
+        require(self.k <= self.d_sae, "k", self.k, f"at most d_sae={self.d_sae}")
+        require(
+            self.act in activations.NAMES,
+            "act",
+            self.act,
+            f"one of {', '.join(activations.NAMES)}",
+        )
+        for field in ("l1", "aux"):
+            require(getattr(self, field) >= 0, field, getattr(self, field), "at least 0")
+        require(0 <= self.sparsity_warmup <= 1, "sparsity_warmup", self.sparsity_warmup, "in [0,1]")
+        require(0 < self.threshold_ema < 1, "threshold_ema", self.threshold_ema, "between 0 and 1")
+        require(self.bandwidth > 0, "bandwidth", self.bandwidth, "above 0")
+        for field in fields(self):  # JSON turns tuples into lists
+            if isinstance(getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+
+
+def split_by_shares(total: int, shares: tuple[float, ...]) -> list[int]:
+    """Whole parts of ``total`` in proportion to ``shares``, each at least 1."""
+    parts = [max(1, round(total * share)) for share in shares[1:]]
+    return [total - sum(parts), *parts]

@@ -1,0 +1,295 @@
+r"""A. Temporal convolution with boundaries and a hierarchical consistency loss.
+
+    pre[t] = b_enc + sum_{j<w} g[t,j] (x[t-j] - b_dec) W_j,     W_j = A_j B_j (rank r) for j >= 1
+    g[t,j] = prod_{i=t-j+1..t} (1 - b_i)
+    L      = sum_g lambda_g sum_{l in lags} mean_t keep_g[t,l] D(z_g[t], z_g[t-l])
+
+Latents fall into fast / sentence / document groups, each with its own share of k, so that slow
+latents are not starved. ``keep_g`` is 0 across a boundary of the group's level or higher.
+Window 1 without consistency and with one group is the static SAE exactly. Source: this project.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tsae.kernels.sparse import Codes, group_energy, lag_dot
+from tsae.saes import activations
+from tsae.saes.base import DOCUMENT, SAE, SAEConfig, SequenceContext, Stream, require
+from tsae.saes.config import split_by_shares
+from tsae.saes.registry import register
+
+GROUPS = ("fast", "sentence", "document")
+GATES = ("none", "hard", "learned")
+CONSISTENCY = ("none", "cosine", "l2", "contrastive")
+
+
+@dataclass(frozen=True)
+class ConvConfig(SAEConfig):
+    """The static config plus window, gate, groups and consistency."""
+
+    window: int = 4
+    """Tokens the encoder sees: the current one and window - 1 predecessors."""
+    lag_rank: int | None = 64
+    """Rank of the weights of lags >= 1; None for full matrices."""
+    gate: str = "hard"
+    """What stops context: none (documents alone), hard (given boundaries), learned."""
+    gate_level: int = 1
+    """Lowest boundary level at which the hard gate closes: 1 sentence, 2 section, 3 document."""
+    group_shares: tuple[float, ...] = (0.5, 0.3, 0.2)
+    """Shares of latents in the fast, sentence and document groups; (1.0,) for one group."""
+    k_shares: tuple[float, ...] | None = None
+    """Shares of k reserved for each group; None for the latents' own shares."""
+    group_levels: tuple[int, ...] = (1, 1, 3)
+    """Boundary level at which each group's consistency stops."""
+    consistency: str = "cosine"
+    """Distance D: none, cosine, l2 (scale-free) or contrastive."""
+    consistency_weights: tuple[float, ...] = (0.0, 0.01, 0.03)
+    """lambda_g of each group."""
+    lags: tuple[int, ...] = (1, 2, 4, 8)
+    """Lags over which consistency is asked for."""
+    pairs: int = 512
+    """Token pairs a lag that the contrastive distance compares with each other."""
+    temperature: float = 0.1
+    """Divisor of the contrastive similarities, which are in units of the mean energy."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        window, rank = self.window, self.lag_rank
+        require(isinstance(window, int) and window >= 1, "window", window, "a whole number >= 1")
+        require(rank is None or rank >= 1, "lag_rank", rank, "at least 1, or None for full")
+        require(self.gate in GATES, "gate", self.gate, f"one of {', '.join(GATES)}")
+        require(self.gate_level in (1, 2, 3), "gate_level", self.gate_level, "1, 2 or 3")
+        kind = self.consistency
+        require(kind in CONSISTENCY, "consistency", kind, f"one of {', '.join(CONSISTENCY)}")
+        for field in ("group_shares", "k_shares"):
+            shares = getattr(self, field)
+            if shares is not None:
+                ok = len(shares) in (1, 3) and min(shares) > 0 and abs(sum(shares) - 1) < 1e-6
+                require(ok, field, shares, "one or three positive shares that sum to 1")
+        n = len(self.group_shares)
+        require(self.k_shares is None or len(self.k_shares) == n, "k_shares", self.k_shares,
+                f"as long as group_shares ({n})")  # fmt: skip
+        for field in ("group_levels", "consistency_weights"):
+            require(len(getattr(self, field)) >= n, field, getattr(self, field), f"{n} or more")
+        require(self.k >= n, "k", self.k, f"at least the number of groups, {n}")
+        require(min(self.lags) >= 1, "lags", self.lags, "whole numbers >= 1")
+        require(self.temperature > 0, "temperature", self.temperature, "above 0")
+
+
+@register("conv", ConvConfig)
+class ConvSAE(SAE):
+    """The temporal convolution of the module's equations."""
+
+    cfg: ConvConfig
+
+    def __init__(self, cfg: ConvConfig):
+        super().__init__(cfg)
+        d, F, lags = cfg.d_in, cfg.d_sae, cfg.window - 1
+        self.sizes = split_by_shares(F, cfg.group_shares)
+        group = torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
+        self.register_buffer("group_F", group, persistent=False)
+        # Lags start small, so that training starts near the static SAE but no weight is zero.
+        if cfg.lag_rank is None:
+            self.W_lag = nn.Parameter(0.1 * self.W_enc.detach().repeat(lags, 1, 1) / max(lags, 1))
+        else:
+            r = min(cfg.lag_rank, d)
+            self.A_lag = nn.Parameter(torch.randn(d, lags * r) / d**0.5)
+            self.B_lag = nn.Parameter(torch.randn(lags * r, F) * 0.1 / max(lags * r, 1) ** 0.5)
+        if cfg.gate == "learned":
+            self.boundary_w = nn.Parameter(torch.randn(d) * 0.1 / d**0.5)
+            self.boundary_b = nn.Parameter(torch.tensor(-2.0))
+
+    def make_activation(self) -> nn.Module:
+        cfg = self.cfg
+        sizes = split_by_shares(cfg.d_sae, cfg.group_shares)
+        if len(sizes) == 1:
+            return super().make_activation()
+        ks = split_by_shares(cfg.k, cfg.k_shares or cfg.group_shares)
+        make = activations.make
+        parts = [
+            make(cfg.act, min(k, n), n, cfg.threshold_ema, cfg.bandwidth)
+            for k, n in zip(ks, sizes, strict=True)
+        ]
+        if cfg.act == "relu":
+            return parts[0]
+        return activations.Grouped(parts, sizes)
+
+    @property
+    def groups(self) -> dict[str, Tensor]:
+        """Latent ids of the fast, sentence and document groups."""
+        ids = torch.arange(self.cfg.d_sae, device=self.W_dec.device)
+        if len(self.sizes) == 1:
+            return {"all": ids}
+        return dict(zip(GROUPS, ids.split(self.sizes), strict=True))
+
+    # ---- boundaries -----------------------------------------------------------------------
+
+    def closed(self, x_BTD: Tensor, context: SequenceContext) -> Tensor:
+        """``b`` [B, T] in [0, 1]: how far each token closes the context before it."""
+        document = (context.boundary_BT >= DOCUMENT).to(x_BTD.dtype)
+        if self.cfg.gate == "none":
+            return document
+        if self.cfg.gate == "hard":
+            return (context.boundary_BT >= self.cfg.gate_level).to(x_BTD.dtype)
+        step = nn.functional.pad(x_BTD[:, 1:] - x_BTD[:, :-1], (0, 0, 1, 0))
+        learned = torch.sigmoid(step @ self.boundary_w + self.boundary_b)
+        return torch.maximum(learned, document)
+
+    def lag_gates(self, closed_BT: Tensor) -> list[Tensor]:
+        """``g[t, j]`` [B, T] for j = 1 … w-1; tokens before the sequence have gate 0."""
+        gates, g = [], torch.ones_like(closed_BT)
+        for j in range(1, self.cfg.window):
+            # g[t, j] = (1 - b_t) g[t-1, j-1]
+            shifted = g if j == 1 else nn.functional.pad(g[:, :-1], (1, 0))
+            g = (1.0 - closed_BT) * shifted
+            gates.append(g)
+        return gates
+
+    # ---- encoder --------------------------------------------------------------------------
+
+    def features(self, x_BTD: Tensor, context: SequenceContext) -> list[tuple[Tensor, Tensor]]:
+        x = self.centred(x_BTD, context)
+        pairs = [(x.flatten(0, 1), self.W_enc)]
+        gates = self.lag_gates(self.closed(x, context))
+        if not gates:
+            return pairs
+        if self.cfg.lag_rank is None:
+            for j, g in enumerate(gates, start=1):
+                lagged = nn.functional.pad(x, (0, 0, j, 0))[:, : x.shape[1]] * g[..., None]
+                pairs.append((lagged.flatten(0, 1), self.W_lag[j - 1]))
+            return pairs
+        # One projection for all lags, then each block shifts by its own lag: no [B,T,w,d] copy.
+        low = (x @ self.A_lag).unflatten(-1, (len(gates), -1))
+        lagged = [
+            nn.functional.pad(low[:, : x.shape[1] - j, j - 1], (0, 0, j, 0)) * g[..., None]
+            for j, g in enumerate(gates, start=1)
+            if j < x.shape[1]
+        ]
+        if lagged:
+            u = torch.cat(lagged, dim=-1).flatten(0, 1)
+            pairs.append((u, self.B_lag[: u.shape[1]]))
+        return pairs
+
+    # ---- consistency ----------------------------------------------------------------------
+
+    def extra_terms(
+        self,
+        x_BTD: Tensor,
+        context: SequenceContext,
+        codes: Codes | None,
+        z_NF: Tensor,
+        pre_NF: Tensor,
+    ) -> dict[str, Tensor]:
+        cfg = self.cfg
+        active = [g for g in range(len(self.sizes)) if cfg.consistency_weights[g] > 0]
+        if cfg.consistency == "none" or not active:
+            return {}
+        mask, boundary = context.mask_BT.flatten(), context.boundary_BT.flatten()
+        segments = {g: (boundary >= cfg.group_levels[g]).cumsum(0) for g in active}
+        n = mask.sum().clamp_min(1)
+        energy = self.energy(codes, z_NF)
+        blocks = (z_NF if codes is None else codes.dense()).split(self.sizes, 1)
+        total = z_NF.new_zeros(())
+        for lag in cfg.lags:
+            if lag >= x_BTD.shape[1]:
+                continue
+            dots = None if cfg.consistency == "contrastive" else self.dots(codes, z_NF, lag)
+            for g in active:
+                keep = torch.zeros_like(mask)
+                keep[lag:] = (segments[g][lag:] == segments[g][:-lag]) & mask[lag:] & mask[:-lag]
+                if dots is None:
+                    distance = self.info_nce(blocks[g], keep, segments[g], lag)
+                else:
+                    now, then = energy[:, g], torch.roll(energy[:, g], lag)
+                    both = dots[:, g]
+                    if cfg.consistency == "cosine":
+                        # The epsilon keeps the root's gradient finite where a group is silent.
+                        distance = 1.0 - both / (now * then + 1e-6).sqrt()
+                    else:
+                        distance = 1.0 - 2.0 * both / (now + then + 1e-6)
+                    distance = (distance * keep).sum() / n
+                total = total + cfg.consistency_weights[g] * distance
+        return {"consistency": total}
+
+    def energy(self, codes: Codes | None, z_NF: Tensor) -> Tensor:
+        """``|z_g|^2`` [N, G]."""
+        if codes is not None:
+            return group_energy(codes, self.group_F, len(self.sizes))
+        return torch.stack([b.square().sum(1) for b in z_NF.split(self.sizes, 1)], 1)
+
+    def dots(self, codes: Codes | None, z_NF: Tensor, lag: int) -> Tensor:
+        """``z_g[t] . z_g[t-lag]`` [N, G]."""
+        if codes is not None:
+            return lag_dot(codes, lag, self.group_F, len(self.sizes))
+        product = z_NF * nn.functional.pad(z_NF[:-lag], (0, 0, lag, 0))
+        return torch.stack([b.sum(1) for b in product.split(self.sizes, 1)], 1)
+
+    def info_nce(self, z_NG: Tensor, keep_N: Tensor, segment_N: Tensor, lag: int) -> Tensor:
+        """Symmetric InfoNCE between z_g[t] and z_g[t-lag] over ``pairs`` random kept tokens.
+
+        Tokens of the same segment are no negatives of each other: a slow code should agree on
+        them. The similarity is the raw inner product over (temperature x mean energy): an
+        independent replication of T-SAE (arXiv 2511.05541) found that cosines do not separate time
+        scales.
+        """
+        rows = keep_N.nonzero()[:, 0]
+        if rows.numel() < 2:
+            return z_NG.new_zeros(())
+        rows = rows[torch.randperm(rows.numel(), device=rows.device)[: self.cfg.pairs]]
+        now, then = z_NG[rows], z_NG[rows - lag]
+        energy = now.detach().square().sum(1).mean().clamp_min(1e-6)
+        same = segment_N[rows][:, None] == segment_N[rows][None]
+        same.fill_diagonal_(False)
+        logits = (now @ then.t() / (self.cfg.temperature * energy)).masked_fill(same, float("-inf"))
+        target = torch.arange(rows.numel(), device=rows.device)
+        cross_entropy = nn.functional.cross_entropy
+        return 0.5 * (cross_entropy(logits, target) + cross_entropy(logits.t(), target))
+
+    def stream(self, batch_size: int) -> "ConvStream":
+        return ConvStream(self, batch_size)
+
+
+class ConvStream(Stream):
+    """A preallocated circular buffer of the last w-1 centred tokens and their running gates."""
+
+    def __init__(self, sae: ConvSAE, batch_size: int):
+        super().__init__(sae, batch_size)
+        slots = max(sae.cfg.window - 1, 1)
+        self.buffer_BSD = sae.b_dec.new_zeros(batch_size, slots, sae.cfg.d_in)
+        self.gate_BS = sae.b_dec.new_zeros(batch_size, slots)
+        self.previous_BD = sae.b_dec.new_zeros(batch_size, sae.cfg.d_in)
+        self.t = 0
+
+    @torch.no_grad()
+    def step(
+        self, x_BD: Tensor, boundary_B: Tensor | None = None, mask_B: Tensor | None = None
+    ) -> Tensor:
+        sae, cfg = self.sae, self.sae.cfg
+        if boundary_B is None:
+            boundary_B = torch.zeros(self.batch_size, dtype=torch.uint8, device=x_BD.device)
+        if self.t == 0:
+            boundary_B = torch.full_like(boundary_B, DOCUMENT)
+        if mask_B is None:
+            mask_B = torch.ones_like(boundary_B, dtype=torch.bool)
+        x = torch.where(mask_B[:, None], x_BD - sae.b_dec, 0.0)
+        pair = torch.stack([self.previous_BD, x], 1)
+        both = torch.stack([boundary_B, boundary_B], 1)
+        self.gate_BS *= 1.0 - sae.closed(pair, SequenceContext(None, both))[:, 1:]
+        pre = x @ sae.W_enc + sae.b_enc
+        slots = self.buffer_BSD.shape[1]
+        for j in range(1, cfg.window):
+            slot = (self.t - j) % slots
+            lagged = self.buffer_BSD[:, slot] * self.gate_BS[:, slot, None]
+            if cfg.lag_rank is None:
+                pre = pre + lagged @ sae.W_lag[j - 1]
+            else:
+                r = sae.A_lag.shape[1] // (cfg.window - 1)
+                block = slice((j - 1) * r, j * r)
+                pre = pre + lagged @ sae.A_lag[:, block] @ sae.B_lag[block]
+        self.buffer_BSD[:, self.t % slots] = x
+        self.gate_BS[:, self.t % slots] = 1.0
+        self.previous_BD.copy_(x)
+        self.t += 1
+        return sae.act(pre, mask_B)

@@ -1,0 +1,211 @@
+r"""D. Globally learned temporal adaptation: two scalars say how every latent tires or persists.
+
+    a = relu(pre),   m_i[t] = delta_i m_i[t-1] + (1 - delta_i) a_i[t],   z[t] = act(pre')
+    pre'_i[t] = pre_i[t] - theta_i m_i[t-1]
+    s_i = (var_i / geometric mean of var)^tau
+    delta_i = exp(-softplus(beta) s_i),   theta_i = theta sqrt(s_i)
+    loss = the static one  +  lambda (beta^2 + theta^2)
+
+beta (rate, per token) and theta (strength) are two scalars for the whole dictionary; tau is the
+temperature that spreads them over latents by the variance var_i of a_i. theta > 0 is adaptation:
+what has been said weighs less; theta < 0 is persistence. m starts at 0 in every document. An
+invalid token neither adds to m nor lets it decay: time is counted in valid tokens.
+theta = 0 is the static SAE exactly; theta starts there, so that its sign is learned. AuxK reads
+``pre``, without adaptation. Source: this project.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tsae.kernels.scan import scan
+from tsae.kernels.sparse import Codes
+from tsae.saes.base import DOCUMENT, SAE, SAEConfig, SAEOutput, SequenceContext, Stream, require
+from tsae.saes.registry import register
+
+SCHEDULES = ("learned", "decay")
+
+
+@dataclass(frozen=True)
+class GLTAConfig(SAEConfig):
+    """The static config plus adaptation, its temperature and its penalty."""
+
+    scope: str = "global"
+    """Whether beta and theta are one number each (global) or one per latent (feature)."""
+    beta: float = 0.0
+    """Start of beta; 0 makes delta = 1/2 where s_i = 1."""
+    theta: float = 0.0
+    """Start of theta; 0 is the static SAE."""
+    train_adaptation: bool = True
+    """Whether beta and theta are learned, or stay where they start."""
+    tau: float | str = 0.5
+    """Temperature: a number, learned (from tau_start), or decay (tau_start to tau_end)."""
+    tau_start: float = 1.0
+    """Where a learned or decaying temperature starts."""
+    tau_end: float = 0.1
+    """Where a decaying temperature ends, geometrically, with the last step."""
+    variance_scaling: bool = True
+    """Whether latents differ by their variance; False sets s_i = 1."""
+    variance_ema: float = 0.99
+    """EMA rate, per training step, of the variances."""
+    penalty: float = 1e-3
+    """lambda, the weight of beta^2 + theta^2 (their mean over latents for scope feature)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.scope in ("global", "feature"), "scope", self.scope, "global or feature")
+        number = isinstance(self.tau, int | float) and not isinstance(self.tau, bool)
+        require(number or self.tau in SCHEDULES, "tau", self.tau, "a number, learned or decay")
+        for field in ("tau_start", "tau_end"):
+            require(getattr(self, field) > 0, field, getattr(self, field), "above 0")
+        ema = self.variance_ema
+        require(0 < ema < 1, "variance_ema", ema, "between 0 and 1")
+        require(self.penalty >= 0, "penalty", self.penalty, "at least 0")
+
+
+@register("glta", GLTAConfig)
+class GLTASAE(SAE):
+    """The adapting autoencoder of the module's equations."""
+
+    cfg: GLTAConfig
+
+    def __init__(self, cfg: GLTAConfig):
+        super().__init__(cfg)
+        shape = () if cfg.scope == "global" else (cfg.d_sae,)
+        for name in ("beta", "theta"):
+            start = torch.full(shape, float(getattr(cfg, name)))
+            if cfg.train_adaptation:
+                setattr(self, name, nn.Parameter(start))
+            else:
+                self.register_buffer(name, start)
+        tau = torch.tensor(float(cfg.tau_start if cfg.tau in SCHEDULES else cfg.tau))
+        if cfg.tau == "learned" and cfg.variance_scaling:
+            self.tau = nn.Parameter(tau)
+        else:
+            self.register_buffer("tau", tau)
+        self.register_buffer("var_F", torch.ones(cfg.d_sae))
+        self.register_buffer("variance_steps", torch.tensor(0))
+
+    def start_step(self, step: int, n_steps: int, phase: str = "train") -> None:
+        """Also moves a decaying temperature: tau_start (tau_end / tau_start)^(share done)."""
+        super().start_step(step, n_steps, phase)
+        if self.cfg.tau == "decay":
+            share = step / max(n_steps - 1, 1)
+            self.tau.fill_(self.cfg.tau_start * (self.cfg.tau_end / self.cfg.tau_start) ** share)
+
+    # ---- adaptation -----------------------------------------------------------------------
+
+    def adaptation(self) -> tuple[Tensor, Tensor]:
+        """``delta`` and ``theta`` of every latent, both [F]."""
+        s_F = torch.ones_like(self.var_F)
+        if self.cfg.variance_scaling:
+            log_F = self.var_F.clamp_min(1e-6).log()
+            s_F = (self.tau * (log_F - log_F.mean())).exp()
+        delta_F = (-nn.functional.softplus(self.beta) * s_F).exp()
+        return delta_F, self.theta * s_F.sqrt()
+
+    @torch.no_grad()
+    def track_variance(self, a_NF: Tensor, mask_N: Tensor) -> None:
+        """Move the EMA of the variance of ``a`` over the valid tokens of a batch."""
+        n = int(mask_N.sum())
+        if n < 2:
+            return
+        weight = mask_N.to(a_NF.dtype) / n
+        mean_F = weight @ a_NF
+        var_F = weight @ a_NF.square() - mean_F.square()
+        rate = 1.0 - self.cfg.variance_ema if self.variance_steps > 0 else 1.0
+        self.var_F.lerp_(var_F.clamp_min(0.0), rate)
+        self.variance_steps += 1
+
+    def adapted(self, x_BTD: Tensor, context: SequenceContext, track: bool = False) -> Tensor:
+        """``pre'`` [N, F]; ``track`` moves the variances first, as a training step does."""
+        pre = sum(u @ W for u, W in self.features(x_BTD, context)) + self.b_enc
+        if not self.cfg.train_adaptation and not self.theta.any():
+            return pre
+        a_NF = pre.relu()
+        if track and self.cfg.variance_scaling:
+            self.track_variance(a_NF.detach(), context.mask_BT.flatten())
+        delta_F, theta_F = self.adaptation()
+        keep_BT = context.boundary_BT < DOCUMENT
+        a_BTF = a_NF.unflatten(0, x_BTD.shape[:2])
+        r_BTF = scan(a_BTF, delta_F, keep_BT, context.mask_BT)
+        return pre - theta_F * (1.0 - delta_F) * r_BTF.flatten(0, 1)
+
+    # ---- the interface --------------------------------------------------------------------
+
+    def codes(self, x_BTD: Tensor, context: SequenceContext) -> tuple[Codes | None, Tensor, Tensor]:
+        """As the base's, of ``pre'``: every latent's past shapes it, so its gradient is dense,
+        while the decoder still sees the selected latents alone."""
+        mask_N = context.mask_BT.flatten()
+        pre = self.adapted(x_BTD, context, track=self.training)
+        if not hasattr(self.act, "select") or self.dense_path:
+            return None, self.act(pre, mask_N), pre
+        rows, cols, crow = self.act.select(pre.detach(), mask_N)
+        values = pre.flatten().gather(0, rows * pre.shape[1] + cols).clamp_min(0.0)
+        codes = Codes(values, rows, cols, crow, tuple(pre.shape))
+        return codes, codes.dense().detach(), pre
+
+    def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
+        context = self.checked(x_BTD, context)
+        z = self.act(self.adapted(x_BTD, context), context.mask_BT.flatten())
+        return z.unflatten(0, x_BTD.shape[:2])
+
+    def forward(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
+        """``pre`` of the output is ``pre'``."""
+        context = self.checked(x_BTD, context)
+        pre = self.adapted(x_BTD, context)
+        z = self.act(pre, context.mask_BT.flatten()).unflatten(0, x_BTD.shape[:2])
+        return SAEOutput(self.decode(z), z, pre.unflatten(0, x_BTD.shape[:2]), {})
+
+    def extra_terms(
+        self,
+        x_BTD: Tensor,
+        context: SequenceContext,
+        codes: Codes | None,
+        z_NF: Tensor,
+        pre_NF: Tensor,
+    ) -> dict[str, Tensor]:
+        """``penalty`` = lambda (beta^2 + theta^2), where they are learned."""
+        if not self.cfg.train_adaptation or self.cfg.penalty == 0:
+            return {}
+        square = self.beta.square().mean() + self.theta.square().mean()
+        return {"penalty": self.cfg.penalty * square}
+
+    def loss(self, x_BTD: Tensor, context: SequenceContext | None = None) -> dict[str, Tensor]:
+        """The base's terms and ``penalty``; and, not part of the total, where ``beta``,
+        ``theta`` (means over latents) and ``tau`` stand."""
+        terms = super().loss(x_BTD, context)
+        for name in ("beta", "theta", "tau"):
+            terms[name] = getattr(self, name).detach().mean()
+        return terms
+
+    def stream(self, batch_size: int) -> "GLTAStream":
+        return GLTAStream(self, batch_size)
+
+
+class GLTAStream(Stream):
+    """The preallocated memory m of every latent."""
+
+    sae: GLTASAE
+
+    def __init__(self, sae: GLTASAE, batch_size: int):
+        super().__init__(sae, batch_size)
+        self.m_BF = sae.b_dec.new_zeros(batch_size, sae.cfg.d_sae)
+
+    @torch.no_grad()
+    def step(
+        self, x_BD: Tensor, boundary_B: Tensor | None = None, mask_B: Tensor | None = None
+    ) -> Tensor:
+        sae = self.sae
+        if boundary_B is not None:
+            self.m_BF.masked_fill_((boundary_B >= DOCUMENT)[:, None], 0.0)
+        if mask_B is None:
+            mask_B = torch.ones(self.batch_size, dtype=torch.bool, device=x_BD.device)
+        u = torch.where(mask_B[:, None], x_BD - sae.b_dec, 0.0)
+        pre = u @ sae.W_enc + sae.b_enc
+        delta_F, theta_F = sae.adaptation()
+        adapted = pre - theta_F * self.m_BF
+        moved = torch.lerp(pre.relu(), self.m_BF, delta_F)
+        self.m_BF.copy_(torch.where(mask_B[:, None], moved, self.m_BF))
+        return sae.act(adapted, mask_B)

@@ -1,0 +1,287 @@
+r"""E. Two levels of latents, and a sparse matrix that says what the upper one is composed of.
+
+    h1 = act((x - b) W_enc + b_enc)                     F1 latents: the codes z
+    h2 = act2((h1 - b2) W_e2)                           F2 = F1 / ratio parents
+    x1 = h1 D1 + b,    ĥ1 = h2 D2,    x2 = ĥ1 D1 + b    rows of D1 and D2 have norm 1
+    L  = mse(x1) + mu mse(x2) + lambda_c mean_t |W h1 - h2|^2 / d
+
+``W`` [F2, F1] is the composition matrix, apart from the encoder; it minimises the same error plus
+lambda_w |W|_1 by proximal steps (:mod:`tsae.saes.composition`), so that lambda_c says how far
+composition shapes the codes, and lambda_w how sparse W is. Because the rows of D1 and D2 have
+norm 1, a parent's value is in the unit of x, so the composition error is divided by d as the MSE
+is, and lambda_c means the same for every F2; without that norm h2 could shrink until the error
+vanished. One level is the static SAE exactly. Source: this project.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tsae.kernels import sparse
+from tsae.kernels.sparse import Codes
+from tsae.saes import activations
+from tsae.saes.base import SAE, Phase, SAEConfig, SAEOutput, SequenceContext, require
+from tsae.saes.bridge import check_static, copy_static, load_static, static_options
+from tsae.saes.composition import Composition
+from tsae.saes.registry import build, register
+
+SHARES = {"level1": 0.4, "level2": 0.3, "joint": 0.3}
+LEVEL2 = ("W_e2", "b2", "D2")
+
+
+@dataclass(frozen=True)
+class HierarchicalConfig(SAEConfig):
+    """The static config, which is level 1's, plus the upper level and its composition."""
+
+    levels: int = 2
+    """1 (the static SAE) or 2."""
+    ratio: int = 8
+    """Latents of level 1 for each parent."""
+    act2: str | None = None
+    """Activation of the parents; None for that of level 1."""
+    k2: int | None = None
+    """Active parents per token, as k for level 1; None for k / 4."""
+    mu: float = 0.5
+    """Weight of the reconstruction from parents alone."""
+    lambda_c: float = 0.1
+    """Weight of the composition error |W h1 - h2|^2 / d; at 0, W is fitted but shapes no code."""
+    lambda_w: float = 0.1
+    """Correlation of a child with what the others leave of a parent, below which W is 0."""
+    curriculum: tuple[str, ...] = ("level1", "level2", "joint")
+    """Phases in order, with shares in proportion .4/.3/.3; ("joint",) is no curriculum."""
+    level1: str | None = None
+    """Directory of a static checkpoint that level 1 starts from; None for fresh weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.levels in (1, 2), "levels", self.levels, "1 or 2")
+        ok = isinstance(self.ratio, int) and 1 <= self.ratio <= self.d_sae
+        require(ok, "ratio", self.ratio, f"a whole number from 1 to d_sae={self.d_sae}")
+        allowed = f"one of {', '.join(activations.NAMES)}, or None"
+        require(self.act2 in (None, *activations.NAMES), "act2", self.act2, allowed)
+        ok = self.k2 is None or (isinstance(self.k2, int) and 1 <= self.k2 <= self.n_parents)
+        require(ok, "k2", self.k2, f"None or a whole number from 1 to F2={self.n_parents}")
+        for field in ("mu", "lambda_c", "lambda_w"):
+            require(getattr(self, field) >= 0, field, getattr(self, field), "at least 0")
+        ordered = tuple(name for name in SHARES if name in tuple(self.curriculum))
+        ok = bool(ordered) and ordered == tuple(self.curriculum)
+        require(ok, "curriculum", self.curriculum, f"some of {', '.join(SHARES)}, in this order")
+
+    @property
+    def n_parents(self) -> int:
+        """F2."""
+        return self.d_sae // self.ratio
+
+    @property
+    def parents_per_token(self) -> int:
+        """``k2``, or k / 4 where that is not given."""
+        return self.k2 or min(max(1, round(self.k / 4)), self.n_parents)
+
+
+@register("hierarchical", HierarchicalConfig)
+class HierarchicalSAE(SAE):
+    """The two levels of the module's equations; the codes z are those of level 1."""
+
+    cfg: HierarchicalConfig
+
+    def __init__(self, cfg: HierarchicalConfig):
+        super().__init__(cfg)
+        self.given: list[SAE] = []  # a list, so that it is no part of this module's state
+        self.l0_parents: Tensor | None = None
+        if cfg.levels == 1:
+            return
+        F1, F2 = cfg.d_sae, cfg.n_parents
+        D2 = nn.functional.normalize(torch.randn(F2, F1), dim=1)
+        self.W_e2 = nn.Parameter(D2.t().contiguous().clone())
+        self.b2 = nn.Parameter(torch.zeros(F1))
+        self.D2 = nn.Parameter(D2)
+        act2, k2 = cfg.act2 or cfg.act, cfg.parents_per_token
+        self.act2 = activations.make(act2, k2, F2, cfg.threshold_ema, cfg.bandwidth)
+        self.register_buffer("idle_parents", torch.zeros(F2, dtype=torch.int64))
+        self.register_buffer("parent_sparsity_weight", torch.tensor(float(cfg.l1)))
+        self.composer = Composition(F1, F2, cfg.lambda_w)
+
+    @classmethod
+    def from_static(cls, sae: SAE, **options: Any) -> "HierarchicalSAE":
+        """A trained static SAE as level 1, under fresh parents.
+
+        ``options`` are config fields; ``curriculum`` is ("level2", "joint") unless given. Training
+        starts from these weights, b_dec included. Raises :class:`CheckpointError` when ``sae`` is
+        not static, ``ValueError`` on a bad option.
+        """
+        options = {"curriculum": ("level2", "joint"), **options}
+        made = build("hierarchical", **static_options(sae, **options))
+        made.given = [check_static(sae, made.cfg)]
+        copy_static(sae, made)
+        made.meta = dict(sae.meta)
+        return made.to(sae.W_dec.device)
+
+    @property
+    def composition(self) -> Tensor:
+        """W [F2, F1]: which children make up each parent."""
+        return self.composer.W
+
+    # ---- the upper level ------------------------------------------------------------------
+
+    def parent_codes(self, h1: Tensor | Codes, mask_N: Tensor) -> tuple[Tensor, Tensor]:
+        """h2 and its pre-activations, both [N, F2], from dense or sparse codes of level 1."""
+        seen = h1 @ self.W_e2 if isinstance(h1, Tensor) else sparse.decode(h1, self.W_e2)
+        pre = seen - self.b2 @ self.W_e2
+        return self.act2(pre, mask_N), pre
+
+    def parents(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
+        """h2 [B, T, F2] of x [B, T, d]; zero at invalid tokens. ``ValueError`` with one level."""
+        require(self.cfg.levels == 2, "levels", self.cfg.levels, "2 for parents")
+        context = self.checked(x_BTD, context)
+        z_NF = self.encode(x_BTD, context).flatten(0, 1)
+        return self.parent_codes(z_NF, context.mask_BT.flatten())[0].unflatten(0, x_BTD.shape[:2])
+
+    def decode_parents(self, h2: Tensor) -> Tensor:
+        """``x2 = h2 (D2 D1) + b`` [..., d]: the product of dictionaries first, as F2 < N."""
+        return h2 @ (self.D2 @ self.W_dec) + self.b_dec
+
+    def forward(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
+        """As the static SAE; with two levels, ``extra`` has ``h2`` [B, T, F2] and ``x_parents``."""
+        context = self.checked(x_BTD, context)
+        out = super().forward(x_BTD, context)
+        if self.cfg.levels == 1:
+            return out
+        h2 = self.parent_codes(out.z.flatten(0, 1), context.mask_BT.flatten())[0]
+        h2 = h2.unflatten(0, x_BTD.shape[:2])
+        return out._replace(extra={"h2": h2, "x_parents": self.decode_parents(h2)})
+
+    # ---- loss -----------------------------------------------------------------------------
+
+    def loss(self, x_BTD: Tensor, context: SequenceContext | None = None) -> dict[str, Tensor]:
+        """The base terms and, weighted, ``mse_parents``, ``composition``, ``sparsity_parents`` and
+        ``aux_parents``; ``l0_parents`` is reported as ``l0`` is."""
+        self.l0_parents = None
+        terms = super().loss(x_BTD, context)
+        return terms if self.l0_parents is None else {**terms, "l0_parents": self.l0_parents}
+
+    def codes(self, x_BTD: Tensor, context: SequenceContext) -> tuple[Codes | None, Tensor, Tensor]:
+        """As the base; a frozen level 1 encodes as at inference, its threshold frozen too."""
+        self.act.train(self.training and self.W_dec.requires_grad)
+        return super().codes(x_BTD, context)
+
+    def sparsity_terms(
+        self, z_NF: Tensor, pre_NF: Tensor, mask_N: Tensor, l0: Tensor
+    ) -> dict[str, Tensor]:
+        """As the base; nothing while level 1 is frozen, when steering its weight would drift."""
+        return super().sparsity_terms(z_NF, pre_NF, mask_N, l0) if self.W_dec.requires_grad else {}
+
+    def aux_term(
+        self, x_BTD: Tensor, context: SequenceContext, error_ND: Tensor
+    ) -> dict[str, Tensor]:
+        """As the base; nothing while level 1 is frozen."""
+        return super().aux_term(x_BTD, context, error_ND) if self.W_dec.requires_grad else {}
+
+    def extra_terms(
+        self,
+        x_BTD: Tensor,
+        context: SequenceContext,
+        codes: Codes | None,
+        z_NF: Tensor,
+        pre_NF: Tensor,
+    ) -> dict[str, Tensor]:
+        cfg = self.cfg
+        if cfg.levels == 1 or self.phase == "level1":
+            return {}
+        mask_N = context.mask_BT.flatten()
+        n = mask_N.sum().clamp_min(1)
+        h1 = z_NF if codes is None else codes
+        h2, pre2 = self.parent_codes(h1, mask_N)
+        error = (x_BTD.flatten(0, 1) - self.decode_parents(h2)) * mask_N[:, None]
+        composed = self.composer(h1)
+        unit = n * cfg.d_in
+        terms = {
+            "mse_parents": cfg.mu * error.square().sum() / unit,
+            "composition": cfg.lambda_c * (composed - h2).square().sum() / unit,
+        }
+        self.l0_parents = (h2.detach() > 0).sum() / n
+        terms.update(self.parent_sparsity(h2, pre2, mask_N))
+        if self.training:
+            with torch.no_grad():
+                self.idle_parents.add_(int(n)).masked_fill_((h2 > 0).any(0), 0)
+            terms.update(self.parent_aux(pre2, mask_N, error.detach()))
+            self.composer.measure(codes, z_NF, h2, composed - h2, n)
+        return terms
+
+    def parent_sparsity(self, h2: Tensor, pre2: Tensor, mask_N: Tensor) -> dict[str, Tensor]:
+        """The base's sparsity term for the parents, with a weight of its own steered to k2."""
+        cfg, k2 = self.cfg, self.cfg.parents_per_token
+        if (cfg.act2 or cfg.act) not in ("relu", "jumprelu"):
+            return {}
+        warm = min(1.0, self.progress / cfg.sparsity_warmup) if cfg.sparsity_warmup else 1.0
+        weight = self.parent_sparsity_weight.clone() * warm
+        if hasattr(self.act2, "l0"):
+            penalty = self.act2.l0(pre2, mask_N) / k2
+        else:
+            penalty = h2.sum() / mask_N.sum().clamp_min(1) / cfg.d_in
+        if self.training and cfg.match_l0 and warm == 1:
+            with torch.no_grad():
+                steer = (self.l0_parents / k2).log().clamp(-1, 1).mul(0.02).exp()
+                self.parent_sparsity_weight.mul_(steer)
+        return {"sparsity_parents": weight * penalty}
+
+    def dead_parents(self) -> Tensor:
+        """Mask [F2] of parents that have not fired for ``dead_after`` tokens."""
+        return self.idle_parents >= self.cfg.dead_after
+
+    def parent_aux(self, pre2: Tensor, mask_N: Tensor, error_ND: Tensor) -> dict[str, Tensor]:
+        """AuxK for parents, whatever ``act2``: dead ones reconstruct what level 2 misses.
+
+        Softplus in place of ReLU, since a parent that is negative everywhere would get no gradient.
+        """
+        dead = self.dead_parents()
+        n_dead = int(dead.sum())
+        if self.cfg.aux == 0 or n_dead == 0:
+            return {}
+        values, cols = pre2[:, dead].topk(min(max(self.cfg.d_in // 2, 1), n_dead), dim=1)
+        values = nn.functional.softplus(values) * mask_N[:, None]
+        h2 = pre2.new_zeros(len(pre2), n_dead).scatter(1, cols, values)
+        missed = error_ND - h2 @ (self.D2[dead] @ self.W_dec.detach())
+        ratio = (missed * mask_N[:, None]).square().sum() / error_ND.square().sum().clamp_min(1e-8)
+        return {"aux_parents": self.cfg.aux * ratio}
+
+    # ---- what the trainer calls -----------------------------------------------------------
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Level 1 alone, level 2 on a frozen level 1, both: those that ``curriculum`` names."""
+        if self.cfg.levels == 1:
+            return super().phases()
+        upper = LEVEL2 + tuple(n for n, _ in self.named_parameters() if n.startswith("act2."))
+        lower = tuple(n for n, _ in self.named_parameters() if not n.startswith(upper))
+        moving = {"level1": lower, "level2": upper, "joint": None}
+        names = self.cfg.curriculum
+        total = sum(SHARES[name] for name in names)
+        return tuple(Phase(name, SHARES[name] / total, moving[name]) for name in names)
+
+    @torch.no_grad()
+    def project_gradients(self) -> None:
+        super().project_gradients()
+        if self.cfg.levels == 2 and self.D2.grad is not None:
+            along = (self.D2.grad * self.D2).sum(1, keepdim=True)
+            self.D2.grad.sub_(along * self.D2)
+
+    @torch.no_grad()
+    def finish_step(self) -> None:
+        """Unit norms of both dictionaries, and one proximal step of W on the last batch."""
+        super().finish_step()
+        if self.cfg.levels == 1:
+            return
+        if self.D2.requires_grad:
+            self.D2.div_(self.D2.norm(dim=1, keepdim=True).clamp_min(1e-8))
+        self.composer.step()
+
+    @torch.no_grad()
+    def initialise(self, mean_D: Tensor) -> None:
+        """b_dec at the mean activation, or all of level 1 from the static SAE it was given."""
+        if not self.given and self.cfg.level1 is not None:
+            self.given = [load_static(self.cfg.level1, self.cfg, self.W_dec.device)]
+        if self.given:
+            copy_static(self.given[0], self)
+        else:
+            super().initialise(mean_D)

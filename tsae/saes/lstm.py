@@ -1,0 +1,275 @@
+r"""C. Recurrent codes with a feature memory, introduced into a static SAE in three phases.
+
+    pre[t] = (x[t] - b) W_enc + b_enc + rho * gate * (h[t] W_h + m[t] W_m)
+    h      = LSTM(x - b),   m[t] = attention over the last w codes   (:mod:`tsae.saes.recurrence`)
+    x_hat  = z W_dec + b  [+ sigmoid(h[t-1] u + c) h[t-1] W_out      with decoder="lstm"]
+    L      = base + lambda_gate mean_i P(gate_i > 0)
+
+``rho`` and ``gate`` are per latent; rho starts at 0, so training starts at the static SAE exactly.
+State starts at zero in each document and passes over masked tokens. The memory holds projections of
+*static* codes, the k largest of (x - b) W_enc + b_enc: those of the final codes would have to be
+computed token after token. The recurrent decoder sees h[t-1], not h[t]: it predicts from the past
+and cannot copy the token past the dictionary. Without hidden units and memory this is the static
+SAE. Source: this project; gate: Louizos et al. 2018 (arXiv 1712.01312).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tsae.kernels import sparse
+from tsae.kernels.sparse import Codes
+from tsae.saes.activations import TopK
+from tsae.saes.base import SAE, Phase, SAEConfig, SAEOutput, SequenceContext, Stream, require
+from tsae.saes.bridge import check_static, copy_static, load_static, static_options
+from tsae.saes.recurrence import Pieces, Recurrence, RecurrentStream, pieces_of, run_lstm
+from tsae.saes.registry import build, register
+
+FIRST = ("static", "distil")
+
+
+@dataclass(frozen=True)
+class LSTMConfig(SAEConfig):
+    """The static config plus recurrence, memory, gate, decoder and phases."""
+
+    hidden: int = 256
+    """Hidden units of the LSTM; 0 for none."""
+    memory: int = 16
+    """Preceding tokens whose codes the memory holds; 0 for no memory."""
+    rank: int = 64
+    """Width to which the memory projects codes."""
+    lambda_gate: float = 0.01
+    """Weight of the mean probability that a latent's temporal gate is open; after introduction."""
+    decoder: str = "static"
+    """static, or lstm: a gated prediction from h[t-1] joins the reconstruction."""
+    tbptt: int | None = None
+    """Tokens of a document after which the gradient through the state is cut; None: never."""
+    teacher: str | None = None
+    """Directory of a static checkpoint to start from and distil; None trains the static part."""
+    anneal: float = 4.0
+    """Starting k over k in the static phase, falling to 1 along a cosine; no use with a teacher."""
+    phase_shares: tuple[float, float, float] = (0.3, 0.3, 0.4)
+    """Shares of the steps: static part, temporal parts on a frozen static part, all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, least in (("hidden", 0), ("memory", 0), ("rank", 1)):
+            value = getattr(self, field)
+            ok = isinstance(value, int) and value >= least
+            require(ok, field, value, f"a whole number of at least {least}")
+        require(self.lambda_gate >= 0, "lambda_gate", self.lambda_gate, "at least 0")
+        allowed = "static, or lstm with hidden above 0"
+        ok = self.decoder == "static" or (self.decoder == "lstm" and self.hidden > 0)
+        require(ok, "decoder", self.decoder, allowed)
+        ok = self.tbptt is None or (isinstance(self.tbptt, int) and self.tbptt > 0)
+        require(ok, "tbptt", self.tbptt, "None or a whole number above 0")
+        require(self.anneal >= 1, "anneal", self.anneal, "at least 1")
+        shares = self.phase_shares
+        ok = len(shares) == 3 and min(shares) > 0 and abs(sum(shares) - 1) < 1e-6
+        require(ok, "phase_shares", shares, "three positive shares that sum to 1")
+
+
+@register("lstm", LSTMConfig)
+class LSTMSAE(SAE):
+    """The recurrent SAE of the module's equations."""
+
+    cfg: LSTMConfig
+
+    def __init__(self, cfg: LSTMConfig):
+        super().__init__(cfg)
+        self.teacher: list[SAE] = []  # a list, so that it is no part of this module's state
+        self.k_now = cfg.k
+        self.strongest = TopK(cfg.k)
+        self.kept: list[Tensor] | None = None
+        self.static = cfg.hidden == 0 and cfg.memory == 0
+        self.muted = False
+        if not self.static:
+            sizes = (cfg.hidden, cfg.memory, cfg.rank)
+            self.recurrent = Recurrence(cfg.d_in, cfg.d_sae, *sizes, cfg.decoder == "lstm")
+
+    @classmethod
+    def from_static(cls, sae: SAE, **options: Any) -> "LSTMSAE":
+        """The bridge: a trained static SAE with temporal parts at rho = 0, so with equal codes.
+
+        ``sae`` is also the teacher of the first phase. ``options`` are config fields. Raises
+        :class:`CheckpointError` when ``sae`` is not static, ``ValueError`` on a bad option.
+        """
+        made = build("lstm", **static_options(sae, **options))
+        made.teacher = [check_static(sae, made.cfg)]
+        copy_static(sae, made)
+        made.meta = dict(sae.meta)
+        return made.to(sae.W_dec.device)
+
+    # ---- encoder --------------------------------------------------------------------------
+
+    @property
+    def off(self) -> bool:
+        """Whether the temporal parts are left out: there are none, or rho is still frozen at 0."""
+        return self.static or self.muted or self.phase in FIRST
+
+    def projected(self, x_ND: Tensor, mask_N: Tensor) -> Tensor:
+        """``c = s P`` [N, r] of centred tokens, s the k largest static codes of each."""
+        pairs = [(x_ND, self.W_enc)]
+        codes, _ = sparse.encode(lambda p: self.strongest.select(p, mask_N), self.b_enc, pairs)
+        return sparse.decode(codes, self.recurrent.memory.P)
+
+    def states(self, x_ND: Tensor, mask_N: Tensor, pieces: Pieces) -> list[Tensor]:
+        """h [n, H] and m [n, r] of the valid tokens, whichever of the two there are."""
+        parts, recurrent = [], self.recurrent
+        if recurrent.lstm is not None:
+            x_nD = x_ND[pieces.rows_n]
+            parts.append(run_lstm(recurrent.lstm, x_nD, pieces, self.cfg.tbptt))
+        if recurrent.memory is not None:
+            c_nR = self.projected(x_ND, mask_N)[pieces.rows_n]
+            parts.append(recurrent.memory(c_nR, pieces.position_n))
+        return parts
+
+    def features(self, x_BTD: Tensor, context: SequenceContext) -> list[tuple[Tensor, Tensor]]:
+        pairs = super().features(x_BTD, context)
+        if self.off:
+            return pairs
+        x_ND, pieces = pairs[0][0], pieces_of(context)
+        states = self.states(x_ND, context.mask_BT.flatten(), pieces)
+        u_nS = torch.cat(states, 1).to(x_ND.dtype)
+        u_NS = x_ND.new_zeros(len(x_ND), u_nS.shape[1]).index_copy(0, pieces.rows_n, u_nS)
+        if self.kept is not None:
+            h = u_nS[:, : self.cfg.hidden]
+            before = torch.cat([torch.zeros_like(h[:1]), h[:-1]]) * (pieces.position_n > 0)[:, None]
+            part = self.recurrent.predicted(before)
+            self.kept.append(torch.zeros_like(x_ND).index_copy(0, pieces.rows_n, part))
+        return [*pairs, (u_NS, self.recurrent.weight())]
+
+    def forward(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
+        """As the static SAE; ``decoder="lstm"``: x_hat = decode(z) + ``extra["x_recurrent"]``."""
+        if self.cfg.decoder == "static":
+            return super().forward(x_BTD, context)
+        self.kept = []
+        try:
+            out = super().forward(x_BTD, context)
+            part = self.kept[0].view_as(x_BTD) if self.kept else torch.zeros_like(x_BTD)
+        finally:
+            self.kept = None
+        return out._replace(x_hat=out.x_hat + part, extra={"x_recurrent": part})
+
+    # ---- loss -----------------------------------------------------------------------------
+
+    def loss(self, x_BTD: Tensor, context: SequenceContext | None = None) -> dict[str, Tensor]:
+        """The base terms and ``gate``. With the recurrent decoder ``mse`` is the static part's and
+        ``recurrent`` what the recurrent part changes it by: FVE = (1 - mse) + (-recurrent) is split
+        in two. While distilling: ``match_codes``, ``match_output`` (:meth:`distil`)."""
+        if self.phase == "distil":
+            return self.distil(x_BTD, self.checked(x_BTD, context))
+        self.kept = [] if self.cfg.decoder == "lstm" else None
+        try:
+            return super().loss(x_BTD, context)
+        finally:
+            self.kept = None  # or its graph would live until the next step
+
+    def aux_term(
+        self, x_BTD: Tensor, context: SequenceContext, error_ND: Tensor
+    ) -> dict[str, Tensor]:
+        """AuxK through the static encoder: reviving the dead needs no second run of the LSTM."""
+        self.muted = True
+        try:
+            return super().aux_term(x_BTD, context, error_ND)
+        finally:
+            self.muted = False
+
+    def extra_terms(
+        self,
+        x_BTD: Tensor,
+        context: SequenceContext,
+        codes: Codes | None,
+        z_NF: Tensor,
+        pre_NF: Tensor,
+    ) -> dict[str, Tensor]:
+        if self.off:
+            return {}
+        terms = {}
+        if self.phase != "introduce":  # while rho leaves 0 no gate has earned its price yet
+            open_F = self.recurrent.gate.open_probability()
+            terms["gate"] = self.cfg.lambda_gate * open_F.mean()
+        if self.kept:
+            mask_N = context.mask_BT.flatten()[:, None]
+            decoded = z_NF @ self.W_dec if codes is None else sparse.decode(codes, self.W_dec)
+            error = (x_BTD.flatten(0, 1) - decoded - self.b_dec) * mask_N
+            gain = (error - self.kept[0]).square().sum() - error.square().sum()
+            terms["recurrent"] = gain / (mask_N.sum().clamp_min(1) * self.cfg.d_in)
+        return terms
+
+    def distil(self, x_BTD: Tensor, context: SequenceContext) -> dict[str, Tensor]:
+        """``mean_t |z - z_T|^2 / d`` + ``mean_t |x_hat - x_hat_T|^2 / d`` against the teacher T.
+
+        Both 0 when act and k are the teacher's, whose codes are then kept to the bit; ``mse`` and
+        ``l0`` are reported and not part of the total.
+        """
+        if not self.teacher:
+            self.teacher = [load_static(self.cfg.teacher, self.cfg, self.W_dec.device)]
+        teacher, training = self.teacher[0], self.act.training
+        with torch.no_grad():
+            goal = teacher.eval()(x_BTD, context)
+        if teacher.cfg.act == self.cfg.act:
+            self.act.eval()  # compare at the learned threshold, which is the teacher's
+        out = SAE.forward(self, x_BTD, context)
+        self.act.train(training)
+        mask = context.mask_BT
+        n = mask.sum().clamp_min(1)
+        if self.training:
+            self.count_idle(out.z.flatten(0, 1), int(n))
+
+        def mean_square(difference: Tensor) -> Tensor:
+            return (difference * mask[..., None]).square().sum() / (n * self.cfg.d_in)
+
+        terms = {"match_codes": mean_square(out.z - goal.z)}
+        terms["match_output"] = mean_square(out.x_hat - goal.x_hat)
+        terms["total"] = terms["match_codes"] + terms["match_output"]
+        reported = {"mse": mean_square(x_BTD - out.x_hat).detach()}
+        return {**terms, **reported, "l0": (out.z.detach() > 0).sum() / n}
+
+    # ---- what the trainer calls -----------------------------------------------------------
+
+    def phases(self) -> tuple[Phase, ...]:
+        """``distil`` (with a teacher) or ``static``; ``introduce``; ``refine``."""
+        if self.static:
+            return super().phases()
+        static = tuple(n for n, _ in self.named_parameters() if not n.startswith("recurrent."))
+        first = "distil" if self.teacher or self.cfg.teacher else "static"
+        a, b, c = self.cfg.phase_shares
+        return Phase(first, a, static), Phase("introduce", b, ("recurrent.",)), Phase("refine", c)
+
+    def start_step(self, step: int, n_steps: int, phase: str = "train") -> None:
+        """Also anneal k along the static phase: k (1 + (anneal - 1)(1 + cos(pi p)) / 2)."""
+        super().start_step(step, n_steps, phase)
+        p = min(1.0, self.progress / self.cfg.phase_shares[0]) if phase == "static" else 1.0
+        factor = 1 + (self.cfg.anneal - 1) * (1 + math.cos(math.pi * p)) / 2
+        self.k_now = min(round(self.cfg.k * factor), self.cfg.d_sae)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "LSTMSAE":
+        """Switch the mode; the annealed k is for training alone, inference always has k."""
+        super().train(mode)
+        if hasattr(self.act, "k"):
+            self.act.k = self.k_now if mode else self.cfg.k
+        return self
+
+    def finish_step(self) -> None:
+        """As the base, unless a perfect match leaves the decoder where it is: rounding its norms
+        then would make a mismatch, and Adam a step of full size from any gradient at all."""
+        if self.phase != "distil" or self.W_dec.grad is None or bool(self.W_dec.grad.any()):
+            super().finish_step()
+
+    @torch.no_grad()
+    def initialise(self, mean_D: Tensor) -> None:
+        """b_dec at the mean activation, or the whole static part from the teacher."""
+        if not self.teacher and self.cfg.teacher is not None:
+            self.teacher = [load_static(self.cfg.teacher, self.cfg, self.W_dec.device)]
+        if self.teacher:
+            copy_static(self.teacher[0], self)
+        else:
+            super().initialise(mean_D)
+
+    def stream(self, batch_size: int) -> "Stream":
+        return Stream(self, batch_size) if self.off else RecurrentStream(self, batch_size)

@@ -1,0 +1,21 @@
+"""Which active latents follow which: recent codes, their relation, and its running average."""
+
+from tsae.tracking.active import Active, Lagged, history, strongest
+from tsae.tracking.buffer import CircularFeatureBuffer
+from tsae.tracking.correlation import TemporalCorrelationTracker, dense_update
+from tsae.tracking.quantise import dequantise, quantise, remembered
+from tsae.tracking.relation import Relation
+
+__all__ = [
+    "Active",
+    "CircularFeatureBuffer",
+    "Lagged",
+    "Relation",
+    "TemporalCorrelationTracker",
+    "dense_update",
+    "dequantise",
+    "history",
+    "quantise",
+    "remembered",
+    "strongest",
+]

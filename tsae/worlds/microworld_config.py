@@ -1,0 +1,88 @@
+"""Settings of the microworld."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MicroworldConfig:
+    """How much text, how temporal, how large a model, and how well it must know its facts.
+
+    Raises ValueError that names the field, its value and what is allowed.
+    """
+
+    seed: int = 0
+    """Draws the facts, the documents and the model's first weights."""
+    n_train_docs: int = 12_000
+    """Documents of about 106 tokens for training."""
+    n_test_docs: int = 1_500
+    """Documents held out."""
+    n_entities: int = 16
+    """Invented things per subject, 4 to 20; each one more adds 26 facts."""
+    temporal: float = 1.0
+    """Share of tokens that keep their place in the document; the others are i.i.d. draws, labels
+    and all.
+    """
+    n_layers: int = 4
+    """Transformer blocks."""
+    d_model: int = 128
+    """Width of the residual stream; a multiple of 2 × n_heads."""
+    n_heads: int = 4
+    """Attention heads per block."""
+    layer: int = 2
+    """Block whose output is read by default."""
+    seq_len: int = 128
+    """Tokens per sequence, BOS included."""
+    steps: int = 700
+    """Optimiser steps of the language model."""
+    batch_size: int = 16
+    """Sequences per step."""
+    lr: float = 5e-3
+    """Peak learning rate of Muon and AdamW, after a warm-up over the first tenth; then cosine to a
+    tenth of it.
+    """
+    recall_weight: float = 4.0
+    """Weight of the loss where a fact's value is called for; other tokens weigh 1."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints."""
+    option_orders: int = 4
+    """Orders in which the options of each question are listed, 1 to 24."""
+    min_accuracy: float | None = 0.95
+    """What the model must reach on each neighbourhood; None builds it all the same and says so."""
+
+    def __post_init__(self) -> None:
+        def check(field: str, ok: bool, allowed: str) -> None:
+            if not ok:
+                raise ValueError(f"{field} is {getattr(self, field)!r}; allowed is {allowed}")
+
+        whole = (
+            "seed n_train_docs n_test_docs n_entities n_layers d_model n_heads layer seq_len steps "
+            "batch_size checkpoint_every option_orders"
+        )
+        for field in whole.split():
+            value = getattr(self, field)
+            check(field, isinstance(value, int) and not isinstance(value, bool), "a whole number")
+        check("seed", self.seed >= 0, "0 or more")
+        for (
+            field
+        ) in "n_train_docs n_test_docs n_layers n_heads batch_size checkpoint_every".split():
+            check(field, getattr(self, field) >= 1, "1 or more")
+        check("n_entities", 4 <= self.n_entities <= 20, "4 to 20")
+        check("temporal", 0 <= self.temporal <= 1, "0 to 1")
+        check(
+            "d_model",
+            self.d_model > 0 and self.d_model % (2 * self.n_heads) == 0,
+            "a multiple of 2 × n_heads",
+        )
+        check("layer", 0 <= self.layer < self.n_layers, f"0 to n_layers − 1 = {self.n_layers - 1}")
+        check(
+            "seq_len", self.seq_len >= 48 and self.seq_len % 4 == 0, "a multiple of 4, 48 or more"
+        )
+        check("steps", self.steps >= 1, "1 or more")
+        check("lr", self.lr > 0, "more than 0")
+        check("recall_weight", self.recall_weight >= 1, "1 or more")
+        check("option_orders", 1 <= self.option_orders <= 24, "1 to 24")
+        check(
+            "min_accuracy",
+            self.min_accuracy is None or 0 <= self.min_accuracy <= 1,
+            "None or 0 to 1",
+        )
