@@ -36,6 +36,8 @@ class TrainConfig:
     """Number of optimiser steps."""
     batch_tokens: int = 2048
     """Tokens a step, as ``batch_tokens // seq_len`` whole sequences."""
+    positions: float = 1.0
+    """Share of each sequence, from its start, that is trained on; what lies beyond is not seen."""
     lr: float = 3e-4
     """Peak learning rate of Adam."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -87,9 +89,15 @@ class TrainConfig:
             require(0 <= getattr(self, field) <= 1, field, getattr(self, field), "in [0, 1]")
         fits = self.warmup_steps <= self.steps
         require(fits, "warmup_steps", self.warmup_steps, f"at most steps={self.steps}")
+        require(0 < self.positions <= 1, "positions", self.positions, "above 0 and at most 1")
         kind, _, index = self.device.partition(":")
         ok = self.device in ("cpu", "cuda") or (kind == "cuda" and index.isdigit())
         require(ok, "device", self.device, "cpu, cuda or cuda:N")
+
+
+def seen_positions(config: TrainConfig, seq_len: int) -> int:
+    """How many positions of each sequence are trained on; at least BOS and one token."""
+    return max(2, round(config.positions * seq_len))
 
 
 class TrainResult(NamedTuple):
@@ -177,7 +185,8 @@ def train(
 
 def run_steps(sae, store, directory, config, run, learnable, progress) -> dict[str, Any]:
     """The loop of :func:`train`; returns the last line of the log."""
-    batch_size = config.batch_tokens // store.seq_len
+    length = seen_positions(config, store.seq_len)
+    batch_size = config.batch_tokens // length
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     torch.manual_seed(config.seed)
@@ -212,7 +221,7 @@ def run_steps(sae, store, directory, config, run, learnable, progress) -> dict[s
             lr = learning_rate(step, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = store.batch("train", sampler.next_indices(), config.device)
+            batch = store.batch("train", sampler.next_indices(), config.device).first(length)
             try:
                 terms, norm = training_step(sae, batch, optimizer, config)
             except FloatingPointError as error:
@@ -229,7 +238,7 @@ def run_steps(sae, store, directory, config, run, learnable, progress) -> dict[s
             if test is not None and (done % config.eval_every == 0 or done == config.steps):
                 extra |= held_out(sae, test, mean_D)
             if extra or done % config.log_every == 0 or done == config.steps:
-                tokens = done * batch_size * store.seq_len
+                tokens = done * batch_size * length
                 row = {"step": done, "phase": phase.name, "tokens": tokens, "lr": lr}
                 row |= {"grad_norm": float(norm), "dead": int(sae.dead_latents().sum())}
                 row |= {name: float(value) for name, value in terms.items()} | extra
@@ -264,10 +273,11 @@ def check_fit(sae: SAE, store, config: TrainConfig) -> None:
             f"The SAE comes from world {sae.meta.get('world')!r} (fingerprint {known[:12]}), the "
             f"store from {store.world!r} ({store.fingerprint[:12]}): use the store it came from."
         )
-    size, n_train = config.batch_tokens // store.seq_len, store.n_sequences("train")
+    length = seen_positions(config, store.seq_len)
+    size, n_train = config.batch_tokens // length, store.n_sequences("train")
     if not 1 <= size <= n_train:
         raise UserError(
-            f"batch_tokens={config.batch_tokens} makes {size} sequences of {store.seq_len} tokens "
+            f"batch_tokens={config.batch_tokens} makes {size} sequences of {length} tokens "
             f"a batch, and the store has {n_train}: choose between 1 and {n_train} sequences."
         )
     if config.eval_every and store.n_sequences("test") == 0:

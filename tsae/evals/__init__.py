@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from tsae.evals.boundaries import learned_boundaries
 from tsae.evals.consistency import Consistency, context_stability
 from tsae.evals.core import Core, splice
+from tsae.evals.extras import EXTRAS
 from tsae.evals.nulls import EmaNull, ShuffledNull, best_ema
 from tsae.evals.recovery import Recovery
 from tsae.evals.stats import Interval, mean_standard_error, over_seeds, paired_bootstrap
@@ -22,6 +23,7 @@ from tsae.evals.temporal import Temporal
 from tsae.evals.tokens import Tokens, latent_groups
 
 __all__ = [
+    "EXTRAS",
     "FAMILIES",
     "EmaNull",
     "Interval",
@@ -53,6 +55,8 @@ class Tables:
     """Columns source, target, count, support, lift."""
     latents: dict[str, int] = field(default_factory=dict)
     """``scale:label=class`` → the latent that recovers it best on the selection documents."""
+    further: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Tables that only some families give, by name."""
 
 
 def evaluate(sae: Any, store: Any, world: Any = None, **options: Any) -> Tables:
@@ -67,6 +71,7 @@ def evaluate_many(
     world: Any = None,
     *,
     families: tuple[str, ...] | None = None,
+    family_options: Mapping[str, Mapping[str, Any]] | None = None,
     limit_tokens: int = 60_000,
     selection_tokens: int = 60_000,
     splice_tokens: int = 20_000,
@@ -82,7 +87,8 @@ def evaluate_many(
     Scores come from the first ``limit_tokens`` valid tokens of the test split; latents are chosen
     on the first ``selection_tokens`` of the train split. The model's own residuals and logits
     (``splice``, ``context``) are computed once for all SAEs. ``families``: by default all that the
-    inputs allow (those that run the model need ``world``, recovery needs labels in the store).
+    inputs allow (those that run the model need ``world``, recovery needs labels in the store) but
+    none of :data:`EXTRAS`, which run when named, with the options that ``family_options`` gives.
 
     Raises ValueError for an unknown family, or one whose input is missing.
     """
@@ -93,9 +99,10 @@ def evaluate_many(
             if (world is not None or f not in ("splice", "context"))
             and (store.label_specs or f != "recovery")
         )
-    unknown = [f for f in families if f not in FAMILIES]
-    if unknown:
-        raise ValueError(f"families has {unknown[0]!r}; allowed are {', '.join(FAMILIES)}")
+    known = (*FAMILIES, *EXTRAS)
+    for given, what in ((families, "families"), (family_options or {}, "family_options")):
+        if unknown := [f for f in given if f not in known]:
+            raise ValueError(f"{what} has {unknown[0]!r}; allowed are {', '.join(known)}")
     needs_world = [f for f in families if f in ("splice", "context")]
     if needs_world and world is None:
         raise ValueError(f"family {needs_world[0]!r} runs the model; give world=")
@@ -128,6 +135,16 @@ def evaluate_many(
             tables[name].documents = pd.concat(
                 [tables[name].documents, documents], ignore_index=True
             )
+    reading = {"limit_tokens": limit_tokens, "selection_tokens": selection_tokens, "seed": seed}
+    reading |= {"batch_size": batch_size, "device": device, "progress": progress}
+    for family in (f for f in families if f in EXTRAS):
+        options = {**reading, **(family_options or {}).get(family, {})}
+        for name, found in EXTRAS[family](saes, store, world, **options).items():
+            here = tables[name]
+            here.results += found.rows
+            if found.documents is not None:
+                here.documents = pd.concat([here.documents, found.documents], ignore_index=True)
+            here.further |= found.tables or {}
     return tables
 
 

@@ -1,8 +1,9 @@
 """The valid tokens of a batch, flattened, with where time may not be crossed."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -110,3 +111,14 @@ def latent_groups(sae: Any, n_latents: int, device: str | torch.device) -> dict[
 def row(metric: str, group: str, value: float, n: int) -> dict[str, Any]:
     """One row of the tidy results table; ``n`` is how many cases the value rests on."""
     return {"metric": metric, "group": group, "value": float(value), "n": int(n)}
+
+
+class Measured(NamedTuple):
+    """What a family of :data:`tsae.evals.extras.EXTRAS` found for one SAE."""
+
+    rows: list[dict[str, Any]]
+    """Rows of metric, group, value, n."""
+    documents: pd.DataFrame | None = None
+    """Rows of doc, metric, group, num, den, for the paired bootstrap."""
+    tables: dict[str, pd.DataFrame] | None = None
+    """Further tidy tables by name, for figures: edges, matrices, curves."""

@@ -14,7 +14,8 @@ from tsae.experiments.training import keys_of, run_training
 from tsae.pipeline.rows import label_rows
 from tsae.saes import SAE
 
-STATIC = ("l1", "topk", "batchtopk", "jumprelu", "matryoshka")
+STATIC = ("l1", "topk", "batchtopk", "jumprelu", "matryoshka", "contrastive")
+"""Variants that encode each token by itself, to which shuffling a window does nothing."""
 ABLATION_FAMILIES = ("core", "temporal", "recovery")
 
 
@@ -43,15 +44,7 @@ def run_evaluation(
     """``results``, ``documents`` and ``dwell`` of several SAEs and of their nulls."""
     everything = add_nulls(found, setting.store, null_window, null_tokens)
     tables = evals.evaluate_many(everything, setting.store, setting.world, **options)
-    frames: dict[str, list[pd.DataFrame]] = {"results": [], "documents": [], "dwell": []}
-    for label, sae in everything.items():
-        keys = keys_of(sae)
-        frames["results"].append(label_rows(tables[label].results, **keys))
-        for name in ("documents", "dwell"):
-            table = getattr(tables[label], name)
-            if len(table):
-                frames[name].append(table.assign(**keys)[[*keys, *table.columns]])
-    joined = {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items() if parts}
+    joined = join(everything, tables)
     joined["heatmap"] = heatmap_rows(setting, found, {k: t.latents for k, t in tables.items()})
     return joined
 
@@ -61,6 +54,8 @@ def run_ablations(
     directory: str | Path,
     grid: Iterable[Mapping[str, Any]],
     *,
+    families: tuple[str, ...] = ABLATION_FAMILIES,
+    family_options: Mapping[str, Mapping[str, Any]] | None = None,
     limit_tokens: int = 60_000,
     selection_tokens: int = 60_000,
     progress: bool = True,
@@ -69,9 +64,10 @@ def run_ablations(
     """Train every run of ``grid`` in a directory of its own and evaluate it, nulls aside.
 
     Each entry holds the arguments of :func:`run_training`; its ``ablation`` names what differs
-    from the base run. Returns ``results`` and ``documents``.
+    from the base run. ``families``: what is measured. Returns ``results``, ``documents`` and the
+    further tables of the families.
     """
-    found, frames = {}, {"results": [], "documents": []}
+    found = {}
     for number, run in enumerate(grid):
         given = {**train_options, **run}
         place = Path(directory) / f"run-{number:02d}"
@@ -80,18 +76,27 @@ def run_ablations(
     tables = evals.evaluate_many(
         found,
         setting.store,
-        families=tuple(
-            f for f in ABLATION_FAMILIES if setting.store.label_specs or f != "recovery"
-        ),
+        setting.world,
+        families=tuple(f for f in families if setting.store.label_specs or f != "recovery"),
+        family_options=family_options,
         limit_tokens=limit_tokens,
         selection_tokens=selection_tokens,
         progress=progress,
     )
+    return join(found, tables)
+
+
+def join(found: Mapping[str, Any], tables: Mapping[str, evals.Tables]) -> dict[str, pd.DataFrame]:
+    """The tables of all SAEs one below the other, each row with the keys of its run."""
+    frames: dict[str, list[pd.DataFrame]] = {}
     for label, sae in found.items():
-        keys = keys_of(sae)
-        frames["results"].append(label_rows(tables[label].results, **keys))
-        table = tables[label].documents
-        frames["documents"].append(table.assign(**keys)[[*keys, *table.columns]])
+        keys, here = keys_of(sae), tables[label]
+        frames.setdefault("results", []).append(label_rows(here.results, **keys))
+        named = {"documents": here.documents, "dwell": here.dwell, **here.further}
+        for name, table in named.items():
+            if len(table):
+                whole = table.assign(**keys)[[*keys, *table.columns]]
+                frames.setdefault(name, []).append(whole)
     return {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
 
 
