@@ -48,14 +48,14 @@ def results() -> pd.DataFrame:
                 add("alive", 0.9)
                 add("smoothness", 0.14 / slow)
                 add("smoothness_null", 0.2)
-                add("half_life", 1.4 * slow)
+                add("mean_dwell", 1.4 * slow)
                 add("births_per_100", 400 / slow)
                 add("boundary_f1", 0.6)
                 add("boundary_f1_null", 0.2)
                 if variant == "conv":
                     for group, factor in (("fast", 1.2), ("sentence", 0.8), ("document", 0.4)):
                         add("smoothness", 0.09 * factor, group)
-                        add("half_life", 2 / factor, group)
+                        add("mean_dwell", 2 / factor, group)
                 for scale, f1 in zip(SCALES, (0.4, 0.5, 0.7), strict=True):
                     add("recovery_f1", f1 * (1.2 if variant == "conv" else 1), scale)
                     add("recovery_f1_matched", 0.2, scale)
@@ -68,7 +68,7 @@ def results() -> pd.DataFrame:
                 ("fve", "all", rng.uniform(0.92, 0.96)),
                 ("recovery_f1", "document", rng.uniform(0.4, 0.5)),
                 ("smoothness", "all", rng.uniform(0.08, 0.12)),
-                ("half_life", "all", rng.uniform(1.8, 2.6)),
+                ("mean_dwell", "all", rng.uniform(1.8, 2.6)),
             )
         ]
     for variant in ("topk", "conv"):

@@ -53,7 +53,7 @@ def test_both_worlds_are_panels(name):
         ("pareto", "l0"),
         ("smoothness", "smoothness"),
         ("smoothness", "smoothness_null"),
-        ("smoothness", "half_life"),
+        ("smoothness", "mean_dwell"),
         ("recovery", "recovery_f1"),
         ("recovery", "recovery_f1_matched"),
         ("unlearning", "unlearn_forget_accuracy"),
@@ -92,8 +92,11 @@ def test_pareto_puts_the_mean_over_seeds_where_it_belongs():
     ]
     axes = figures.pareto(pd.DataFrame(rows)).axes[0]
     seeds, mean = axes.get_lines()
-    assert np.allclose(sorted(seeds.get_xydata().tolist()), [[10, 0.9], [14, 0.96]])
-    assert np.allclose(mean.get_xydata(), [[12, 0.93]])
+    assert np.allclose(sorted(seeds.get_xydata().tolist()), [[10, 0.1], [14, 0.04]])
+    assert np.allclose(mean.get_xydata(), [[12, 0.07]])
+    labels = [tick.get_text() for tick in axes.get_yticklabels()]
+    heights = dict(zip(labels, axes.get_yticks(), strict=True))
+    assert np.isclose(heights["0.95"], 0.05)  # 1 - FVE, labelled with FVE
 
 
 def test_an_l0_sweep_is_a_line_in_pareto_and_no_ablation():

@@ -189,7 +189,7 @@ def test_escape_and_used():
 
 
 def test_a_number_the_paper_uses_and_the_results_lack_is_an_error_but_at_smoke_size():
-    paper = r"\numMicroworldTopkFve \numNowhere \factTokens"
+    paper = r"\numMicroworldTopkFve \numNowhere \factTokens \factCommit \fullNumElsewhere"
     given = {"tokens": 1_000_000, "commit": "a_b"}
     table = pd.concat([THREE, frame(("microworld", "topk", 0, "l0", "all", 10))])
     with pytest.raises(UserError, match=r"uses 1 number\(s\).*\\numNowhere\)"):

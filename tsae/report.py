@@ -12,16 +12,18 @@ from tsae.files import atomic, read_json
 from tsae.pipeline.rows import merge
 from tsae.tables import tidy
 
+FURTHER_FIGURES = ()
+FURTHER_TABLES = ()
+"""Modules whose ``drawn`` and ``made`` give what the tables allow, and nothing where they lack
+the rows."""
 PAPER = Path(__file__).resolve().parents[1] / "paper"
 TABLES = ("results", "documents", "dwell", "heatmap")
-KEPT = ("results", "curves", "dwell", "heatmap", "differences", "facts")
-"""Tables small enough to be committed; the per-document rows stay with their stages."""
 
 
 def gather(stage_dirs: Iterable[str | Path]) -> dict[str, pd.DataFrame]:
     """The tables of all stages, merged, and the training curves of those that trained."""
     directories = [Path(directory) for directory in stage_dirs]
-    found = {name: merge(directories, name) for name in TABLES}
+    found = {name: merge(directories, name) for name in [*TABLES, *further(directories)]}
     found["heatmap"] = one_run_each(
         merge([d], "heatmap") for d in with_table(directories, "heatmap")
     )
@@ -29,6 +31,12 @@ def gather(stage_dirs: Iterable[str | Path]) -> dict[str, pd.DataFrame]:
     found["curves"] = read_curves(trained)
     found["facts"] = facts(trained)
     return found
+
+
+def further(directories: Iterable[Path]) -> list[str]:
+    """Names of the tables that only some families or stages give."""
+    names = {file.stem for directory in directories for file in directory.glob("*.parquet")}
+    return sorted(names - set(TABLES))
 
 
 def with_table(directories: Iterable[Path], name: str) -> list[Path]:
@@ -59,8 +67,9 @@ def facts(directories: Iterable[str | Path]) -> pd.DataFrame:
 
 
 def write_tables(found: Mapping[str, pd.DataFrame], directory: str | Path) -> None:
-    """Each table of :data:`KEPT` as ``directory/<name>.parquet``."""
-    for name in KEPT:
+    """Each table as ``directory/<name>.parquet``; the per-document rows, which are many, stay with
+    their stages."""
+    for name in set(found) - {"documents"}:
         with atomic(Path(directory) / f"{name}.parquet") as temporary:
             found[name].to_parquet(temporary, index=False, compression="zstd")
 
@@ -80,6 +89,8 @@ def drawings(found: Mapping[str, pd.DataFrame], smoke: bool) -> dict[str, Figure
         drawn["unlearning"] = figures.unlearning(results, smoke=smoke)
     if (results["ablation"] != "").any():
         drawn["ablation"] = figures.ablation(results, smoke=smoke)
+    for family in FURTHER_FIGURES:
+        drawn |= family.drawn(found, smoke)
     return drawn
 
 
@@ -98,20 +109,22 @@ def write_latex(
     directory: str | Path,
     smoke: bool,
     partial: bool = False,
+    part: str = "",
     paper: str | Path = PAPER,
 ) -> list[str]:
-    """The LaTeX tables and ``numbers.tex`` that ``paper/main.tex`` reads; returns their names.
+    """The LaTeX tables and ``numbers.tex`` that one ``part`` of the paper reads; returns their
+    names.
 
     Raises :class:`~tsae.errors.UserError` when the paper uses a number that the results do not
     hold; a ``partial`` run, which leaves out worlds or stages, says so in print instead.
     """
     paper, results = Path(paper), found["results"]
     given = {f"{row.world} {row.key}": row.value for row in found["facts"].itertuples()}
-    source = (paper / "main.tex").read_text(encoding="utf-8")
+    source = "".join(file.read_text(encoding="utf-8") for file in sorted(paper.glob("*.tex")))
     reference = pd.read_csv(paper / "reference_numbers.csv", dtype=str)
     made = {
         "numbers": tables.numbers_tex(
-            results, found["differences"], source, given, smoke=smoke, partial=partial
+            results, found["differences"], source, given, smoke, partial, part
         ),
         "table_main": tables.main_table(results, smoke=smoke),
         "table_recovery": tables.recovery_table(results, found["differences"], smoke=smoke),
@@ -119,6 +132,8 @@ def write_latex(
     }
     if (results["ablation"] != "").any():
         made["table_ablation"] = tables.ablation_table(results, smoke=smoke)
+    for family in FURTHER_TABLES:
+        made |= family.made(found, smoke)
     for name, text in made.items():
         with atomic(Path(directory) / f"{name}.tex") as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -44,6 +44,18 @@ class Batch:
             {name: label_BT.to(device) for name, label_BT in self.labels.items()},
         )
 
+    def first(self, length: int) -> "Batch":
+        """The same sequences up to their first ``length`` positions."""
+        if length >= self.tokens_BT.shape[1]:
+            return self
+        return Batch(
+            self.x_BTD[:, :length],
+            self.tokens_BT[:, :length],
+            self.doc_BT[:, :length],
+            SequenceContext(*(part[:, :length] for part in self.context)),
+            {name: label_BT[:, :length] for name, label_BT in self.labels.items()},
+        )
+
 
 class ActivationStore:
     r"""The activations of one world at one layer, as ``harvest`` left them.

@@ -1,11 +1,15 @@
 """Reconstruction at a given sparsity: the Pareto picture, and what each ablation costs."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from tsae.errors import UserError
 from tsae.figures import style
 from tsae.tables import tidy
+
+FVE_TICKS = (0.0, 0.2, 0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 
 
 @style.styled
@@ -13,12 +17,14 @@ def pareto(results: pd.DataFrame) -> Figure:
     """FVE against L0, a panel a world: up and to the left is better.
 
     Large marker: mean over seeds; small ones: the seeds; a line joins the runs of an L0 sweep
-    (ablation ``k=16`` and the like). Nulls are hollow. Needs metrics ``fve`` and ``l0``, group
+    (ablation ``k=16`` and the like, with ``base`` where the sweep has a budget of its own). Nulls are hollow. The scale is logarithmic in 1 − FVE, so
+    that a null that explains little does not squeeze the rest. Needs metrics ``fve`` and ``l0``, group
     all. Raises :class:`~tsae.errors.UserError` that names the missing metric.
     """
     frame = tidy.prepare(results)
     swept = frame["ablation"].str.match(tidy.SWEEP)
-    frame = frame[(frame["ablation"] == "") | swept]
+    bases = frame["ablation"].eq(tidy.BASE) & frame["system"].isin(frame.loc[swept, "system"])
+    frame = frame[(frame["ablation"] == "") | swept | bases]
     keys = ["world", "system", "ablation", "seed"]
     points = tidy.pick(frame, "l0")[[*keys, "value"]].rename(columns={"value": "l0"})
     points = points.merge(tidy.pick(frame, "fve")[[*keys, "value"]], on=keys)
@@ -29,16 +35,30 @@ def pareto(results: pd.DataFrame) -> Figure:
         for system in systems:
             here = points[(points["world"] == world) & (points["system"] == system)]
             look = style.look(system)
+            here = here.assign(value=1 - here["value"])
             panel.plot(here["l0"], here["value"], **{**look, "linestyle": "none", "ms": 2})
             means = here.groupby("ablation")[["l0", "value"]].mean().sort_values("l0")
-            panel.plot(means["l0"], means["value"], **look, ms=4.5)
-        here = points.loc[points["world"] == world, "l0"]
-        style.log_steps(panel, here.min(), here.max())
+            apart = means.index.isin([""]) & (tidy.BASE in means.index)
+            for line in (means[~apart], means[apart]):
+                if len(line):
+                    panel.plot(line["l0"], line["value"], **look, ms=4.5)
+        here = points[points["world"] == world]
+        style.log_steps(panel, here["l0"].min(), here["l0"].max())
+        unexplained_scale(panel, 1 - here["value"].max(), 1 - here["value"].min())
         style.title(panel, world)
         panel.set_xlabel("L0 (latents per token)")
     axes[0, 0].set_ylabel("fraction of variance explained")
     style.legend(figure, systems, style.legend_columns(systems))
     return figure
+
+
+def unexplained_scale(axes: Axes, low: float, high: float) -> None:
+    """A y axis of 1 − FVE from ``high`` (bottom) to ``low``, logarithmic, labelled with FVE."""
+    axes.set_yscale("log")
+    axes.set_ylim(high * 1.3, low / 1.3)
+    shown = [f for f in FVE_TICKS if low / 1.3 <= 1 - f <= high * 1.3]
+    axes.set_yticks([1 - f for f in shown], [f"{f:g}" for f in shown])
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 @style.styled

@@ -1,4 +1,4 @@
-"""How codes move in time: smoothness, half-life and dwell times, each beside its nulls."""
+"""How codes move in time: smoothness, mean dwell and dwell times, each beside its nulls."""
 
 import numpy as np
 import pandas as pd
@@ -15,17 +15,17 @@ GROUP_MARKERS = {"fast": "<", "sentence": "|", "document": ">"}
 
 @style.styled
 def smoothness(results: pd.DataFrame) -> Figure:
-    """Smoothness and half-life by variant, two panels a world.
+    """Smoothness and mean dwell by variant, two panels a world.
 
     Bar: mean over seeds; dots: seeds; hatched: nulls; the vertical tick on a smoothness bar is
     the same codes with their tokens shuffled (``smoothness_null``). Where a variant keeps groups
     of latents, ``<`` is its fast, ``|`` its sentence and ``>`` its document group. Needs metrics
-    ``smoothness``, ``smoothness_null`` and ``half_life`` (tokens), group all.
+    ``smoothness``, ``smoothness_null`` and ``mean_dwell`` (tokens), group all.
     """
     frame = tidy.main(tidy.prepare(results))
     measured = (
         ("smoothness", "smoothness (lower: smoother)"),
-        ("half_life", "half-life (tokens)"),
+        ("mean_dwell", "mean dwell (tokens)"),
     )
     worlds = tidy.ordered(frame["world"])
     null = tidy.pick(frame, "smoothness_null")

@@ -74,7 +74,8 @@ def execute(stage: Stage, root: str | Path) -> dict[str, Any]:
         if stage.notebook:
             run_notebook(stage, root)
         else:
-            paper.build(root, directory, root / stage.parameters["figures_dir"])
+            given = stage.parameters
+            paper.build(root, directory, root / given["figures_dir"], given["part"])
     except Exception as error:
         line, details = describe(error)
         line = f"stage {stage.name}: {line}"

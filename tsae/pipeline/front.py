@@ -33,7 +33,8 @@ def run_all(name: str, root: Path, cores: int, overrides: Mapping[str, Any]) -> 
     """
     clock = time.monotonic()
     path = profile.find(name, root)
-    canonical = bool(profile.read(path, overrides).get("canonical", False))
+    settings = profile.read(path, overrides)
+    canonical, part = bool(settings.get("canonical", False)), settings.get("part", "")
     stages = plan(path, root, overrides)
     with only_run(root / "results" / name, name) as lock:
         for stage in stages:
@@ -59,7 +60,7 @@ def run_all(name: str, root: Path, cores: int, overrides: Mapping[str, Any]) -> 
             print(line, file=sys.stderr)
         if missing and shutil.disk_usage(root / "results" / name).free < ROOM_FOR_A_LOG:
             raise UserError(FULL_DISK)
-        written = paper.publish(wanted, root, canonical)
+        written = paper.publish(wanted, root, canonical, part)
     if missing:
         log = f"results/{name}/snakemake.log"
         waiting = len(missing) - len(failed)
@@ -76,7 +77,7 @@ def run_all(name: str, root: Path, cores: int, overrides: Mapping[str, Any]) -> 
     if skipped:
         print(skipped)
     elif todo or written:
-        print(f"The paper is {'' if canonical else f'results/{name}/'}paper/main.pdf")
+        print(f"The paper is {'' if canonical or part else f'results/{name}/'}paper/main.pdf")
 
 
 def failure(stage: Stage, root: Path) -> str:

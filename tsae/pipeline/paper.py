@@ -9,7 +9,7 @@ from pathlib import Path
 from tsae.errors import UserError
 from tsae.files import atomic
 from tsae.pipeline import notebooks
-from tsae.pipeline.stages import Stage, paper_sources
+from tsae.pipeline.stages import Stage, other_parts, paper_sources
 
 REPRODUCIBLE = {"SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1"}
 LATEX_SECONDS = 300
@@ -20,20 +20,23 @@ def tex_is_here() -> bool:
     return bool(shutil.which("latexmk") and shutil.which("pdflatex"))
 
 
-def build(root: Path, directory: Path, figures_dir: Path) -> None:
+def build(root: Path, directory: Path, figures_dir: Path, part: str = "") -> None:
     """Make ``directory/main.pdf`` with latexmk, bit for bit the same each time.
 
     The sources of ``paper/`` are copied beside ``figures/`` and ``generated/`` of the figures
-    stage and compiled there. Raises :class:`UserError` with LaTeX's first complaint.
+    stage, which fill one ``part`` of the paper (by default the main one); the other parts come from
+    what is committed. Raises :class:`UserError` with LaTeX's first complaint.
     """
     if not tex_is_here():
         raise UserError("latexmk or pdflatex is missing; install TeX (see README) and run again.")
     for source in paper_sources(root):
         shutil.copyfile(source, directory / source.name)
-    for name in ("figures", "generated"):
+    shown = {"figures": root / "figures", "generated": root / "paper" / "generated"}
+    for name, committed in shown.items():
         shutil.rmtree(directory / name, ignore_errors=True)
-        if (figures_dir / name).is_dir():
-            shutil.copytree(figures_dir / name, directory / name)
+        for file in other_parts(committed, part):
+            copy(file, directory / name / file.name)
+        copy(figures_dir / name, directory / name / part)
     command = ["latexmk", "-pdf", "-gg", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
     with open(directory / "latex.log", "wb") as log:
         done = subprocess.run(
@@ -55,16 +58,29 @@ def build(root: Path, directory: Path, figures_dir: Path) -> None:
             rest.unlink()
 
 
-def published(stages: Sequence[Stage], root: Path, canonical: bool) -> Iterator[tuple[Path, Path]]:
+def copy(source: Path, target: Path) -> None:
+    """A file or a folder into ``target``, whose folders are made; nothing if it is missing."""
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    elif source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def published(
+    stages: Sequence[Stage], root: Path, canonical: bool, part: str = ""
+) -> Iterator[tuple[Path, Path]]:
     """(file of a finished stage, place where readers look for it) for everything that is shown.
 
-    The canonical profile fills ``figures/``, ``paper/generated/`` and ``paper/main.pdf``, any
-    other one ``results/<profile>/figures`` and ``results/<profile>/paper``. Merged tables and
-    executed notebooks go to ``results/<profile>/``.
+    The canonical profile fills ``figures/``, ``paper/generated/`` and ``paper/main.pdf``; one with
+    a ``part`` the folders of that name in the first two, and ``paper/main.pdf``; any other one
+    ``results/<profile>/figures`` and ``results/<profile>/paper``. Merged tables and executed
+    notebooks go to ``results/<profile>/``.
     """
     results = root / Path(stages[0].directory).parents[1]
-    figures = root / "figures" if canonical else results / "figures"
-    paper = root / "paper" if canonical else results / "paper"
+    shown = canonical or bool(part)
+    figures = (root / "figures" if shown else results / "figures") / part
+    paper = root / "paper" if shown else results / "paper"
     for stage in stages:
         directory = root / stage.directory
         if not (root / stage.manifest).is_file():
@@ -79,13 +95,13 @@ def published(stages: Sequence[Stage], root: Path, canonical: bool) -> Iterator[
             for file in sorted(directory.glob("figures/*.*")):
                 yield file, figures / file.name
             for file in sorted(directory.glob("generated/*.*")):
-                yield file, paper / "generated" / file.name
+                yield file, paper / "generated" / part / file.name
 
 
-def publish(stages: Sequence[Stage], root: Path, canonical: bool) -> int:
+def publish(stages: Sequence[Stage], root: Path, canonical: bool, part: str = "") -> int:
     """Copy what differs from its published place; return how many files were written."""
     written = 0
-    for source, place in published(stages, root, canonical):
+    for source, place in published(stages, root, canonical, part):
         content = notebooks.tidy_bytes(source) if source.suffix == ".ipynb" else source.read_bytes()
         if place.is_file() and place.read_bytes() == content:
             continue

@@ -10,7 +10,7 @@ import yaml
 from tsae.errors import UserError
 
 PROFILE_KEYS = {
-    "about", "canonical", "threads", "seeds", "variants", "worlds", "figures", "seconds",
+    "about", "canonical", "part", "threads", "seeds", "variants", "worlds", "figures", "seconds",
 }  # fmt: skip
 WORLD_KEYS = {
     "world", "label", "seed", "seeds", "layer", "options", "tokens", "sae", "train", "variants",

@@ -187,18 +187,28 @@ def paper_sources(root: Path) -> list[Path]:
     return sorted(file for file in (root / "paper").glob("*.*") if file.suffix in kinds)
 
 
+def other_parts(folder: Path, part: str) -> list[Path]:
+    """What a committed folder of figures or tables holds of the parts other than ``part``: each
+    part is a folder of its own, the main one (``""``) the files beside them."""
+    found = sorted(folder.glob("*"))
+    return [path for path in found if path.name != part and (path.is_dir() or part)]
+
+
 def paper_stage(planner: Planner) -> Stage | None:
     """The stage that turns paper/main.tex and the figures' stage into a PDF; None without it."""
     figures = planner.stages[-1]
     sources = paper_sources(planner.root)
     if not any(file.name == "main.tex" for file in sources):
         return None
-    content = {file.name: fingerprint.path_fingerprint(file) for file in sources}
+    root, part = planner.root, planner.profile.get("part", "")
+    for folder in (root / "figures", root / "paper" / "generated"):
+        sources += other_parts(folder, part)
+    content = {str(file.relative_to(root)): fingerprint.path_fingerprint(file) for file in sources}
     digest = fingerprint.of_parameters(figures.directory, content)
     return Stage(
         name="paper",
         notebook="",
-        parameters={"figures_dir": figures.directory},
+        parameters={"figures_dir": figures.directory, "part": part},
         inputs=(figures.name,),
         directory=f"results/{planner.name}/paper/main-{digest[:12]}",
         fingerprint=digest,

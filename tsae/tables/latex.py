@@ -13,7 +13,7 @@ MAIN = (
     ("alive", "Alive"),
     ("smoothness", r"Smoothness $\downarrow$"),
     ("smoothness_null", "same, shuffled"),
-    ("half_life", "Half-life"),
+    ("mean_dwell", "Mean dwell"),
     ("births_per_100", "Births/100"),
 )
 ABLATION = (
@@ -21,7 +21,7 @@ ABLATION = (
     ("fve", "all", "FVE"),
     ("recovery_f1", "document", "Doc.\\ F1"),
     ("smoothness", "all", "Smooth."),
-    ("half_life", "all", "Half-life"),
+    ("mean_dwell", "all", "Mean dwell"),
 )
 REFERENCE = ("system", "setting", "metric", "value", "source")
 SPECIAL = {
@@ -113,7 +113,7 @@ def main_table(results: pd.DataFrame, smoke: bool = False) -> str:
             body.append(" & ".join([escape(tidy.display(system)), *cells]) + r"\\")
     caption = (
         rf"{seeds_note(frame)} $\dagger$: L0 more than {tidy.MATCHED:.0%}".replace("%", r"\%")
-        + r" away from TopK's, so not comparable at equal sparsity. Half-life in tokens; births "
+        + r" away from TopK's, so not comparable at equal sparsity. Mean dwell in tokens; births "
         "per 100 tokens. Below the rule: nulls, in which nothing temporal is learned."
     )
     return floated(body, "l" + "r" * len(MAIN), caption, "main", smoke)

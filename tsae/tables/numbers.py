@@ -10,6 +10,9 @@ of ``conv`` on ``microworld`` is ``\numMicroworldConvFve``, ``recovery_f1`` at d
 is a phrase with a difference and its interval; ``\verdict`` + world + system + ``Unlearn`` +
 strategy tells the best setting; ``\best`` + world + metric [+ group] names the system with the
 highest mean; ``\fact`` + key is a fact of the run handed in by the pipeline.
+
+A profile that fills one part of the paper puts that part's name before each: the ``full``
+profile's FVE is ``\fullNumMicroworldConvFve``. Only macros that the paper uses are written.
 """
 
 import re
@@ -171,10 +174,17 @@ def facts(given: Mapping[str, object]) -> dict[str, str]:
     return macros
 
 
-def used(source: str) -> set[str]:
-    r"""The ``\num``, ``\verdict``, ``\best``, ``\fact`` macros in a source, comments aside."""
+def used(source: str, part: str = "") -> set[str]:
+    r"""The ``\num``, ``\verdict``, ``\best``, ``\fact`` macros of one part of the paper in a
+    source, comments aside."""
     text = re.sub(r"(?<!\\)%.*", "", source)
-    return set(re.findall(rf"\\((?:{'|'.join(KINDS)})[A-Z][A-Za-z]*)", text))
+    kinds = "|".join(named(kind, part) for kind in KINDS)
+    return set(re.findall(rf"\\((?:{kinds})[A-Z][A-Za-z]*)", text))
+
+
+def named(macro: str, part: str) -> str:
+    """The macro's name in a part: ``num…`` is ``fullNum…`` in ``full``."""
+    return part + macro[0].upper() + macro[1:] if part else macro
 
 
 def numbers_tex(
@@ -184,19 +194,23 @@ def numbers_tex(
     given: Mapping[str, object] | None = None,
     smoke: bool = False,
     partial: bool = False,
+    part: str = "",
 ) -> str:
-    r"""The text of ``generated/numbers.tex``: every macro, sorted, one ``\newcommand`` a line.
+    r"""The text of ``generated/numbers.tex``: every macro in use, sorted, one a line.
 
-    ``main_tex`` is the source of the paper. A macro that it uses and the results do not give is a
-    :class:`~tsae.errors.UserError` that names it. A ``partial`` run, one that leaves out worlds or
-    stages, prints "not measured in this run" there instead; smoke runs are partial.
+    ``main_tex`` is the source of the paper, ``part`` the part of it that is filled. A macro that
+    it uses and the results do not give is a :class:`~tsae.errors.UserError` that names it. A
+    ``partial`` run, one that leaves out worlds or stages, prints "not measured in this run" there
+    instead; smoke runs are partial.
     ``\ifsmoke`` and ``\ifpartial`` tell the paper which it is.
     """
     matched = tidy.matched_l0(tidy.prepare(results))
     macros = values(results) | verdicts(differences, matched)
     macros |= best(results) | forgotten(results)
     macros |= facts(given or {})
-    missing = sorted(used(main_tex) - set(macros))
+    macros = {named(name, part): text for name, text in macros.items()}
+    wanted = used(main_tex, part)
+    missing = sorted(wanted - set(macros))
     partial = partial or smoke
     if missing and not partial:
         names = ", ".join("\\" + name for name in missing)
@@ -206,7 +220,7 @@ def numbers_tex(
         )
     macros |= dict.fromkeys(missing, r"\textit{[not measured in this run]}")
     lines = ["% Made from the results by tsae.tables.numbers_tex; do not edit."]
-    for name, value in (("smoke", smoke), ("partial", partial)):
+    for name, value in () if part else (("smoke", smoke), ("partial", partial)):
         lines += [rf"\newif\if{name}", rf"\{name}{str(value).lower()}"]
-    lines += [rf"\newcommand{{\{name}}}{{{macros[name]}}}" for name in sorted(macros)]
+    lines += [rf"\newcommand{{\{name}}}{{{macros[name]}}}" for name in sorted(wanted)]
     return "\n".join(lines) + "\n"

@@ -156,7 +156,7 @@ def number(metric: str, value: float, like: float | None = None) -> str:
         return r"$\infty$" if value > 0 else r"$-\infty$"
     if size >= 1000:
         return f"{value:,.0f}".replace(",", r"\,").replace("-", "$-$")
-    places = 1 if metric in {"l0", "half_life"} or size >= 10 else 3
+    places = 1 if metric in {"l0", "half_life", "mean_dwell"} or size >= 10 else 3
     return f"{value:.{places}f}".replace("-", "$-$")
 
 
