@@ -10,6 +10,7 @@ from tiny_project import PARAMETERS, finished, make_root, world, write_notebook,
 from tsae.errors import UserError
 from tsae.pipeline import label_rows, merge, notebooks, paper, plan
 from tsae.pipeline.execution import duration, remaining
+from tsae.pipeline.stages import other_parts
 
 KEYS = dict(world="microworld", layer=2, variant="topk", act="topk", seed=0)
 
@@ -212,13 +213,16 @@ def test_tidy_keeps_outputs_and_drops_what_differs_run_by_run():
 
 
 @pytest.mark.parametrize(
-    "canonical, figure, number",
+    "canonical, part, figure, number",
     [
-        (True, "figures/f.pdf", "paper/generated/numbers.tex"),
-        (False, "results/tiny/figures/f.pdf", "results/tiny/paper/generated/numbers.tex"),
+        (True, "", "figures/f.pdf", "paper/generated/numbers.tex"),
+        (False, "more", "figures/more/f.pdf", "paper/generated/more/numbers.tex"),
+        (False, "", "results/tiny/figures/f.pdf", "results/tiny/paper/generated/numbers.tex"),
     ],
 )
-def test_only_the_canonical_profile_writes_the_shown_files(tmp_path, canonical, figure, number):
+def test_only_profiles_that_fill_the_paper_write_the_shown_files(
+    tmp_path, canonical, part, figure, number
+):
     stage = plan(make_root(tmp_path, {"worlds": [world()]}), tmp_path)[-1]
     directory = tmp_path / stage.directory
     for name in ("figures/f.pdf", "generated/numbers.tex", "results.parquet"):
@@ -226,12 +230,43 @@ def test_only_the_canonical_profile_writes_the_shown_files(tmp_path, canonical, 
         (directory / name).write_text(name)
     write_notebook(directory / "notebook.ipynb", "x = 1")
     (directory / "manifest.json").write_text("{}")
-    assert paper.publish([stage], tmp_path, canonical) == 4
+    assert paper.publish([stage], tmp_path, canonical, part) == 4
     assert (tmp_path / figure).read_text() == "figures/f.pdf"
     assert (tmp_path / number).read_text() == "generated/numbers.tex"
     assert (tmp_path / "results/tiny/results.parquet").is_file()
-    assert (tmp_path / "figures").exists() == canonical
-    assert paper.publish([stage], tmp_path, canonical) == 0
+    assert (tmp_path / "figures").exists() == (canonical or bool(part))
+    assert paper.publish([stage], tmp_path, canonical, part) == 0
+
+
+def test_the_paper_is_made_anew_when_its_text_or_another_part_changes(tmp_path):
+    path = make_root(tmp_path, {"worlds": [world()]})
+    texts = {
+        "paper/main.tex": ({"figures/all", "paper"}, "a"),
+        "figures/more/f.pdf": ({"paper"}, "b"),
+        "paper/generated/more/numbers.tex": ({"paper"}, "c"),
+        "figures/f.pdf": (set(), "d"),  # the part that this profile makes itself
+        "paper/generated/numbers.tex": (set(), "e"),
+    }
+    for name in texts:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    before = directories(plan(path, tmp_path))
+    for name, (changed, text) in texts.items():
+        (tmp_path / name).write_text(text)
+        after = directories(plan(path, tmp_path))
+        assert {stage for stage in before if before[stage] != after[stage]} == changed
+        before = after
+
+
+def test_a_part_is_put_beside_the_committed_ones(tmp_path):
+    """The profile that fills ``more`` takes the main figures from the repository."""
+    for name in ("figures/main.pdf", "figures/more/old.pdf", "figures/third/x.pdf"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    names = {
+        part: [f.name for f in other_parts(tmp_path / "figures", part)] for part in ("", "more")
+    }
+    assert names == {"": ["more", "third"], "more": ["main.pdf", "third"]}
 
 
 def test_value_that_is_not_json_is_refused(tmp_path):

@@ -64,7 +64,10 @@ class Planner:
         check_json(parameters, f"stage {name}")
         path = f"notebooks/{notebook}.ipynb"
         code = fingerprint.code_fingerprint(self.root / path, self.package)
-        digest = fingerprint.of_parameters(code, parameters, self.outside_files(parameters))
+        files = self.outside_files(parameters)
+        if short == "figures":  # the paper's text says which numbers are written
+            files |= {f.name: fingerprint.path_fingerprint(f) for f in paper_sources(self.root)}
+        digest = fingerprint.of_parameters(code, parameters, files)
         directory = f"results/{self.name}/{short}/{label}-{digest[:12]}"
         stage = Stage(
             name=name,
