@@ -119,6 +119,21 @@ def test_training_learns_logs_and_saves(name, tmp_path):
     assert (tmp_path / "train.jsonl").read_bytes() == written
 
 
+@pytest.mark.parametrize("name", ["topk", "conv", "glta"])
+def test_positions_beyond_the_share_are_never_seen(name, tmp_path):
+    """Half of 16 positions: what stands at 8 and later changes nothing, and 8 sequences make a
+    step of 64 tokens."""
+    store, other = FakeStore(), FakeStore()
+    other.x[:, 8:] += torch.randn(other.x[:, 8:].shape)
+    runs = [
+        train.train(build(name), s, tmp_path / str(i), config(positions=0.5), progress=False)
+        for i, s in enumerate((store, other))
+    ]
+    for a, b in zip(*(r.sae.state_dict().values() for r in runs), strict=True):
+        assert torch.equal(a, b)
+    assert rows(tmp_path / "0")[0]["tokens"] == 64
+
+
 def test_the_decoder_bias_starts_at_the_mean(tmp_path):
     sae = train.train(build(), STORE, tmp_path, config(lr=1e-12), progress=False).sae
     torch.testing.assert_close(sae.b_dec.detach(), STORE.mean_D)

@@ -34,7 +34,7 @@ def run_all(name: str, root: Path, cores: int, overrides: Mapping[str, Any]) -> 
     clock = time.monotonic()
     path = profile.find(name, root)
     settings = profile.read(path, overrides)
-    canonical, part = bool(settings.get("canonical", False)), settings.get("part", "")
+    canonical, part = bool(settings.get("canonical", False)), profile.part_of_paper(settings)
     stages = plan(path, root, overrides)
     with only_run(root / "results" / name, name) as lock:
         for stage in stages:

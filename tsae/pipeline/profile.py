@@ -10,7 +10,7 @@ import yaml
 from tsae.errors import UserError
 
 PROFILE_KEYS = {
-    "about", "canonical", "part", "threads", "seeds", "variants", "worlds", "figures", "seconds",
+    "about", "canonical", "threads", "seeds", "variants", "worlds", "figures", "seconds",
 }  # fmt: skip
 WORLD_KEYS = {
     "world", "label", "seed", "seeds", "layer", "options", "tokens", "sae", "train", "variants",
@@ -70,6 +70,11 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, An
         if world["world"] == "local" and not (world.get("options") or {}).get("model"):
             raise UserError(f"{where} needs a model: add --model with a Hugging Face model folder.")
     return profile
+
+
+def part_of_paper(profile: Mapping[str, Any]) -> str:
+    """The part of the paper that the profile fills: ``figures.part``; empty for the main one."""
+    return (profile.get("figures") or {}).get("part", "")
 
 
 def override(profile: dict[str, Any], given: Mapping[str, Any], where: str) -> None:

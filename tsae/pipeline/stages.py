@@ -7,7 +7,7 @@ from typing import Any
 
 from tsae.errors import UserError
 from tsae.pipeline import fingerprint
-from tsae.pipeline.profile import leaves, read
+from tsae.pipeline.profile import leaves, part_of_paper, read
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -203,7 +203,7 @@ def paper_stage(planner: Planner) -> Stage | None:
     sources = paper_sources(planner.root)
     if not any(file.name == "main.tex" for file in sources):
         return None
-    root, part = planner.root, planner.profile.get("part", "")
+    root, part = planner.root, part_of_paper(planner.profile)
     for folder in (root / "figures", root / "paper" / "generated"):
         sources += other_parts(folder, part)
     content = {str(file.relative_to(root)): fingerprint.path_fingerprint(file) for file in sources}
