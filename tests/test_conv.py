@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from tsae import saes
+from tsae.kernels import sparse
 from tsae.saes import SequenceContext
+from tsae.saes.activations import ReservedTopK
+from tsae.saes.consistency import block_of, info_nce, sampled_pairs
 
 
 def tiny(**options):
@@ -49,8 +52,8 @@ def test_full_rank_lags_equal_full_lags():
     with torch.no_grad():
         for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
             getattr(full, name).copy_(getattr(low, name))
-        A, B = low.A_lag.unflatten(1, (2, 6)), low.B_lag.unflatten(0, (2, 6))
-        full.W_lag.copy_(torch.stack([A[:, j] @ B[j] for j in range(2)]))
+        A, B = low.A_lag.unflatten(1, (2, 6)), low.B_lag.unflatten(1, (2, 6))
+        full.W_lag.copy_(torch.stack([A[:, j] @ B[:, j].t() for j in range(2)]))
     x = torch.randn(2, 9, 6)
     torch.testing.assert_close(low.encode(x), full.encode(x), atol=1e-5, rtol=1e-5)
 
@@ -100,23 +103,81 @@ def test_contrastive_prefers_informative_codes_and_spares_the_own_segment():
     the other text and itself): log 9. Codes that differ between the texts have a zero dot product
     with all negatives: log(1 + 8 e^{-1/0.1}).
     """
-    sae = saes.build("conv", d_in=4, d_sae=12, k=3, consistency="contrastive", temperature=0.1)
-    keep = torch.zeros(32, dtype=torch.bool)
-    keep[1::2] = True
+    keep = torch.zeros(31, dtype=torch.bool)
+    keep[::2] = True  # tokens 1, 3, ...
+    rows = sampled_pairs(keep, 1, 512)
+    assert sorted(rows.tolist()) == list(range(1, 32, 2))
     segment = torch.arange(32) // 16
-    constant = torch.zeros(32, 12)
+    constant = torch.zeros(32, 2)
     constant[:, -1] = 1.0
-    informative = torch.zeros(32, 12)
-    informative[torch.arange(32), 10 + segment] = 1.0
-    losses = [float(sae.info_nce(z[:, 10:], keep, segment, 1)) for z in (constant, informative)]
+    informative = torch.zeros(32, 2)
+    informative[torch.arange(32), segment] = 1.0
+    losses = [
+        float(info_nce(z[rows], z[rows - 1], segment[rows], 0.1)) for z in (constant, informative)
+    ]
     assert losses[0] == pytest.approx(math.log(9), rel=1e-5)
     assert losses[1] == pytest.approx(math.log(1 + 8 * math.exp(-10)), rel=1e-3)
 
 
-def test_groups_share_latents_and_k():
+def test_block_of_sparse_codes_equals_the_dense_block():
+    torch.manual_seed(0)
+    weight = torch.randn(3, 8, requires_grad=True)
+    x, mask = torch.randn(6, 3), torch.ones(6, dtype=torch.bool)
+    act = ReservedTopK([2, 1], [5, 3])
+    rows, mix = torch.tensor([4, 1, 2]), torch.randn(3, 3)
+    found = []
+    for fast in (True, False):
+        codes, _ = sparse.encode(lambda p: act.select(p, mask), torch.zeros(8), [(x, weight)])
+        block = block_of(codes if fast else None, codes.dense(), rows, 5, 8)
+        found.append((block, *torch.autograd.grad((block * mix).sum(), weight)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_groups_have_their_latents_and_their_share_of_k():
     sae = saes.build("conv", d_in=4, d_sae=100, k=10).eval()
     sizes = {name: len(ids) for name, ids in sae.groups.items()}
     assert sizes == {"fast": 50, "sentence": 30, "document": 20}
+    with torch.no_grad():
+        sae.b_enc.fill_(10.0)  # all positive: nothing is left unused
     z = sae(torch.randn(2, 5, 4)).z
     for name, expected in (("fast", 5), ("sentence", 3), ("document", 2)):
-        assert ((z[..., sae.groups[name]] > 0).sum(-1) <= expected).all()
+        assert ((z[..., sae.groups[name]] > 0).sum(-1) == expected).all()
+
+
+def test_unused_share_of_k_is_lent_by_hand():
+    """Blocks {0..3} and {4, 5, 6} with shares 2 and 2."""
+    act = ReservedTopK([2, 2], [4, 3])
+    pre = torch.tensor(
+        [
+            [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0],  # both blocks use their share
+            [9.0, 8.0, 7.0, 6.0, 5.0, -4.0, -3.0],  # one slot of the second is lent: 7
+            [9.0, 8.0, 7.0, 6.0, 0.0, -4.0, -3.0],  # both are lent: 7 and 6
+            [-9.0, 8.0, -7.0, -6.0, 5.0, 4.0, 3.0],  # one slot of the first is lent: 3
+            [-9.0, -8.0, -7.0, 6.0, 5.0, -4.0, -3.0],  # only two entries are positive
+        ]
+    )
+    kept = [
+        [9.0, 8.0, 0.0, 0.0, 5.0, 4.0, 0.0],
+        [9.0, 8.0, 7.0, 0.0, 5.0, 0.0, 0.0],
+        [9.0, 8.0, 7.0, 6.0, 0.0, 0.0, 0.0],
+        [0.0, 8.0, 0.0, 0.0, 5.0, 4.0, 3.0],
+        [0.0, 0.0, 0.0, 6.0, 5.0, 0.0, 0.0],
+    ]
+    everything = torch.ones(5, dtype=torch.bool)
+    assert act(pre, everything).tolist() == kept
+    rows, cols, crow = act.select(pre, everything)
+    assert crow.tolist() == [0, 4, 8, 12, 16, 20] and (cols.view(5, 4).diff() > 0).all()
+    sparse_z = torch.zeros(5, 7).index_put((rows, cols), pre[rows, cols].clamp_min(0))
+    assert sparse_z.tolist() == kept
+
+
+@pytest.mark.parametrize(("ks", "sizes"), [([3, 2], [20, 12]), ([6, 2], [4, 28])])
+def test_lending_keeps_as_many_latents_as_topk(ks, sizes):
+    torch.manual_seed(0)
+    pre = torch.randn(200, 32) - torch.linspace(-1.0, 3.0, 200)[:, None]
+    z = ReservedTopK(ks, sizes)(pre, torch.ones(200, dtype=torch.bool))
+    positive = (pre > 0).sum(1)
+    assert torch.equal((z > 0).sum(1), positive.clamp_max(sum(ks)))
+    for k, of_z, of_pre in zip(ks, z.split(sizes, 1), pre.split(sizes, 1), strict=True):
+        assert ((of_z > 0).sum(1) >= (of_pre > 0).sum(1).clamp_max(k)).all()

@@ -155,3 +155,36 @@ def test_splice_reads_and_writes_store_units(monkeypatch):
     mine = documents[documents["metric"] == "ce_sae"]
     assert sorted(mine["den"]) == [19, 19, 19, 19]
     assert mine["num"].sum() / mine["den"].sum() == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_saebench_original_formula_slips_where_one_token_is_near_the_mean():
+    """Errors of 1 everywhere; one of four tokens lies near the mean, and its ratio rules the mean.
+
+    x = ±10, 0.1 and −0.1: x̄ = 0, Σ|x − x̂|² = 4, Σ|x − x̄|² = 200.02. Ratios: 1 − 1/100 twice and
+    1 − 1/0.01 twice: the mean of ratios calls a good reconstruction far worse than the mean.
+    """
+    x = [[10.0], [-10.0], [0.1], [-0.1]]
+    part = Core(torch.zeros(1))
+    part.update(tokens([[1.0]] * 4, x, x_hat=[[v[0] + 1] for v in x]))
+    rows = part.rows()
+    assert value(rows, "fve") == pytest.approx(1 - 4 / 200.02, abs=1e-6)
+    assert value(rows, "fve_saebench_original") == pytest.approx((2 * 0.99 - 2 * 99) / 4, abs=1e-3)
+
+
+def test_predicted_density_by_hand():
+    """z_p: 2 of 3 entries at valid tokens of one kind, 1 of 3 at the other; masked ones are out."""
+
+    def predictive(x, _):
+        z_p = torch.zeros(*x.shape[:2], 3)
+        z_p[..., 0], z_p[:, 1::2, 1], z_p[:, 0] = 1.0, 2.0, 5.0
+        return z_p
+
+    class Peer(Fake):
+        def __call__(self, x, context=None):
+            return super().__call__(x, context)._replace(extra={"z_p": self.codes(x, context)})
+
+    store, reading = Store(2), {"limit_tokens": 100, "batch_size": 2, "device": "cpu"}
+    (found,) = core.predicted_density(Peer(predictive, 3), store, **reading)
+    assert found["metric"] == "predicted_density" and found["n"] == 80
+    assert found["value"] == pytest.approx(1.5 / 3)  # positions 1 … 40: half odd
+    assert core.predicted_density(Fake(predictive, 3), store, **reading) == []

@@ -127,3 +127,14 @@ def test_bad_values_are_named():
         EmaNull(IDENTITY, 1)
     with pytest.raises(ValueError, match="window is 0"):
         ShuffledNull(IDENTITY, 0)
+
+
+def test_ema_keeps_what_a_predictive_parent_predicted():
+    torch.manual_seed(0)
+    sae = saes.build("predictive", d_in=8, d_sae=16, k=3).eval()
+    batch = next(Store().batches("test", 4))
+    parent, same = sae(batch.x_BTD, batch.context), EmaNull(sae, 0.0)
+    assert parent.extra["x_p"].abs().max() > 0.1
+    torch.testing.assert_close(same(batch.x_BTD, batch.context).x_hat, parent.x_hat)
+    slow = EmaNull(sae, 0.8)(batch.x_BTD, batch.context)
+    torch.testing.assert_close(slow.x_hat, sae.decode(slow.z) + parent.extra["x_p"])

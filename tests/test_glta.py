@@ -35,9 +35,9 @@ def test_variance_spreads_rate_and_strength():
     delta, theta = sae.adaptation()  # geometric mean 4: s = 1/4, 4
     assert delta.tolist() == pytest.approx([2**-0.25, 2**-4])
     assert theta.tolist() == pytest.approx([1.5, 6.0])
-    sae.tau.fill_(0.5)  # s = 1/2, 2
+    sae.set_adaptation(tau=0.5)  # s = 1/2, 2
     assert sae.adaptation()[0].tolist() == pytest.approx([2**-0.5, 2**-2])
-    sae.tau.fill_(0.0)
+    sae.set_adaptation(tau=0.0)
     assert sae.adaptation()[1].tolist() == pytest.approx([3.0, 3.0])
 
 
@@ -136,7 +136,7 @@ def test_gradients_equal_finite_differences():
     torch.manual_seed(1)
     x = torch.randn(2, 9, 6, dtype=torch.float64)
     sae.loss(x)["total"].backward()
-    for parameter in (sae.beta, sae.theta, sae.tau):
+    for parameter in (sae.raw_beta, sae.raw_theta, sae.raw_tau):
         with torch.no_grad():
             values = []
             for step in (1e-5, -2e-5):
@@ -168,8 +168,7 @@ def test_persistence_lowers_the_loss_where_latents_last():
     clean = topic[:, None].expand_as(x)
 
     def found(theta):
-        with torch.no_grad():
-            sae.theta.fill_(theta)
+        sae.set_adaptation(theta=theta)
         return float((sae.encode(x)[clean > 0] > 0).float().mean())
 
     assert found(-1.0) > found(0.0) > found(1.0)
@@ -184,6 +183,7 @@ def test_persistence_lowers_the_loss_where_latents_last():
         ({"tau_end": 0.0}, "tau_end=0.0"),
         ({"variance_ema": 1.0}, "variance_ema=1.0"),
         ({"penalty": -1.0}, "penalty=-1.0"),
+        ({"adaptation_lr": 0.0}, "adaptation_lr=0.0"),
     ],
 )
 def test_bad_values_say_what_is_allowed(options, needle):
@@ -193,3 +193,47 @@ def test_bad_values_say_what_is_allowed(options, needle):
 
 def test_delta_is_half_at_the_start():
     assert tiny().adaptation()[0].tolist() == pytest.approx([0.5])
+
+
+@pytest.mark.parametrize("act", ["topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("scope", ["global", "feature"])
+def test_theta_0_is_the_static_parent_to_the_bit(act, scope):
+    torch.manual_seed(3)
+    static = saes.build(act, d_in=6, d_sae=20, k=4).eval()
+    sae = saes.build("glta", d_in=6, d_sae=20, k=4, act=act, scope=scope, beta=0.7).eval()
+    left = sae.load_state_dict(static.state_dict(), strict=False)
+    assert not left.unexpected_keys
+    x = 3 * torch.randn(3, 17, 6)
+    boundary = (torch.rand(3, 17) > 0.8).to(torch.uint8) * 3
+    context = SequenceContext(torch.rand(3, 17) > 0.1, boundary)
+    ours, theirs = sae(x, context), static(x, context)
+    assert torch.equal(ours.z, theirs.z) and torch.equal(ours.x_hat, theirs.x_hat)
+    assert torch.equal(ours.pre, theirs.pre)
+
+
+def test_adaptation_moves_with_a_rate_of_its_own():
+    """Adam's first step is lr in every parameter, whatever its gradient."""
+    torch.manual_seed(4)
+    start = {"theta": 0.5, "beta": -0.25, "tau": "learned", "tau_start": 0.75}
+    sae = saes.build("glta", d_in=6, d_sae=20, k=4, adaptation_lr=16.0, **start).train()
+
+    def values():
+        return [getattr(sae, name).item() for name in ("theta", "beta", "tau")]
+
+    assert values() == [0.5, -0.25, 0.75]
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
+    W_enc = sae.W_enc.detach().clone()
+    sae.loss(torch.randn(4, 9, 6))["total"].backward()
+    optimizer.step()
+    assert (sae.W_enc - W_enc).abs().max().item() == pytest.approx(1e-3, rel=1e-2)
+    moved = [
+        abs(after - before) for after, before in zip(values(), (0.5, -0.25, 0.75), strict=True)
+    ]
+    assert moved == pytest.approx([16e-3] * 3, rel=1e-2)
+
+
+def test_set_adaptation():
+    sae = tiny(F=3, scope="feature")
+    sae.set_adaptation(theta=-0.3, tau=0.25)
+    assert sae.theta.tolist() == pytest.approx([-0.3] * 3)
+    assert float(sae.tau) == 0.25 and sae.beta.tolist() == [0.0] * 3

@@ -147,6 +147,11 @@ def test_a_curriculum_shares_out_all_steps(curriculum, shares):
     assert [p.share for p in phases] == pytest.approx(shares)
 
 
+def test_the_shares_of_the_phases_can_be_chosen():
+    sae = build(shares=(0.6, 0.1, 0.3), curriculum=("level1", "joint"))
+    assert [p.share for p in sae.phases()] == pytest.approx([2 / 3, 1 / 3])
+
+
 @pytest.mark.parametrize("act", ACTS)
 def test_a_static_sae_becomes_level_one_and_stays_while_frozen(act, tmp_path):
     torch.manual_seed(3)
@@ -214,6 +219,8 @@ def test_parents_depend_on_their_token_alone(act2):
         ({"mu": -1.0}, "mu=-1.0"),
         ({"curriculum": ("level2", "level1")}, "in this order"),
         ({"curriculum": ()}, "some of level1, level2, joint"),
+        ({"shares": (0.5, 0.5)}, "3 numbers above 0"),
+        ({"shares": (0.5, 0.0, 0.5)}, "3 numbers above 0"),
     ],
 )
 def test_bad_values_say_what_is_allowed(options, needle):

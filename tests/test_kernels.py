@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from tsae import saes
 from tsae.kernels import sparse
-from tsae.saes.activations import BatchTopK, Grouped, TopK
+from tsae.saes import SequenceContext
+from tsae.saes.activations import BatchTopK, Grouped, ReservedTopK, TopK
 
 
 def dense_case(seed=0, N=12, F=20):
@@ -14,12 +16,13 @@ def dense_case(seed=0, N=12, F=20):
 
 
 @pytest.mark.parametrize("reference", [False, True])
-@pytest.mark.parametrize("kind", ["topk", "batchtopk", "grouped"])
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "grouped", "reserved"])
 def test_sparse_encode_decode_equals_dense(kind, reference):
     act = {
         "topk": TopK(4),
         "batchtopk": BatchTopK(4),
-        "grouped": Grouped([TopK(2), TopK(1)], [15, 5]),
+        "grouped": Grouped([BatchTopK(2), BatchTopK(1)], [15, 5]),
+        "reserved": ReservedTopK([2, 1], [15, 5]),
     }[kind]
     mask = torch.ones(12, dtype=torch.bool)
     mask[5] = False
@@ -42,24 +45,61 @@ def test_sparse_encode_decode_equals_dense(kind, reference):
         torch.testing.assert_close(fast, plain)
 
 
-def test_lag_dot_and_energy_equal_dense():
+def test_lag_dots_and_energy_equal_dense():
     act, mask = TopK(4), torch.ones(12, dtype=torch.bool)
     group = (torch.arange(20) >= 12).long()
     u, W, _, _, b, _ = dense_case()
-    for lag in (1, 3):
-        gradients = []
-        for fast in (True, False):
-            weight = W.clone().requires_grad_()
-            codes, _ = sparse.encode(lambda p: act.select(p, mask), b, [(u, weight)])
-            if fast:
-                dots = sparse.lag_dot(codes, lag, group, 2)
-                energy = sparse.group_energy(codes, group, 2)
-            else:
-                z = codes.dense()
-                product = z * torch.cat([torch.zeros(lag, 20), z[:-lag]])
-                dots = torch.stack([product[:, :12].sum(1), product[:, 12:].sum(1)], 1)
-                energy = torch.stack([z[:, :12].square().sum(1), z[:, 12:].square().sum(1)], 1)
-            (dots.sin().sum() + energy.cos().sum()).backward()
-            gradients.append((dots.detach(), energy.detach(), weight.grad))
-        for fast, plain in zip(*gradients, strict=True):
-            torch.testing.assert_close(fast, plain)
+    gradients = []
+    for fast in (True, False):
+        weight = W.clone().requires_grad_()
+        codes, _ = sparse.encode(lambda p: act.select(p, mask), b, [(u, weight)])
+        if fast:
+            dots = sparse.lag_dots(codes, (1, 3, 12), group, 2)
+            energy = sparse.group_energy(codes, group, 2)
+        else:
+            z = codes.dense()
+            products = [z * torch.cat([torch.zeros(lag, 20), z[:-lag]]) for lag in (1, 3)]
+            products.append(torch.zeros_like(z))  # no token has one twelve before it
+            dots = torch.stack([p.split([12, 8], 1)[g].sum(1) for p in products for g in (0, 1)])
+            dots = dots.unflatten(0, (3, 2)).transpose(1, 2)
+            energy = torch.stack([z[:, :12].square().sum(1), z[:, 12:].square().sum(1)], 1)
+        (dots.sin().sum() + energy.cos().sum()).backward()
+        gradients.append((dots.detach(), energy.detach(), weight.grad))
+    for fast, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, plain)
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.0, -4.0])
+def test_the_batch_cut_keeps_exactly_the_largest_positive_entries(shift):
+    g = torch.Generator().manual_seed(1)
+    pre = torch.randn(300, 700, generator=g) + shift
+    mask = torch.arange(300) % 7 != 3
+    act = BatchTopK(5).train()
+    rows, cols, crow = act.select(pre, mask)
+    kept = torch.zeros_like(pre, dtype=torch.bool)
+    kept[rows, cols] = True
+    ordered = pre[mask].flatten().sort(descending=True).values
+    n = int(mask.sum()) * 5
+    cut = ordered[n].clamp_min(0.0)
+    assert torch.equal(kept, (pre > cut) & mask[:, None])
+    assert torch.equal(crow.diff(), kept.sum(1)) and float(act.threshold) == float(cut)
+    assert len(rows) == (n if shift >= 0 else int((pre[mask] > 0).sum()))
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka", "conv"])
+def test_every_gradient_of_the_loss_equals_autograd_through_dense_codes(name, monkeypatch):
+    torch.manual_seed(0)
+    sae = saes.build(
+        name, d_in=6, d_sae=40, k=6, **({"act": "topk"} if name != "batchtopk" else {})
+    )
+    sae = sae.double().train()
+    x = torch.randn(2, 16, 6, dtype=torch.float64)
+    context = SequenceContext(torch.rand(2, 16) > 0.2)
+    gradients = []
+    for dense in (False, True):
+        monkeypatch.setattr(type(sae), "dense_path", dense)
+        sae.zero_grad()
+        sae.loss(x, context)["total"].backward()
+        gradients.append({n: p.grad.clone() for n, p in sae.named_parameters()})
+    for parameter, fast in gradients[0].items():
+        torch.testing.assert_close(fast, gradients[1][parameter], msg=parameter)

@@ -12,9 +12,11 @@ from test_train import config, rows
 
 from tsae import saes, train
 from tsae.errors import CheckpointError
+from tsae.interop import load_saelens, save_saelens
 from tsae.saes import SequenceContext
+from tsae.saes.cells import pieces_of, run_lstm
 from tsae.saes.lstm import LSTMSAE
-from tsae.saes.recurrence import FeatureMemory, HardConcrete, pieces_of, run_lstm
+from tsae.saes.recurrence import FeatureMemory, HardConcrete
 
 STORE = FakeStore(n_train=22)
 SMALL = {"hidden": 6, "memory": 3, "rank": 4}
@@ -62,6 +64,31 @@ def test_packed_pieces_equal_one_cell_after_another(tbptt):
     torch.testing.assert_close(h_n, torch.stack(expected))
 
 
+@pytest.mark.parametrize("tbptt", [None, 3])
+def test_gradients_equal_those_of_one_cell_after_another(tbptt):
+    torch.manual_seed(0)
+    lstm = torch.nn.LSTM(4, 3, batch_first=True).double()
+    lengths, weigh = (7, 2, 5), torch.randn(14, 3, dtype=torch.float64)
+    x = torch.randn(1, 14, 4, dtype=torch.float64)
+    boundary = torch.zeros(1, 14, dtype=torch.uint8)
+    boundary[0, [7, 9]] = 3
+    pieces = pieces_of(SequenceContext(boundary_BT=boundary).filled(x))
+    slow = []
+    for length, start in zip(lengths, (0, 7, 9), strict=True):
+        h = c = torch.zeros(3, dtype=torch.float64)
+        for t in range(length):
+            if tbptt and t % tbptt == 0:
+                h, c = h.detach(), c.detach()
+            h, c = cell(lstm, x[0, start + t], h, c)
+            slow.append(h)
+    (torch.stack(slow) * weigh).sum().backward()
+    expected = [p.grad.clone() for p in lstm.parameters()]
+    lstm.zero_grad()
+    (run_lstm(lstm, x[0], pieces, tbptt) * weigh).sum().backward()
+    for parameter, gradient in zip(lstm.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
 def test_the_gradient_stops_where_the_state_is_cut():
     lstm = torch.nn.LSTM(2, 3, batch_first=True)
     x = torch.randn(7, 2, requires_grad=True)
@@ -74,6 +101,18 @@ def test_a_batch_without_valid_tokens_has_no_codes():
     sae = build()
     context = SequenceContext(torch.zeros(2, 5, dtype=torch.bool))
     assert sae(torch.randn(2, 5, 16), context).z.abs().sum() == 0
+
+
+def test_memory_of_many_blocks_equals_reading_slot_by_slot():
+    torch.manual_seed(1)
+    memory = FeatureMemory(n_latents=2, rank=3, window=5, d_in=1)
+    torch.nn.init.normal_(memory.lag_bias)
+    c = torch.randn(130, 3)
+    position = torch.cat([torch.arange(61), torch.arange(4), torch.arange(65)])
+    lag = torch.arange(5, 0, -1).expand(130, 5)
+    rows = torch.arange(130)[:, None] - lag
+    slots = memory.read(c, c[rows.clamp_min(0)], lag, lag <= position[:, None])
+    torch.testing.assert_close(memory(c, position), slots)
 
 
 # ---- memory and gate -------------------------------------------------------------------------
@@ -230,6 +269,48 @@ def test_teachers_that_do_not_fit_are_named(tmp_path):
         LSTMSAE.from_static(saes.build("conv", d_in=16, d_sae=32, k=4))
 
 
+def test_a_teacher_of_another_world_is_refused(tmp_path):
+    static("topk", directory=tmp_path / "teacher")
+    here = FakeStore(n_train=22)
+    here.fingerprint = "e" * 64
+    sae = build(teacher=str(tmp_path / "teacher" / "sae"))
+    with pytest.raises(CheckpointError, match="use the store it came from"):
+        train.train(sae, here, tmp_path / "run", config(), progress=False)
+
+
+def test_a_teacher_from_saelens_starts_the_bridge_in_the_units_of_the_store(tmp_path):
+    teacher = static("jumprelu", directory=tmp_path / "teacher")
+    save_saelens(teacher, tmp_path / "theirs")
+    with pytest.raises(CheckpointError, match="SAELens directory, in the units of the raw"):
+        train.train(build(teacher=str(tmp_path / "theirs")), STORE, tmp_path, config(), False)
+    back = load_saelens(tmp_path / "theirs", STORE)
+    batch = STORE.batch("test", range(4))
+    codes = back.encode(batch.x_BTD, batch.context)
+    torch.testing.assert_close(codes, teacher.encode(batch.x_BTD, batch.context))
+    back.save(tmp_path / "ours")
+    named = build(act="jumprelu", teacher=str(tmp_path / "ours"))
+    named.initialise(STORE.mean_D)
+    named.phase = "introduce"  # the first step of phase (b)
+    assert torch.equal(named.eval().encode(batch.x_BTD, batch.context), codes)
+
+
+def test_the_ablations_by_hand():
+    batch = STORE.batch("test", range(3))
+    x, context = batch.x_BTD, batch.context
+    plain = build().eval()
+    open_ = build(gated=False, bridge=False).eval()  # every gate 1, every rho 1
+    assert torch.equal(open_.recurrent.weight(), open_.recurrent.W)
+    with torch.no_grad():
+        plain.recurrent.rho.fill_(1.0)
+        plain.recurrent.gate.slow.fill_(100.0)
+    open_.load_state_dict(plain.state_dict(), strict=False)
+    torch.testing.assert_close(open_.encode(x, context), plain.encode(x, context))
+    names = [p.name for p in build(phase_shares=(0.0, 0.4, 0.6)).phases()]
+    assert names == ["introduce", "refine"]
+    skipping = build(phase_shares=(0.4, 0.0, 0.6)).phases()
+    assert [(p.name, p.share) for p in skipping] == [("static", 0.4), ("refine", 0.6)]
+
+
 # ---- the recurrent decoder -------------------------------------------------------------------
 
 DECODER = {**SMALL, "decoder": "lstm"}
@@ -282,7 +363,8 @@ def test_mse_and_recurrent_split_the_whole_error(act):
         ({"decoder": "lstm", "hidden": 0}, "static, or lstm with hidden above 0"),
         ({"tbptt": 0}, "None or a whole number above 0"),
         ({"anneal": 0.5}, "anneal=0.5"),
-        ({"phase_shares": (0.5, 0.5)}, "three positive shares"),
+        ({"phase_shares": (0.5, 0.5)}, "three shares of at least 0 that sum to 1"),
+        ({"phase_shares": (1.5, -0.5, 0.0)}, "three shares of at least 0 that sum to 1"),
     ],
 )
 def test_bad_values_say_what_is_allowed(options, needle):

@@ -46,7 +46,8 @@ def test_a_prefix_is_the_decoding_of_truncated_codes(act):
     context = sae.checked(x, SequenceContext(torch.rand(3, 7) > 0.2))
     codes, z_NF, _ = sae.codes(x, context)
     assert (codes is None) == (act == "relu")
-    prefixes = sae.prefixes(codes, z_NF)
+    z_NF = codes.dense() if z_NF is None else z_NF
+    prefixes = torch.stack(sae.decoded_blocks(codes, z_NF), 1).cumsum(1)
     for p, end in enumerate((2, 4, 8, 16)):
         cut = torch.where(torch.arange(32) < end, z_NF, 0.0)
         expected = sae.decode(cut) - sae.b_dec

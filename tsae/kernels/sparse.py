@@ -5,8 +5,9 @@ code is ``z = relu(pre) on S`` and ``x_hat = z W_dec``. Both gradients are spars
 
     dW_j = u_j^T dz,    du_j = dz W_j^T,    dz = (dx_hat W_dec^T) on S,    dW_dec = z^T dx_hat
 
-so each costs O(N k d) in place of O(N F d). The products run as CSR matrix products (MKL on CPU,
-cuSPARSE on CUDA); where torch has neither, the same sums run through gathers (``reference=True``).
+so each costs O(N k d) in place of O(N F d). On CPU the products run as weighted bags of rows
+(``embedding_bag``, 3 to 4 times as fast as MKL's CSR product at k = 32, d = 576), on CUDA as CSR
+products (cuSPARSE); elsewhere the same sums run through gathers (``reference=True``).
 """
 
 import warnings
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 warnings.filterwarnings("ignore", message="[Ss]parse (CSR tensor|invariant).*")
 
@@ -43,6 +44,12 @@ class Codes(NamedTuple):
         empty = self.values.new_zeros(self.shape)
         return empty.index_put((self.rows, self.cols), self.values)
 
+    def fired(self) -> Tensor:
+        """Mask [F] of the latents with a code above 0."""
+        mask_F = torch.zeros(self.shape[1], dtype=torch.bool, device=self.cols.device)
+        mask_F[self.cols[self.values > 0]] = True
+        return mask_F
+
 
 Selection = tuple[Tensor, Tensor, Tensor]
 """``rows``, ``cols`` (both [nnz] int64, row-major order) and ``crow`` [N+1]."""
@@ -58,9 +65,23 @@ def has_sparse_products(device: torch.device) -> bool:
     return device.type == "cuda" or (device.type == "cpu" and torch.backends.mkl.is_available())
 
 
+def _bags(values: Tensor, cols: Tensor, crow: Tensor, dense: Tensor) -> Tensor:
+    """``out[n] = sum of values[i] dense[cols[i]]`` over ``crow[n] <= i < crow[n+1]``."""
+    return nn.functional.embedding_bag(
+        cols,
+        dense.contiguous(),
+        crow,
+        mode="sum",
+        per_sample_weights=values,
+        include_last_offset=True,
+    )
+
+
 def _matmul(pattern: Codes, values: Tensor, dense: Tensor, reference: bool) -> Tensor:
     """``A @ dense`` for the CSR matrix A: [N, F] @ [F, d] -> [N, d]."""
     if not reference:
+        if dense.device.type == "cpu":
+            return _bags(values, pattern.cols, pattern.crow, dense)
         return pattern.csr(values) @ dense
     out = dense.new_zeros(pattern.shape[0], dense.shape[1])
     return out.index_add_(0, pattern.rows, values[:, None] * dense[pattern.cols])
@@ -69,6 +90,10 @@ def _matmul(pattern: Codes, values: Tensor, dense: Tensor, reference: bool) -> T
 def _transposed_matmul(pattern: Codes, values: Tensor, dense: Tensor, reference: bool) -> Tensor:
     """``A^T @ dense``: [F, N] @ [N, d] -> [F, d]."""
     if not reference:
+        if dense.device.type == "cpu":
+            order = pattern.cols.argsort(stable=True)
+            crow = rows_to_crow(torch.bincount(pattern.cols, minlength=pattern.shape[1]))
+            return _bags(values[order], pattern.rows[order], crow, dense)
         return pattern.csr(values).t().to_sparse_csr() @ dense
     out = dense.new_zeros(pattern.shape[1], dense.shape[1])
     return out.index_add_(0, pattern.cols, values[:, None] * dense[pattern.rows])
@@ -84,9 +109,9 @@ def _sampled(pattern: Codes, left: Tensor, right_DF: Tensor, reference: bool) ->
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, select, reference, bias, *pairs):
+    def forward(ctx, select, reference, first, bias, *pairs):
         inputs, weights = pairs[0::2], pairs[1::2]
-        pre = torch.addmm(bias, inputs[0], weights[0])
+        pre = torch.addmm(bias, inputs[0], weights[0]) if first is None else first.clone()
         for u, W in zip(inputs[1:], weights[1:], strict=True):
             pre.addmm_(u, W)
         rows, cols, crow = select(pre)
@@ -101,21 +126,18 @@ class _Encode(torch.autograd.Function):
     def backward(ctx, grad_values, *_):
         values, rows, cols, crow, *pairs = ctx.saved_tensors
         if grad_values is None:
-            return (None,) * (3 + len(pairs))
+            return (None,) * (4 + len(pairs))
         grad = torch.where(values > 0, grad_values, 0.0)
         pattern = Codes(values, rows, cols, crow, ctx.shape)
         grads = []
         for position in range(0, len(pairs), 2):
             u, W = pairs[position], pairs[position + 1]
-            need_u, need_W = ctx.needs_input_grad[3 + position : 5 + position]
+            need_u, need_W = ctx.needs_input_grad[4 + position : 6 + position]
             grads.append(_matmul(pattern, grad, W.t(), ctx.reference) if need_u else None)
-            grads.append(
-                _transposed_matmul(pattern, grad, u, ctx.reference).t().contiguous()
-                if need_W
-                else None
-            )
+            grad_W = _transposed_matmul(pattern, grad, u, ctx.reference).t() if need_W else None
+            grads.append(grad_W)
         grad_bias = grad.new_zeros(ctx.shape[1]).index_add_(0, cols, grad)
-        return None, None, grad_bias, *grads
+        return None, None, None, grad_bias, *grads
 
 
 class _Decode(torch.autograd.Function):
@@ -145,17 +167,19 @@ def encode(
     bias_F: Tensor,
     pairs: list[tuple[Tensor, Tensor]],
     reference: bool | None = None,
+    first: Tensor | None = None,
 ) -> tuple[Codes, Tensor]:
     """Codes of ``pre = sum_j u_j W_j + b`` on the latents that ``select(pre)`` names.
 
     ``pairs``: (u [N, d_j], W [d_j, F]). Returns the codes and the pre-activations [N, F], the
     latter without gradient. ``reference`` forces (True) or forbids (False) the gather form; by
-    default it is used only where torch has no sparse products.
+    default it is used only where torch has no sparse products. ``first``: u_0 W_0 + b, where the
+    caller has it already.
     """
     if reference is None:
         reference = not has_sparse_products(bias_F.device)
     flat = [tensor for pair in pairs for tensor in pair]
-    values, rows, cols, crow, pre = _Encode.apply(select, reference, bias_F, *flat)
+    values, rows, cols, crow, pre = _Encode.apply(select, reference, first, bias_F, *flat)
     return Codes(values, rows, cols, crow, tuple(pre.shape)), pre
 
 
@@ -168,39 +192,32 @@ def decode(codes: Codes, W_dec: Tensor, reference: bool | None = None) -> Tensor
     )
 
 
-class _LagDot(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, values, rows, cols, shape, lag, group_F, n_groups):
-        dense = values.new_zeros(shape)
-        dense[rows, cols] = values
-        group = group_F[cols]
-        earlier = rows - lag
-        partner = torch.where(earlier >= 0, dense[earlier.clamp_min(0), cols], 0.0)
-        out = values.new_zeros(shape[0] * n_groups)
-        out.index_add_(0, rows * n_groups + group, values * partner)
-        later = rows + lag
-        inside = later < shape[0]
-        follower = torch.where(inside, dense[later.clamp_max(shape[0] - 1), cols], 0.0)
-        ctx.save_for_backward(partner, follower, rows, group)
-        ctx.lag, ctx.n_groups, ctx.n = lag, n_groups, shape[0]
-        return out.view(shape[0], n_groups)
+def lag_dots(codes: Codes, lags: tuple[int, ...], group_F: Tensor, n_groups: int) -> Tensor:
+    """``sum_{i in g} z_i[n] z_i[n - lag]`` [L, N, G] by lag and group; 0 for ``n < lag``.
 
-    @staticmethod
-    def backward(ctx, grad_NG):
-        partner, follower, rows, group = ctx.saved_tensors
-        flat = grad_NG.reshape(-1)
-        own = flat[rows * ctx.n_groups + group]
-        later = (rows + ctx.lag).clamp_max(ctx.n - 1)
-        grad = own * partner + flat[later * ctx.n_groups + group] * follower
-        return grad, None, None, None, None, None, None
-
-
-def lag_dot(codes: Codes, lag: int, group_F: Tensor, n_groups: int) -> Tensor:
-    """``sum_{i in g} z_i[n] z_i[n - lag]`` [N, G] by group of latents; 0 for ``n < lag``.
-
-    Rows are consecutive tokens; pairs that cross a sequence must be dropped by the caller.
+    In the order of (latent, token), the token ``lag`` before an entry is at most ``lag`` entries
+    before it, so shifted comparisons find all pairs without a dense copy of the codes. Rows are
+    consecutive tokens; pairs that cross a sequence must be dropped by the caller.
     """
-    return _LagDot.apply(codes.values, codes.rows, codes.cols, codes.shape, lag, group_F, n_groups)
+    n, longest = codes.shape[0], max(lags, default=0)
+    key, order = (codes.cols * (n + longest) + codes.rows).sort()
+    values, rows = codes.values[order], codes.rows[order]
+    cell = rows * n_groups + group_F[codes.cols[order]]
+    later, earlier, cells = [], [], []
+    for shift in range(1, min(longest, len(key) - 1) + 1):
+        distance = key[shift:] - key[:-shift]
+        for place, lag in enumerate(lags):
+            if lag >= shift:
+                found = (distance == lag).nonzero()[:, 0]
+                earlier.append(found)
+                later.append(found + shift)
+                cells.append(cell[found + shift] + place * n * n_groups)
+    out = values.new_zeros(len(lags) * n * n_groups)
+    if later:
+        now, then = torch.cat(later), torch.cat(earlier)
+        products = values.index_select(0, now) * values.index_select(0, then)
+        out = out.index_add(0, torch.cat(cells), products)
+    return out.view(len(lags), n, n_groups)
 
 
 def group_energy(codes: Codes, group_F: Tensor, n_groups: int) -> Tensor:

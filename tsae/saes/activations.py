@@ -34,11 +34,36 @@ class TopK(nn.Module):
 
     def select(self, pre_NF: Tensor, mask_N: Tensor) -> Selection:
         """The ``k`` largest entries of every valid row, columns ascending."""
-        rows = mask_N.nonzero()[:, 0]
-        valid = pre_NF if rows.numel() == len(pre_NF) else pre_NF[rows]
-        k = min(self.k, pre_NF.shape[1])
-        cols = valid.topk(k, dim=-1, sorted=False).indices.sort(-1).values
+        rows, k = mask_N.nonzero()[:, 0], min(self.k, pre_NF.shape[1])
+        cols = pre_NF.topk(k, dim=-1, sorted=False).indices[rows].sort(-1).values
         return rows.repeat_interleave(k), cols.flatten(), rows_to_crow(mask_N.long() * k)
+
+
+def above(pre_NF: Tensor, mask_N: Tensor, bound: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Flat positions, ascending, of the valid tokens' entries above ``bound``; their values."""
+    flat = pre_NF.detach().reshape(-1)
+    positions = (flat > bound).nonzero()[:, 0]
+    if not mask_N.all():
+        positions = positions[mask_N[positions // pre_NF.shape[1]]]
+    return positions, flat[positions]
+
+
+def candidates(
+    pre_NF: Tensor, mask_N: Tensor, keep: int, stride: int = 61
+) -> tuple[Tensor, Tensor]:
+    """The entries among which the ``keep`` largest positive ones are, as :func:`above` gives them.
+
+    From one entry in ``stride`` a bound is guessed that 1.5 keep of all exceed; where no more than
+    ``keep`` do, all positive entries are candidates. So few have to be ordered, and the cut is
+    exact.
+    """
+    sample, rank = pre_NF.detach().reshape(-1)[::stride].contiguous(), int(1.5 * keep / stride) + 1
+    if rank < len(sample):
+        bound = sample.kthvalue(len(sample) - rank).values.clamp_min(0.0)
+        found = above(pre_NF, mask_N, bound)
+        if len(found[0]) > keep:
+            return found
+    return above(pre_NF, mask_N, 0.0)
 
 
 class BatchTopK(nn.Module):
@@ -60,18 +85,19 @@ class BatchTopK(nn.Module):
         """The value above which entries are kept; in training it also moves the threshold."""
         if not self.training:
             return self.threshold.clamp_min(0.0)
-        with torch.no_grad():
-            valid = pre_NF.detach() if bool(mask_N.all()) else pre_NF.detach()[mask_N]
-            keep = self.k * len(valid)
-            positive = valid[valid > 0]
-            if keep == 0 or positive.numel() <= keep:
-                cut = positive.new_zeros(())
-            else:
-                cut = positive.kthvalue(positive.numel() - keep).values
-            above = cut.float()
-            first = self.threshold < 0
-            moved = self.ema * self.threshold + (1.0 - self.ema) * above
-            self.threshold.copy_(torch.where(first, above, moved))
+        keep = self.k * int(mask_N.sum())
+        return self.cut_among(candidates(pre_NF, mask_N, keep)[1], keep)
+
+    @torch.no_grad()
+    def cut_among(self, values: Tensor, keep: int) -> Tensor:
+        """The largest of positive ``values`` but ``keep``, or 0; it also moves the threshold."""
+        if keep == 0 or len(values) <= keep:
+            cut = values.new_zeros(())
+        else:
+            cut = values.kthvalue(len(values) - keep).values
+        first = self.threshold < 0
+        moved = self.ema * self.threshold + (1.0 - self.ema) * cut.float()
+        self.threshold.copy_(torch.where(first, cut.float(), moved))
         return cut
 
     def forward(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
@@ -80,9 +106,14 @@ class BatchTopK(nn.Module):
 
     def select(self, pre_NF: Tensor, mask_N: Tensor) -> Selection:
         """Entries above the cut, in row-major order."""
-        keep = (pre_NF > self.cut(pre_NF, mask_N)) & mask_N[:, None]
-        rows, cols = keep.nonzero(as_tuple=True)
-        return rows, cols, rows_to_crow(keep.sum(1))
+        if self.training:
+            keep = self.k * int(mask_N.sum())
+            flat, values = candidates(pre_NF, mask_N, keep)
+            flat = flat[values > self.cut_among(values, keep)]
+        else:
+            flat, _ = above(pre_NF, mask_N, self.cut(pre_NF, mask_N))
+        rows, cols = flat // pre_NF.shape[1], flat % pre_NF.shape[1]
+        return rows, cols, rows_to_crow(torch.bincount(rows, minlength=len(pre_NF)))
 
 
 class _Step(torch.autograd.Function):
@@ -139,6 +170,57 @@ def make(name: str, k: int, n_latents: int, ema: float, bandwidth: float) -> nn.
     if name == "jumprelu":
         return JumpReLU(n_latents, bandwidth)
     raise ValueError(f"act={name!r} is unknown; choose one of {', '.join(NAMES)}.")
+
+
+class ReservedTopK(nn.Module):
+    """TopK in which each block of latents has its own share of k, and lends what it cannot use.
+
+    A block first keeps its ``ks[g]`` largest positive entries. Slots that blocks leave unused, for
+    want of positive entries, go to the largest entries left in any block. So a token has
+    ``min(sum(ks), its positive entries)`` active latents, as under :class:`TopK`, and no block
+    gets less than its share while it could use it.
+    """
+
+    def __init__(self, ks: list[int], sizes: list[int]):
+        super().__init__()
+        self.ks = ks
+        self.sizes = sizes
+
+    @torch.no_grad()
+    def columns(self, pre_NF: Tensor) -> Tensor:
+        """The chosen latents of every row [N, sum(ks)], in no order."""
+        values, cols, start = [], [], 0
+        for k, n, block in zip(self.ks, self.sizes, pre_NF.split(self.sizes, 1), strict=True):
+            found = block.topk(min(k, n), dim=1, sorted=False)
+            values.append(found.values)
+            cols.append(found.indices + start)
+            start += n
+        missing = sum(self.ks) - sum(v.shape[1] for v in values)  # blocks smaller than their share
+        unused_NK = nn.functional.pad(torch.cat(values, 1), (0, missing)) <= 0
+        cols_NK = nn.functional.pad(torch.cat(cols, 1), (0, missing))
+        short = unused_NK.any(1).nonzero()[:, 0]
+        if short.numel() == 0:
+            return cols_NK
+        unused_RK, own_RK, rest_RF = unused_NK[short], cols_NK[short], pre_NF[short]
+        row, slot = (~unused_RK).nonzero(as_tuple=True)
+        rest_RF[row, own_RK[row, slot]] = float("-inf")
+        lent = rest_RF.topk(int(unused_RK.sum(1).max()), dim=1).indices
+        order_RK = (unused_RK.cumsum(1) - 1).clamp_min(0)
+        cols_NK[short] = torch.where(unused_RK, lent.gather(1, order_RK), own_RK)
+        return cols_NK
+
+    def forward(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+        cols_NK = self.columns(pre_NF)
+        values = pre_NF.gather(1, cols_NK).clamp_min(0.0) * mask_N[:, None]
+        return torch.zeros_like(pre_NF).scatter(1, cols_NK, values)
+
+    def select(self, pre_NF: Tensor, mask_N: Tensor) -> Selection:
+        """The chosen entries of every valid row, columns ascending."""
+        rows = mask_N.nonzero()[:, 0]
+        valid = pre_NF if rows.numel() == len(pre_NF) else pre_NF[rows]
+        cols_NK = self.columns(valid).sort(-1).values
+        k = cols_NK.shape[1]
+        return rows.repeat_interleave(k), cols_NK.flatten(), rows_to_crow(mask_N.long() * k)
 
 
 class Grouped(nn.Module):

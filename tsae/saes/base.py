@@ -92,20 +92,30 @@ class SAE(nn.Module):
         return torch.where(context.mask_BT[..., None], x_BTD - self.b_dec, 0.0)
 
     def features(self, x_BTD: Tensor, context: SequenceContext) -> list[tuple[Tensor, Tensor]]:
-        """Pairs (u [N, d_j], W [d_j, F]) with ``pre = sum u W + b_enc``; N = B * T."""
+        """Pairs (u [N, d_j], W [d_j, F]) with ``pre = sum u W + b_enc``; N = B * T.
+
+        The first is always ``x - b_dec`` (0 at invalid tokens) and ``W_enc``.
+        """
         return [(self.centred(x_BTD, context).flatten(0, 1), self.W_enc)]
 
-    def codes(self, x_BTD: Tensor, context: SequenceContext) -> tuple[Codes | None, Tensor, Tensor]:
+    def codes(
+        self, x_BTD: Tensor, context: SequenceContext
+    ) -> tuple[Codes | None, Tensor | None, Tensor]:
         """Sparse codes, dense codes [N, F] and pre-activations [N, F] of all tokens.
 
-        Sparse codes are None where the activation is not sparse by construction; else the dense
-        codes carry no gradient, which flows through the sparse ones.
+        Either the sparse codes are None, where the activation is not sparse by construction, or
+        the dense ones, which nothing then needs to hold.
         """
         mask_N = context.mask_BT.flatten()
-        pairs = self.features(x_BTD, context)
+        pairs, bias_F = self.features(x_BTD, context), self.b_enc
         if hasattr(self.act, "select") and not self.dense_path:
-            codes, pre = sparse.encode(lambda pre: self.act.select(pre, mask_N), self.b_enc, pairs)
-            return codes, codes.dense().detach(), pre
+            if not x_BTD.requires_grad:
+                # Of the gradient of x - b_dec only the sum over tokens is wanted, which the bias
+                # has already: this adds zero, and its gradient is a product of vectors.
+                bias_F = bias_F - (self.b_dec - self.b_dec.detach()) @ self.W_enc.detach()
+                pairs[0] = (pairs[0][0].detach(), self.W_enc)
+            codes, pre = sparse.encode(lambda pre: self.act.select(pre, mask_N), bias_F, pairs)
+            return codes, None, pre
         pre = sum(u @ W for u, W in pairs) + self.b_enc
         return None, self.act(pre, mask_N), pre
 
@@ -146,13 +156,15 @@ class SAE(nn.Module):
         n = mask_N.sum().clamp_min(1)
         codes, z_NF, pre_NF = self.codes(x_BTD, context)
         decoded = z_NF @ self.W_dec if codes is None else sparse.decode(codes, self.W_dec)
-        error = (x_BTD.flatten(0, 1) - decoded - self.b_dec) * mask_N[:, None]
-        terms = {"mse": error.square().sum() / (n * self.cfg.d_in)}
-        l0 = (z_NF.detach() > 0).sum() / n
+        target_ND = self.centred(x_BTD, context).flatten(0, 1)  # 0 at invalid tokens, as the codes
+        sse = nn.functional.mse_loss(decoded, target_ND, reduction="sum")
+        terms = {"mse": sse / (n * self.cfg.d_in)}
+        active = z_NF > 0 if codes is None else codes.values > 0
+        l0 = active.count_nonzero() / n
         terms.update(self.sparsity_terms(z_NF, pre_NF, mask_N, l0))
         if self.training:
-            self.count_idle(z_NF, int(n))
-            terms.update(self.aux_term(x_BTD, context, error))
+            self.count_idle(active.any(0) if codes is None else codes.fired(), int(n))
+            terms.update(self.aux_term(x_BTD, context, (target_ND - decoded).detach()))
         terms.update(self.extra_terms(x_BTD, context, codes, z_NF, pre_NF))
         terms["total"] = torch.stack(list(terms.values())).sum()
         terms["l0"] = l0
@@ -176,10 +188,9 @@ class SAE(nn.Module):
         return {"sparsity": weight * penalty}
 
     @torch.no_grad()
-    def count_idle(self, z_NF: Tensor, n_tokens: int) -> None:
+    def count_idle(self, fired_F: Tensor, n_tokens: int) -> None:
         """Add the batch to each latent's tokens since it last fired."""
-        fired = (z_NF > 0).any(0)
-        self.idle_tokens.add_(n_tokens).masked_fill_(fired, 0)
+        self.idle_tokens.add_(n_tokens).masked_fill_(fired_F, 0)
 
     def dead_latents(self) -> Tensor:
         """Mask [F] of latents that have not fired for ``dead_after`` tokens."""
@@ -211,10 +222,10 @@ class SAE(nn.Module):
         x_BTD: Tensor,
         context: SequenceContext,
         codes: Codes | None,
-        z_NF: Tensor,
+        z_NF: Tensor | None,
         pre_NF: Tensor,
     ) -> dict[str, Tensor]:
-        """The variant's own loss terms, already weighted."""
+        """The variant's own loss terms, already weighted; ``codes`` or ``z_NF`` is None."""
         return {}
 
     # ---- what the trainer calls -----------------------------------------------------------
@@ -233,7 +244,7 @@ class SAE(nn.Module):
         """Remove from the decoder's gradient what would only change its rows' norms."""
         if self.W_dec.grad is not None:
             along = (self.W_dec.grad * self.W_dec).sum(1, keepdim=True)
-            self.W_dec.grad.sub_(along * self.W_dec)
+            self.W_dec.grad.addcmul_(along, self.W_dec, value=-1.0)
 
     @torch.no_grad()
     def finish_step(self) -> None:

@@ -4,12 +4,15 @@ Any SAE that encodes a token with ``(x - b_dec) W_enc + b_enc`` can be the start
 """
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tsae.errors import CheckpointError
-from tsae.saes.base import SAE, SAEConfig
+from tsae.files import read_json
+from tsae.saes.base import SAE, SAEConfig, SAEOutput, SequenceContext
 from tsae.saes.registry import load
 
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -34,8 +37,23 @@ def check_static(parent: SAE, child: SAEConfig, where: str = "The static SAE") -
     return parent
 
 
+def origin(directory: str) -> dict[str, Any]:
+    """World and fingerprint of the store that the SAE in ``directory`` was trained on, as far as
+    it can be read; a child built from it carries them until it has a store of its own."""
+    try:
+        meta = read_json(Path(directory) / "cfg.json", CheckpointError).get("meta", {})
+    except (CheckpointError, AttributeError):
+        return {}
+    return {key: meta[key] for key in ("world", "fingerprint") if key in meta}
+
+
 def load_static(directory: str, child: SAEConfig, device: torch.device) -> SAE:
     """The frozen static SAE in ``directory``; raises :class:`CheckpointError`."""
+    if (Path(directory) / "sae_weights.safetensors").exists():
+        raise CheckpointError(
+            f"{directory} is a SAELens directory, in the units of the raw residual: save "
+            "tsae.interop.load_saelens(directory, store) and give that directory."
+        )
     with torch.random.fork_rng(devices=[]):  # a resumed run loads it at another moment
         sae = check_static(load(directory, str(device)), child, f"The checkpoint {directory}")
     return sae.requires_grad_(False)
@@ -59,3 +77,30 @@ def copy_static(parent: SAE, child: SAE) -> None:
         child.act.load_state_dict(parent.act.state_dict())
         child.sparsity_weight.copy_(parent.sparsity_weight)
         child.idle_tokens.copy_(parent.idle_tokens)
+
+
+def match(
+    student: SAE, teacher: SAE, x_BTD: Tensor, context: SequenceContext
+) -> tuple[SAEOutput, dict[str, Tensor]]:
+    """``mean_t |z - z_T|^2 / d`` + ``mean_t |x_hat - x_hat_T|^2 / d`` against the teacher T.
+
+    Both 0 when act and k are the teacher's, whose codes are then kept to the bit; ``mse`` and
+    ``l0`` are reported and not part of the total. Also returns the student's static output.
+    """
+    with torch.no_grad():
+        goal = teacher.eval()(x_BTD, context)
+    training = student.act.training
+    if teacher.cfg.act == student.cfg.act:
+        student.act.eval()  # compare at the learned threshold, which is the teacher's
+    out = SAE.forward(student, x_BTD, context)
+    student.act.train(training)
+    n = context.mask_BT.sum().clamp_min(1)
+
+    def mean_square(difference: Tensor) -> Tensor:
+        return (difference * context.mask_BT[..., None]).square().sum() / (n * student.cfg.d_in)
+
+    terms = {"match_codes": mean_square(out.z - goal.z)}
+    terms["match_output"] = mean_square(out.x_hat - goal.x_hat)
+    terms["total"] = terms["match_codes"] + terms["match_output"]
+    reported = {"mse": mean_square(x_BTD - out.x_hat).detach()}
+    return out, {**terms, **reported, "l0": (out.z.detach() > 0).sum() / n}

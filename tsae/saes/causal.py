@@ -143,7 +143,9 @@ class CausalSAE(SAE):
 
     # ---- training -------------------------------------------------------------------------
 
-    def codes(self, x_BTD: Tensor, context: SequenceContext) -> tuple[Codes | None, Tensor, Tensor]:
+    def codes(
+        self, x_BTD: Tensor, context: SequenceContext
+    ) -> tuple[Codes | None, Tensor | None, Tensor]:
         if not self.cfg.feedback:
             codes, z_NF, pre_NF = super().codes(x_BTD, context)
             self.observe(strongest(z_NF if codes is None else codes, self.cfg.slots), context)
@@ -167,7 +169,7 @@ class CausalSAE(SAE):
         slope = prior_NF[codes.rows, codes.cols] * (codes.values > 0)
         values = codes.values + (self.rho - self.rho.detach()) * slope
         codes = codes._replace(values=values)
-        return codes, codes.dense().detach(), pre
+        return codes, None, pre
 
     def fed_back(self, static_NF: Tensor, context: SequenceContext) -> Tensor:
         """The prior of a training batch, which then moves C.

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tsae.kernels.sparse import Codes, group_energy, lag_dot
+from tsae.kernels.sparse import Codes, group_energy, lag_dots
 from tsae.saes import activations
 from tsae.saes.base import DOCUMENT, SAE, SAEConfig, SequenceContext, Stream, require
 from tsae.saes.config import split_by_shares
+from tsae.saes.consistency import block_of, info_nce, sampled_pairs
 from tsae.saes.registry import register
 
 GROUPS = ("fast", "sentence", "document")
@@ -42,14 +43,15 @@ class ConvConfig(SAEConfig):
     k_shares: tuple[float, ...] | None = None
     """Shares of k reserved for each group; None for the latents' own shares."""
     group_levels: tuple[int, ...] = (1, 1, 3)
-    """Boundary level at which each group's consistency stops."""
+    """Boundary level at which each group's consistency stops; 3 throughout hides all but documents,
+    so that a learned gate sees no given sentence."""
     consistency: str = "cosine"
     """Distance D: none, cosine, l2 (scale-free) or contrastive."""
     consistency_weights: tuple[float, ...] = (0.0, 0.01, 0.03)
     """lambda_g of each group."""
     lags: tuple[int, ...] = (1, 2, 4, 8)
     """Lags over which consistency is asked for."""
-    pairs: int = 512
+    pairs: int = 256
     """Token pairs a lag that the contrastive distance compares with each other."""
     temperature: float = 0.1
     """Divisor of the contrastive similarities, which are in units of the mean energy."""
@@ -90,13 +92,16 @@ class ConvSAE(SAE):
         self.sizes = split_by_shares(F, cfg.group_shares)
         group = torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
         self.register_buffer("group_F", group, persistent=False)
+        weights = torch.tensor(cfg.consistency_weights[: len(self.sizes)], dtype=torch.float32)
+        self.register_buffer("weight_G", weights, persistent=False)
         # Lags start small, so that training starts near the static SAE but no weight is zero.
         if cfg.lag_rank is None:
             self.W_lag = nn.Parameter(0.1 * self.W_enc.detach().repeat(lags, 1, 1) / max(lags, 1))
         else:
             r = min(cfg.lag_rank, d)
             self.A_lag = nn.Parameter(torch.randn(d, lags * r) / d**0.5)
-            self.B_lag = nn.Parameter(torch.randn(lags * r, F) * 0.1 / max(lags * r, 1) ** 0.5)
+            # Stored by latent, so that the sparse products of the gradient copy nothing.
+            self.B_lag = nn.Parameter(torch.randn(F, lags * r) * 0.1 / max(lags * r, 1) ** 0.5)
         if cfg.gate == "learned":
             self.boundary_w = nn.Parameter(torch.randn(d) * 0.1 / d**0.5)
             self.boundary_b = nn.Parameter(torch.tensor(-2.0))
@@ -107,6 +112,8 @@ class ConvSAE(SAE):
         if len(sizes) == 1:
             return super().make_activation()
         ks = split_by_shares(cfg.k, cfg.k_shares or cfg.group_shares)
+        if cfg.act == "topk":
+            return activations.ReservedTopK(ks, sizes)
         make = activations.make
         parts = [
             make(cfg.act, min(k, n), n, cfg.threshold_ema, cfg.bandwidth)
@@ -161,7 +168,10 @@ class ConvSAE(SAE):
                 pairs.append((lagged.flatten(0, 1), self.W_lag[j - 1]))
             return pairs
         # One projection for all lags, then each block shifts by its own lag: no [B,T,w,d] copy.
-        low = (x @ self.A_lag).unflatten(-1, (len(gates), -1))
+        # The bias is projected apart, so that its gradient is a product of vectors.
+        valid = context.mask_BT[..., None]
+        low = torch.where(valid, x_BTD, 0.0) @ self.A_lag - valid * (self.b_dec @ self.A_lag)
+        low = low.unflatten(-1, (len(gates), -1))
         lagged = [
             nn.functional.pad(low[:, : x.shape[1] - j, j - 1], (0, 0, j, 0)) * g[..., None]
             for j, g in enumerate(gates, start=1)
@@ -169,7 +179,7 @@ class ConvSAE(SAE):
         ]
         if lagged:
             u = torch.cat(lagged, dim=-1).flatten(0, 1)
-            pairs.append((u, self.B_lag[: u.shape[1]]))
+            pairs.append((u, self.B_lag[:, : u.shape[1]].t()))
         return pairs
 
     # ---- consistency ----------------------------------------------------------------------
@@ -179,7 +189,7 @@ class ConvSAE(SAE):
         x_BTD: Tensor,
         context: SequenceContext,
         codes: Codes | None,
-        z_NF: Tensor,
+        z_NF: Tensor | None,
         pre_NF: Tensor,
     ) -> dict[str, Tensor]:
         cfg = self.cfg
@@ -187,65 +197,51 @@ class ConvSAE(SAE):
         if cfg.consistency == "none" or not active:
             return {}
         mask, boundary = context.mask_BT.flatten(), context.boundary_BT.flatten()
-        segments = {g: (boundary >= cfg.group_levels[g]).cumsum(0) for g in active}
-        n = mask.sum().clamp_min(1)
-        energy = self.energy(codes, z_NF)
-        blocks = (z_NF if codes is None else codes.dense()).split(self.sizes, 1)
-        total = z_NF.new_zeros(())
-        for lag in cfg.lags:
-            if lag >= x_BTD.shape[1]:
-                continue
-            dots = None if cfg.consistency == "contrastive" else self.dots(codes, z_NF, lag)
-            for g in active:
-                keep = torch.zeros_like(mask)
-                keep[lag:] = (segments[g][lag:] == segments[g][:-lag]) & mask[lag:] & mask[:-lag]
-                if dots is None:
-                    distance = self.info_nce(blocks[g], keep, segments[g], lag)
-                else:
-                    now, then = energy[:, g], torch.roll(energy[:, g], lag)
-                    both = dots[:, g]
-                    if cfg.consistency == "cosine":
-                        # The epsilon keeps the root's gradient finite where a group is silent.
-                        distance = 1.0 - both / (now * then + 1e-6).sqrt()
-                    else:
-                        distance = 1.0 - 2.0 * both / (now + then + 1e-6)
-                    distance = (distance * keep).sum() / n
-                total = total + cfg.consistency_weights[g] * distance
-        return {"consistency": total}
+        levels = [boundary >= cfg.group_levels[g] for g in range(len(self.sizes))]
+        segment_NG = torch.stack(levels, 1).cumsum(0)
+        lags = tuple(lag for lag in cfg.lags if lag < x_BTD.shape[1])
+        pairs = [mask[lag:] & mask[:-lag] for lag in lags]
+        keeps = [
+            (segment_NG[lag:] == segment_NG[:-lag]) & pair[:, None]
+            for lag, pair in zip(lags, pairs, strict=True)
+        ]
+        total = pre_NF.new_zeros(())
+        if cfg.consistency == "contrastive":
+            starts = [sum(self.sizes[:g]) for g in range(len(self.sizes) + 1)]
+            for lag, keep in zip(lags, keeps, strict=True):
+                for g in active:
+                    rows = sampled_pairs(keep[:, g], lag, cfg.pairs)
+                    now, then = (
+                        block_of(codes, z_NF, part, starts[g], starts[g + 1])
+                        for part in (rows, rows - lag)
+                    )
+                    distance = info_nce(now, then, segment_NG[rows, g], cfg.temperature)
+                    total = total + cfg.consistency_weights[g] * distance
+            return {"consistency": total}
+        energy_NG = self.energy(codes, z_NF)
+        for lag, keep, dots_NG in zip(lags, keeps, self.dots(codes, z_NF, lags), strict=True):
+            now, then, both = energy_NG[lag:], energy_NG[:-lag], dots_NG[lag:]
+            if cfg.consistency == "cosine":
+                # The epsilon keeps the root's gradient finite where a group is silent.
+                distance = 1.0 - both / (now * then + 1e-6).sqrt()
+            else:
+                distance = 1.0 - 2.0 * both / (now + then + 1e-6)
+            total = total + (distance * keep).sum(0) @ self.weight_G
+        return {"consistency": total / mask.sum().clamp_min(1)}
 
-    def energy(self, codes: Codes | None, z_NF: Tensor) -> Tensor:
+    def energy(self, codes: Codes | None, z_NF: Tensor | None) -> Tensor:
         """``|z_g|^2`` [N, G]."""
         if codes is not None:
             return group_energy(codes, self.group_F, len(self.sizes))
         return torch.stack([b.square().sum(1) for b in z_NF.split(self.sizes, 1)], 1)
 
-    def dots(self, codes: Codes | None, z_NF: Tensor, lag: int) -> Tensor:
-        """``z_g[t] . z_g[t-lag]`` [N, G]."""
+    def dots(self, codes: Codes | None, z_NF: Tensor | None, lags: tuple[int, ...]) -> Tensor:
+        """``z_g[t] . z_g[t-lag]`` [L, N, G] for every lag."""
         if codes is not None:
-            return lag_dot(codes, lag, self.group_F, len(self.sizes))
-        product = z_NF * nn.functional.pad(z_NF[:-lag], (0, 0, lag, 0))
-        return torch.stack([b.sum(1) for b in product.split(self.sizes, 1)], 1)
-
-    def info_nce(self, z_NG: Tensor, keep_N: Tensor, segment_N: Tensor, lag: int) -> Tensor:
-        """Symmetric InfoNCE between z_g[t] and z_g[t-lag] over ``pairs`` random kept tokens.
-
-        Tokens of the same segment are no negatives of each other: a slow code should agree on
-        them. The similarity is the raw inner product over (temperature x mean energy): an
-        independent replication of T-SAE (arXiv 2511.05541) found that cosines do not separate time
-        scales.
-        """
-        rows = keep_N.nonzero()[:, 0]
-        if rows.numel() < 2:
-            return z_NG.new_zeros(())
-        rows = rows[torch.randperm(rows.numel(), device=rows.device)[: self.cfg.pairs]]
-        now, then = z_NG[rows], z_NG[rows - lag]
-        energy = now.detach().square().sum(1).mean().clamp_min(1e-6)
-        same = segment_N[rows][:, None] == segment_N[rows][None]
-        same.fill_diagonal_(False)
-        logits = (now @ then.t() / (self.cfg.temperature * energy)).masked_fill(same, float("-inf"))
-        target = torch.arange(rows.numel(), device=rows.device)
-        cross_entropy = nn.functional.cross_entropy
-        return 0.5 * (cross_entropy(logits, target) + cross_entropy(logits.t(), target))
+            return lag_dots(codes, lags, self.group_F, len(self.sizes))
+        products = [z_NF * nn.functional.pad(z_NF[:-lag], (0, 0, lag, 0)) for lag in lags]
+        blocks = [torch.stack([b.sum(1) for b in p.split(self.sizes, 1)], 1) for p in products]
+        return torch.stack(blocks)
 
     def stream(self, batch_size: int) -> "ConvStream":
         return ConvStream(self, batch_size)
@@ -287,7 +283,7 @@ class ConvStream(Stream):
             else:
                 r = sae.A_lag.shape[1] // (cfg.window - 1)
                 block = slice((j - 1) * r, j * r)
-                pre = pre + lagged @ sae.A_lag[:, block] @ sae.B_lag[block]
+                pre = pre + lagged @ sae.A_lag[:, block] @ sae.B_lag[:, block].t()
         self.buffer_BSD[:, self.t % slots] = x
         self.gate_BS[:, self.t % slots] = 1.0
         self.previous_BD.copy_(x)

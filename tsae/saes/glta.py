@@ -39,6 +39,9 @@ class GLTAConfig(SAEConfig):
     """Start of theta; 0 is the static SAE."""
     train_adaptation: bool = True
     """Whether beta and theta are learned, or stay where they start."""
+    adaptation_lr: float = 8.0
+    """How many times the weights' learning rate beta, theta and tau move with; a power of two
+    rounds no start."""
     tau: float | str = 0.5
     """Temperature: a number, learned (from tau_start), or decay (tau_start to tau_end)."""
     tau_start: float = 1.0
@@ -62,6 +65,7 @@ class GLTAConfig(SAEConfig):
         ema = self.variance_ema
         require(0 < ema < 1, "variance_ema", ema, "between 0 and 1")
         require(self.penalty >= 0, "penalty", self.penalty, "at least 0")
+        require(self.adaptation_lr > 0, "adaptation_lr", self.adaptation_lr, "above 0")
 
 
 @register("glta", GLTAConfig)
@@ -73,17 +77,15 @@ class GLTASAE(SAE):
     def __init__(self, cfg: GLTAConfig):
         super().__init__(cfg)
         shape = () if cfg.scope == "global" else (cfg.d_sae,)
-        for name in ("beta", "theta"):
-            start = torch.full(shape, float(getattr(cfg, name)))
-            if cfg.train_adaptation:
-                setattr(self, name, nn.Parameter(start))
+        tau = cfg.tau_start if cfg.tau in SCHEDULES else cfg.tau
+        learned = dict.fromkeys(("beta", "theta"), cfg.train_adaptation)
+        learned["tau"] = cfg.tau == "learned" and cfg.variance_scaling
+        for name, start in (("beta", cfg.beta), ("theta", cfg.theta), ("tau", tau)):
+            raw = torch.full(() if name == "tau" else shape, start / cfg.adaptation_lr)
+            if learned[name]:
+                setattr(self, f"raw_{name}", nn.Parameter(raw))
             else:
-                self.register_buffer(name, start)
-        tau = torch.tensor(float(cfg.tau_start if cfg.tau in SCHEDULES else cfg.tau))
-        if cfg.tau == "learned" and cfg.variance_scaling:
-            self.tau = nn.Parameter(tau)
-        else:
-            self.register_buffer("tau", tau)
+                self.register_buffer(f"raw_{name}", raw)
         self.register_buffer("var_F", torch.ones(cfg.d_sae))
         self.register_buffer("variance_steps", torch.tensor(0))
 
@@ -92,16 +94,44 @@ class GLTASAE(SAE):
         super().start_step(step, n_steps, phase)
         if self.cfg.tau == "decay":
             share = step / max(n_steps - 1, 1)
-            self.tau.fill_(self.cfg.tau_start * (self.cfg.tau_end / self.cfg.tau_start) ** share)
+            self.set_adaptation(
+                tau=self.cfg.tau_start * (self.cfg.tau_end / self.cfg.tau_start) ** share
+            )
 
     # ---- adaptation -----------------------------------------------------------------------
 
+    @property
+    def beta(self) -> Tensor:
+        """The rate, [] (global) or [F] (feature). Adam's step is as long for any gradient, so the
+        parameter is beta / adaptation_lr; theta and tau are kept likewise."""
+        return self.cfg.adaptation_lr * self.raw_beta
+
+    @property
+    def theta(self) -> Tensor:
+        """The strength, [] or [F]."""
+        return self.cfg.adaptation_lr * self.raw_theta
+
+    @property
+    def tau(self) -> Tensor:
+        """The temperature, []."""
+        return self.cfg.adaptation_lr * self.raw_tau
+
+    @torch.no_grad()
+    def set_adaptation(self, **values: float) -> None:
+        """Give ``beta``, ``theta`` or ``tau`` one value, whatever was learned."""
+        for name, value in values.items():
+            getattr(self, f"raw_{name}").fill_(value / self.cfg.adaptation_lr)
+
+    def scale(self) -> Tensor:
+        """``s`` of every latent [F]; 1 without variance scaling."""
+        if not self.cfg.variance_scaling:
+            return torch.ones_like(self.var_F)
+        log_F = self.var_F.clamp_min(1e-6).log()
+        return (self.tau * (log_F - log_F.mean())).exp()
+
     def adaptation(self) -> tuple[Tensor, Tensor]:
         """``delta`` and ``theta`` of every latent, both [F]."""
-        s_F = torch.ones_like(self.var_F)
-        if self.cfg.variance_scaling:
-            log_F = self.var_F.clamp_min(1e-6).log()
-            s_F = (self.tau * (log_F - log_F.mean())).exp()
+        s_F = self.scale()
         delta_F = (-nn.functional.softplus(self.beta) * s_F).exp()
         return delta_F, self.theta * s_F.sqrt()
 
@@ -134,7 +164,9 @@ class GLTASAE(SAE):
 
     # ---- the interface --------------------------------------------------------------------
 
-    def codes(self, x_BTD: Tensor, context: SequenceContext) -> tuple[Codes | None, Tensor, Tensor]:
+    def codes(
+        self, x_BTD: Tensor, context: SequenceContext
+    ) -> tuple[Codes | None, Tensor | None, Tensor]:
         """As the base's, of ``pre'``: every latent's past shapes it, so its gradient is dense,
         while the decoder still sees the selected latents alone."""
         mask_N = context.mask_BT.flatten()
@@ -144,7 +176,7 @@ class GLTASAE(SAE):
         rows, cols, crow = self.act.select(pre.detach(), mask_N)
         values = pre.flatten().gather(0, rows * pre.shape[1] + cols).clamp_min(0.0)
         codes = Codes(values, rows, cols, crow, tuple(pre.shape))
-        return codes, codes.dense().detach(), pre
+        return codes, None, pre
 
     def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
         context = self.checked(x_BTD, context)

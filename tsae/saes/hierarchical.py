@@ -27,7 +27,7 @@ from tsae.saes.bridge import check_static, copy_static, load_static, static_opti
 from tsae.saes.composition import Composition
 from tsae.saes.registry import build, register
 
-SHARES = {"level1": 0.4, "level2": 0.3, "joint": 0.3}
+PHASES = ("level1", "level2", "joint")
 LEVEL2 = ("W_e2", "b2", "D2")
 
 
@@ -50,7 +50,9 @@ class HierarchicalConfig(SAEConfig):
     lambda_w: float = 0.1
     """Correlation of a child with what the others leave of a parent, below which W is 0."""
     curriculum: tuple[str, ...] = ("level1", "level2", "joint")
-    """Phases in order, with shares in proportion .4/.3/.3; ("joint",) is no curriculum."""
+    """Phases in order; ("joint",) is no curriculum."""
+    shares: tuple[float, ...] = (0.4, 0.3, 0.3)
+    """Proportions of the steps that level1, level2 and joint get, left-out phases aside."""
     level1: str | None = None
     """Directory of a static checkpoint that level 1 starts from; None for fresh weights."""
 
@@ -65,9 +67,11 @@ class HierarchicalConfig(SAEConfig):
         require(ok, "k2", self.k2, f"None or a whole number from 1 to F2={self.n_parents}")
         for field in ("mu", "lambda_c", "lambda_w"):
             require(getattr(self, field) >= 0, field, getattr(self, field), "at least 0")
-        ordered = tuple(name for name in SHARES if name in tuple(self.curriculum))
+        ordered = tuple(name for name in PHASES if name in tuple(self.curriculum))
         ok = bool(ordered) and ordered == tuple(self.curriculum)
-        require(ok, "curriculum", self.curriculum, f"some of {', '.join(SHARES)}, in this order")
+        require(ok, "curriculum", self.curriculum, f"some of {', '.join(PHASES)}, in this order")
+        ok = len(self.shares) == 3 and all(share > 0 for share in self.shares)
+        require(ok, "shares", self.shares, f"3 numbers above 0, for {', '.join(PHASES)}")
 
     @property
     def n_parents(self) -> int:
@@ -206,7 +210,8 @@ class HierarchicalSAE(SAE):
             with torch.no_grad():
                 self.idle_parents.add_(int(n)).masked_fill_((h2 > 0).any(0), 0)
             terms.update(self.parent_aux(pre2, mask_N, error.detach()))
-            self.composer.measure(codes, z_NF, h2, composed - h2, n)
+            dense = z_NF if codes is None else codes.dense()
+            self.composer.measure(codes, dense, h2, composed - h2, n)
         return terms
 
     def parent_sparsity(self, h2: Tensor, pre2: Tensor, mask_N: Tensor) -> dict[str, Tensor]:
@@ -255,9 +260,10 @@ class HierarchicalSAE(SAE):
         upper = LEVEL2 + tuple(n for n, _ in self.named_parameters() if n.startswith("act2."))
         lower = tuple(n for n, _ in self.named_parameters() if not n.startswith(upper))
         moving = {"level1": lower, "level2": upper, "joint": None}
+        share = dict(zip(PHASES, self.cfg.shares, strict=True))
         names = self.cfg.curriculum
-        total = sum(SHARES[name] for name in names)
-        return tuple(Phase(name, SHARES[name] / total, moving[name]) for name in names)
+        total = sum(share[name] for name in names)
+        return tuple(Phase(name, share[name] / total, moving[name]) for name in names)
 
     @torch.no_grad()
     def project_gradients(self) -> None:

@@ -7,25 +7,26 @@ r"""C. Recurrent codes with a feature memory, introduced into a static SAE in th
 
 ``rho`` and ``gate`` are per latent; rho starts at 0, so training starts at the static SAE exactly.
 State starts at zero in each document and passes over masked tokens. The memory holds projections of
-*static* codes, the k largest of (x - b) W_enc + b_enc: those of the final codes would have to be
-computed token after token. The recurrent decoder sees h[t-1], not h[t]: it predicts from the past
-and cannot copy the token past the dictionary. Without hidden units and memory this is the static
-SAE. Source: this project; gate: Louizos et al. 2018 (arXiv 1712.01312).
+*static* codes, the largest of (x - b) W_enc + b_enc: those of the final codes would have to be
+computed token after token; only the projection learns by them. The recurrent decoder sees h[t-1],
+not h[t]: it predicts from the past and cannot copy the token past the dictionary. Without hidden
+units and memory this is the static SAE. Gate: Louizos et al. 2018 (arXiv 1712.01312).
 """
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
-from tsae.saes.activations import TopK
 from tsae.saes.base import SAE, Phase, SAEConfig, SAEOutput, SequenceContext, Stream, require
-from tsae.saes.bridge import check_static, copy_static, load_static, static_options
-from tsae.saes.recurrence import Pieces, Recurrence, RecurrentStream, pieces_of, run_lstm
+from tsae.saes.bridge import check_static, copy_static, load_static, match, origin, static_options
+from tsae.saes.cells import pieces_of, run_lstm
+from tsae.saes.recurrence import Recurrence, RecurrentStream
 from tsae.saes.registry import build, register
 
 FIRST = ("static", "distil")
@@ -39,10 +40,16 @@ class LSTMConfig(SAEConfig):
     """Hidden units of the LSTM; 0 for none."""
     memory: int = 16
     """Preceding tokens whose codes the memory holds; 0 for no memory."""
+    memory_k: int = 8
+    """Strongest static codes of a token that the memory holds; finding more costs more."""
     rank: int = 64
     """Width to which the memory projects codes."""
     lambda_gate: float = 0.01
     """Weight of the mean probability that a latent's temporal gate is open; after introduction."""
+    gated: bool = True
+    """Whether latents have sparse gates; without, every gate is 1 and costs nothing."""
+    bridge: bool = True
+    """Whether rho starts at 0, the static SAE; without, it starts at 1."""
     decoder: str = "static"
     """static, or lstm: a gated prediction from h[t-1] joins the reconstruction."""
     tbptt: int | None = None
@@ -52,11 +59,11 @@ class LSTMConfig(SAEConfig):
     anneal: float = 4.0
     """Starting k over k in the static phase, falling to 1 along a cosine; no use with a teacher."""
     phase_shares: tuple[float, float, float] = (0.3, 0.3, 0.4)
-    """Shares of the steps: static part, temporal parts on a frozen static part, all."""
+    """Shares of the steps: static part, temporal parts on a frozen static part, all; 0 skips."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, least in (("hidden", 0), ("memory", 0), ("rank", 1)):
+        for field, least in (("hidden", 0), ("memory", 0), ("memory_k", 1), ("rank", 1)):
             value = getattr(self, field)
             ok = isinstance(value, int) and value >= least
             require(ok, field, value, f"a whole number of at least {least}")
@@ -68,8 +75,8 @@ class LSTMConfig(SAEConfig):
         require(ok, "tbptt", self.tbptt, "None or a whole number above 0")
         require(self.anneal >= 1, "anneal", self.anneal, "at least 1")
         shares = self.phase_shares
-        ok = len(shares) == 3 and min(shares) > 0 and abs(sum(shares) - 1) < 1e-6
-        require(ok, "phase_shares", shares, "three positive shares that sum to 1")
+        ok = len(shares) == 3 and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6
+        require(ok, "phase_shares", shares, "three shares of at least 0 that sum to 1")
 
 
 @register("lstm", LSTMConfig)
@@ -82,13 +89,13 @@ class LSTMSAE(SAE):
         super().__init__(cfg)
         self.teacher: list[SAE] = []  # a list, so that it is no part of this module's state
         self.k_now = cfg.k
-        self.strongest = TopK(cfg.k)
         self.kept: list[Tensor] | None = None
         self.static = cfg.hidden == 0 and cfg.memory == 0
         self.muted = False
         if not self.static:
-            sizes = (cfg.hidden, cfg.memory, cfg.rank)
-            self.recurrent = Recurrence(cfg.d_in, cfg.d_sae, *sizes, cfg.decoder == "lstm")
+            self.recurrent = Recurrence(cfg)
+        if cfg.teacher is not None:
+            self.meta = origin(cfg.teacher)  # lets the trainer refuse a store of another world
 
     @classmethod
     def from_static(cls, sae: SAE, **options: Any) -> "LSTMSAE":
@@ -110,37 +117,70 @@ class LSTMSAE(SAE):
         """Whether the temporal parts are left out: there are none, or rho is still frozen at 0."""
         return self.static or self.muted or self.phase in FIRST
 
-    def projected(self, x_ND: Tensor, mask_N: Tensor) -> Tensor:
-        """``c = s P`` [N, r] of centred tokens, s the k largest static codes of each."""
-        pairs = [(x_ND, self.W_enc)]
-        codes, _ = sparse.encode(lambda p: self.strongest.select(p, mask_N), self.b_enc, pairs)
-        return sparse.decode(codes, self.recurrent.memory.P)
+    def projected(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+        """``c = s P`` [N, r], s the ``memory_k`` largest static codes of each token.
 
-    def states(self, x_ND: Tensor, mask_N: Tensor, pieces: Pieces) -> list[Tensor]:
-        """h [n, H] and m [n, r] of the valid tokens, whichever of the two there are."""
-        parts, recurrent = [], self.recurrent
+        Only P learns by it: through s the encoder would be asked to serve later tokens.
+        """
+        k = min(self.cfg.memory_k, self.cfg.d_sae)
+        values, cols = pre_NF.detach().topk(k, dim=1, sorted=False)
+        weights = values.clamp_min(0.0) * mask_N[:, None]
+        P = self.recurrent.memory.P
+        return nn.functional.embedding_bag(cols, P, mode="sum", per_sample_weights=weights)
+
+    def states(self, x_ND: Tensor, pre_NF: Tensor | None, context: SequenceContext) -> Tensor:
+        """[h; m] [N, H + r], whichever of the two there are; 0 at invalid tokens."""
+        parts, recurrent, pieces = [], self.recurrent, pieces_of(context)
+        x_nD = x_ND.detach()[pieces.rows_n]
         if recurrent.lstm is not None:
-            x_nD = x_ND[pieces.rows_n]
             parts.append(run_lstm(recurrent.lstm, x_nD, pieces, self.cfg.tbptt))
         if recurrent.memory is not None:
-            c_nR = self.projected(x_ND, mask_N)[pieces.rows_n]
+            c_nR = self.projected(pre_NF, context.mask_BT.flatten())[pieces.rows_n]
             parts.append(recurrent.memory(c_nR, pieces.position_n))
-        return parts
-
-    def features(self, x_BTD: Tensor, context: SequenceContext) -> list[tuple[Tensor, Tensor]]:
-        pairs = super().features(x_BTD, context)
-        if self.off:
-            return pairs
-        x_ND, pieces = pairs[0][0], pieces_of(context)
-        states = self.states(x_ND, context.mask_BT.flatten(), pieces)
-        u_nS = torch.cat(states, 1).to(x_ND.dtype)
-        u_NS = x_ND.new_zeros(len(x_ND), u_nS.shape[1]).index_copy(0, pieces.rows_n, u_nS)
+        u_nS = torch.cat(parts, 1).to(x_ND.dtype)
         if self.kept is not None:
             h = u_nS[:, : self.cfg.hidden]
             before = torch.cat([torch.zeros_like(h[:1]), h[:-1]]) * (pieces.position_n > 0)[:, None]
             part = self.recurrent.predicted(before)
             self.kept.append(torch.zeros_like(x_ND).index_copy(0, pieces.rows_n, part))
-        return [*pairs, (u_NS, self.recurrent.weight())]
+        return x_ND.new_zeros(len(x_ND), u_nS.shape[1]).index_copy(0, pieces.rows_n, u_nS)
+
+    def static_pre(self, x_ND: Tensor) -> Tensor | None:
+        """``x W_enc + b_enc`` without gradient, which memory and codes share."""
+        if self.recurrent.memory is None:
+            return None
+        with torch.no_grad():
+            return torch.addmm(self.b_enc, x_ND, self.W_enc)
+
+    def features(self, x_BTD: Tensor, context: SequenceContext) -> list[tuple[Tensor, Tensor]]:
+        return self.features_and_pre(x_BTD, context)[0]
+
+    def features_and_pre(
+        self, x_BTD: Tensor, context: SequenceContext
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
+        """The pairs of :meth:`features` and the first one's product, where it was needed."""
+        pairs = super().features(x_BTD, context)
+        if self.off:
+            return pairs, None
+        x_ND = pairs[0][0]
+        pre_NF = self.static_pre(x_ND)
+        u_NS = self.states(x_ND, pre_NF, context)
+        return [*pairs, (u_NS, self.recurrent.weight())], pre_NF
+
+    def codes(
+        self, x_BTD: Tensor, context: SequenceContext
+    ) -> tuple[Codes | None, Tensor | None, Tensor]:
+        """As the base, with the static product made once for memory and codes."""
+        if self.off or self.dense_path or not hasattr(self.act, "select"):
+            return super().codes(x_BTD, context)
+        mask_N, bias_F = context.mask_BT.flatten(), self.b_enc
+        pairs, first = self.features_and_pre(x_BTD, context)
+        if not x_BTD.requires_grad:  # the short way to the gradient of b_dec, as in the base
+            bias_F = bias_F - (self.b_dec - self.b_dec.detach()) @ self.W_enc.detach()
+            pairs[0] = (pairs[0][0].detach(), self.W_enc)
+        select = partial(self.act.select, mask_N=mask_N)
+        codes, pre = sparse.encode(select, bias_F, pairs, first=first)
+        return codes, None, pre
 
     def forward(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
         """As the static SAE; ``decoder="lstm"``: x_hat = decode(z) + ``extra["x_recurrent"]``."""
@@ -159,14 +199,16 @@ class LSTMSAE(SAE):
     def loss(self, x_BTD: Tensor, context: SequenceContext | None = None) -> dict[str, Tensor]:
         """The base terms and ``gate``. With the recurrent decoder ``mse`` is the static part's and
         ``recurrent`` what the recurrent part changes it by: FVE = (1 - mse) + (-recurrent) is split
-        in two. While distilling: ``match_codes``, ``match_output`` (:meth:`distil`)."""
+        in two. While distilling: ``match_codes``, ``match_output`` (:meth:`distil`). Reported and
+        not part of the total: ``gates_open``, ``rho`` (:meth:`Recurrence.openness`)."""
         if self.phase == "distil":
             return self.distil(x_BTD, self.checked(x_BTD, context))
         self.kept = [] if self.cfg.decoder == "lstm" else None
         try:
-            return super().loss(x_BTD, context)
+            terms = super().loss(x_BTD, context)
         finally:
             self.kept = None  # or its graph would live until the next step
+        return terms if self.off else {**terms, **self.recurrent.openness()}
 
     def aux_term(
         self, x_BTD: Tensor, context: SequenceContext, error_ND: Tensor
@@ -183,13 +225,14 @@ class LSTMSAE(SAE):
         x_BTD: Tensor,
         context: SequenceContext,
         codes: Codes | None,
-        z_NF: Tensor,
+        z_NF: Tensor | None,
         pre_NF: Tensor,
     ) -> dict[str, Tensor]:
         if self.off:
             return {}
         terms = {}
-        if self.phase != "introduce":  # while rho leaves 0 no gate has earned its price yet
+        # While rho leaves 0 no gate has earned its price yet.
+        if self.cfg.gated and self.phase != "introduce":
             open_F = self.recurrent.gate.open_probability()
             terms["gate"] = self.cfg.lambda_gate * open_F.mean()
         if self.kept:
@@ -201,33 +244,14 @@ class LSTMSAE(SAE):
         return terms
 
     def distil(self, x_BTD: Tensor, context: SequenceContext) -> dict[str, Tensor]:
-        """``mean_t |z - z_T|^2 / d`` + ``mean_t |x_hat - x_hat_T|^2 / d`` against the teacher T.
-
-        Both 0 when act and k are the teacher's, whose codes are then kept to the bit; ``mse`` and
-        ``l0`` are reported and not part of the total.
-        """
+        """See :func:`tsae.saes.bridge.match`."""
         if not self.teacher:
             self.teacher = [load_static(self.cfg.teacher, self.cfg, self.W_dec.device)]
-        teacher, training = self.teacher[0], self.act.training
-        with torch.no_grad():
-            goal = teacher.eval()(x_BTD, context)
-        if teacher.cfg.act == self.cfg.act:
-            self.act.eval()  # compare at the learned threshold, which is the teacher's
-        out = SAE.forward(self, x_BTD, context)
-        self.act.train(training)
-        mask = context.mask_BT
-        n = mask.sum().clamp_min(1)
+        out, terms = match(self, self.teacher[0], x_BTD, context)
         if self.training:
-            self.count_idle(out.z.flatten(0, 1), int(n))
-
-        def mean_square(difference: Tensor) -> Tensor:
-            return (difference * mask[..., None]).square().sum() / (n * self.cfg.d_in)
-
-        terms = {"match_codes": mean_square(out.z - goal.z)}
-        terms["match_output"] = mean_square(out.x_hat - goal.x_hat)
-        terms["total"] = terms["match_codes"] + terms["match_output"]
-        reported = {"mse": mean_square(x_BTD - out.x_hat).detach()}
-        return {**terms, **reported, "l0": (out.z.detach() > 0).sum() / n}
+            fired_F = (out.z > 0).flatten(0, 1).any(0)
+            self.count_idle(fired_F, int(context.mask_BT.sum().clamp_min(1)))
+        return terms
 
     # ---- what the trainer calls -----------------------------------------------------------
 
@@ -236,9 +260,9 @@ class LSTMSAE(SAE):
         if self.static:
             return super().phases()
         static = tuple(n for n, _ in self.named_parameters() if not n.startswith("recurrent."))
-        first = "distil" if self.teacher or self.cfg.teacher else "static"
-        a, b, c = self.cfg.phase_shares
-        return Phase(first, a, static), Phase("introduce", b, ("recurrent.",)), Phase("refine", c)
+        names = ("distil" if self.teacher or self.cfg.teacher else "static", "introduce", "refine")
+        parts = zip(names, self.cfg.phase_shares, (static, ("recurrent.",), None), strict=True)
+        return tuple(Phase(*part) for part in parts if part[1] > 0)
 
     def start_step(self, step: int, n_steps: int, phase: str = "train") -> None:
         """Also anneal k along the static phase: k (1 + (anneal - 1)(1 + cos(pi p)) / 2)."""

@@ -11,7 +11,7 @@ the prefixes are fixed through training. One block is the static SAE exactly.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes, rows_to_crow
@@ -65,16 +65,16 @@ class MatryoshkaSAE(SAE):
             return {"all": ids}
         return {f"block{p}": part for p, part in enumerate(ids.split(self.sizes), start=1)}
 
-    def prefixes(self, codes: Codes | None, z_NF: Tensor) -> Tensor:
-        """``z[:n_p] W_dec[:n_p]`` [N, P-1, d] of all prefixes but the full one, without b_dec.
+    def decoded_blocks(self, codes: Codes | None, z_NF: Tensor | None) -> list[Tensor]:
+        """``z W_dec`` [N, d] of each block's latents alone, for all blocks but the last.
 
-        Each block is decoded once and the prefixes are their running sum. Sparse codes are read
+        Sparse codes are read
         as N (P-1) rows, one a token and block, so that one sparse product decodes them all.
         """
         P = len(self.sizes) - 1
         if codes is None:
             blocks = zip(z_NF.split(self.sizes, 1), self.W_dec.split(self.sizes), strict=True)
-            return torch.stack([z @ W for z, W in list(blocks)[:P]], 1).cumsum(1)
+            return [z @ W for z, W in list(blocks)[:P]]
         block = self.block_F[codes.cols]
         kept = (block < P).nonzero()[:, 0]
         rows, cols = codes.rows[kept] * P + block[kept], codes.cols[kept]
@@ -82,24 +82,27 @@ class MatryoshkaSAE(SAE):
         # Columns ascend within a token, so the new rows ascend too.
         crow = rows_to_crow(torch.bincount(rows, minlength=N * P))
         nested = Codes(codes.values[kept], rows, cols, crow, (N * P, F))
-        return sparse.decode(nested, self.W_dec).unflatten(0, (N, P)).cumsum(1)
+        return list(sparse.decode(nested, self.W_dec).unflatten(0, (N, P)).unbind(1))
 
     def extra_terms(
         self,
         x_BTD: Tensor,
         context: SequenceContext,
         codes: Codes | None,
-        z_NF: Tensor,
+        z_NF: Tensor | None,
         pre_NF: Tensor,
     ) -> dict[str, Tensor]:
         """``prefixes`` = sum of w_p times the error of each prefix but the full one."""
         if len(self.sizes) == 1:
             return {}
-        mask_N = context.mask_BT.flatten()
-        target_ND = x_BTD.flatten(0, 1) - self.b_dec
-        missed_NPD = (target_ND[:, None] - self.prefixes(codes, z_NF)) * mask_N[:, None, None]
-        mse_P = missed_NPD.square().sum((0, 2)) / (mask_N.sum().clamp_min(1) * self.cfg.d_in)
-        return {"prefixes": mse_P @ mse_P.new_tensor(self.prefix_weights[:-1])}
+        target_ND = self.centred(x_BTD, context).flatten(0, 1)
+        total, prefix_ND = 0.0, torch.zeros_like(target_ND)
+        blocks = self.decoded_blocks(codes, z_NF)
+        for weight, block_ND in zip(self.prefix_weights, blocks, strict=False):  # the last is mse
+            prefix_ND = prefix_ND + block_ND
+            sse = nn.functional.mse_loss(prefix_ND, target_ND, reduction="sum")
+            total = total + weight * sse
+        return {"prefixes": total / (context.mask_BT.sum().clamp_min(1) * self.cfg.d_in)}
 
     def loss(self, x_BTD: Tensor, context: SequenceContext | None = None) -> dict[str, Tensor]:
         """The base's terms and ``prefixes``; ``mse`` is the full error, unweighted.

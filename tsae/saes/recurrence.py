@@ -1,68 +1,12 @@
-r"""The recurrent parts of the ``lstm`` variant: pieces of documents, memory, sparse gate.
-
-A *piece* is the run of valid tokens of one document inside one sequence. State starts at zero in
-each piece and passes over masked tokens unchanged, so every piece can be run beside every other.
-"""
-
-from typing import NamedTuple
+r"""The recurrent parts of the ``lstm`` variant: feature memory, sparse gate, and its stream."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
-from tsae.saes.base import DOCUMENT, SAE, SequenceContext, Stream
+from tsae.saes.base import DOCUMENT, SAE, SAEConfig, Stream
 
-
-class Pieces(NamedTuple):
-    """The n valid tokens of a batch in reading order, and how they are packed.
-
-    ``rows_n``: their index among the N = B * T tokens; ``position_n``: place inside the piece;
-    ``order_n``: reading order -> packed order (first tokens of all pieces, then second …, longest
-    piece first); ``sizes``: pieces still running at each position, on the CPU.
-    """
-
-    rows_n: Tensor
-    position_n: Tensor
-    order_n: Tensor
-    sizes: Tensor
-
-
-def pieces_of(context: SequenceContext) -> Pieces:
-    """Cut the valid tokens of a filled context into pieces at document starts."""
-    rows_n = context.mask_BT.flatten().nonzero()[:, 0]
-    document_n = (context.boundary_BT >= DOCUMENT).flatten().cumsum(0)[rows_n]
-    _, piece_n, length_P = document_n.unique_consecutive(return_inverse=True, return_counts=True)
-    start_P = length_P.cumsum(0) - length_P
-    position_n = torch.arange(len(rows_n), device=rows_n.device) - start_P[piece_n]
-    rank_P = torch.empty_like(length_P)
-    by_length = length_P.argsort(descending=True, stable=True)
-    rank_P[by_length] = torch.arange(len(length_P), device=rows_n.device)
-    order_n = (position_n * max(len(length_P), 1) + rank_P[piece_n]).argsort()
-    return Pieces(rows_n, position_n, order_n, torch.bincount(position_n).cpu())
-
-
-def run_lstm(lstm: nn.LSTM, x_nD: Tensor, pieces: Pieces, tbptt: int | None = None) -> Tensor:
-    """h [n, H] of every valid token, all pieces in one call per ``tbptt`` tokens.
-
-    With ``tbptt`` the state is detached every so many tokens of a piece: same values, shorter
-    gradients. Packing needs no padding: a step runs the pieces that reach it and no other.
-    """
-    out = x_nD.new_empty(len(x_nD), lstm.hidden_size)
-    if len(x_nD) == 0:
-        return out
-    packed = x_nD[pieces.order_n]
-    parts, state, done = [], None, 0
-    for sizes in pieces.sizes.split(tbptt or len(pieces.sizes)):
-        n, first = int(sizes.sum()), int(sizes[0])
-        if state is not None:
-            state = tuple(s[:, :first].detach().contiguous() for s in state)
-        y, state = lstm(PackedSequence(packed[done : done + n], sizes), state)
-        parts.append(y.data)
-        done += n
-    h = torch.cat(parts)
-    back = torch.empty_like(pieces.order_n)
-    back[pieces.order_n] = torch.arange(len(h), device=h.device)
-    return h[back]
+BLOCK = 48
+"""Tokens whose memory is read in one product."""
 
 
 class FeatureMemory(nn.Module):
@@ -81,22 +25,33 @@ class FeatureMemory(nn.Module):
         self.Q = nn.Parameter(torch.randn(rank, rank) / rank**0.5)
         self.lag_bias = nn.Parameter(torch.zeros(window))
 
-    def weights(self, c_nR: Tensor, past_nWR: Tensor, lag_nW: Tensor, held_nW: Tensor) -> Tensor:
-        """Attention [n, W] over the slots; ``lag_nW`` 1 … window, ``held_nW`` False where empty."""
-        scores = torch.einsum("nr,nwr->nw", c_nR @ self.Q, past_nWR) / c_nR.shape[1] ** 0.5
-        scores = (scores + self.lag_bias[lag_nW - 1]).masked_fill(~held_nW, float("-inf"))
-        return nn.functional.pad(scores, (0, 1)).softmax(-1)[:, :-1]
+    def weights(self, scores: Tensor, lag: Tensor, held: Tensor) -> Tensor:
+        """Attention over slots (last axis); ``lag`` 1 … window, ``held`` False where empty."""
+        scores = scores / self.Q.shape[0] ** 0.5 + self.lag_bias[lag - 1]
+        scores = nn.functional.pad(scores.masked_fill(~held, float("-inf")), (0, 1))
+        return scores.softmax(-1)[..., :-1]
 
     def read(self, c_nR: Tensor, past_nWR: Tensor, lag_nW: Tensor, held_nW: Tensor) -> Tensor:
         """m [n, r] for the current c and the slots of the past."""
-        return torch.einsum("nw,nwr->nr", self.weights(c_nR, past_nWR, lag_nW, held_nW), past_nWR)
+        scores_nW = torch.einsum("nr,nwr->nw", c_nR @ self.Q, past_nWR)
+        return torch.einsum("nw,nwr->nr", self.weights(scores_nW, lag_nW, held_nW), past_nWR)
 
     def forward(self, c_nR: Tensor, position_n: Tensor) -> Tensor:
-        """m [n, r] of all valid tokens, given their place inside their piece."""
-        w = self.window
-        past = nn.functional.pad(c_nR, (0, 0, w, 0)).unfold(0, w, 1)[:-1].transpose(1, 2)
-        lag = torch.arange(w, 0, -1, device=c_nR.device).expand(len(c_nR), w)
-        return self.read(c_nR, past, lag, position_n[:, None] >= lag)
+        """m [n, r] of all valid tokens, given their place inside their piece.
+
+        Runs over blocks of S tokens, each with the ``window`` tokens before it: K = window + S.
+        """
+        n, w, S = len(c_nR), self.window, max(self.window, BLOCK)
+        fill = -n % S if n else S
+        keys_MKR = nn.functional.pad(c_nR, (0, 0, w, fill)).unfold(0, w + S, S).transpose(1, 2)
+        now_MSR = nn.functional.pad(c_nR @ self.Q, (0, 0, 0, fill)).unflatten(0, (-1, S))
+        place = torch.arange(w + S, device=c_nR.device)
+        lag_SK = place[w:, None] - place
+        position_MS = nn.functional.pad(position_n, (0, fill)).unflatten(0, (-1, S))
+        held_MSK = (lag_SK > 0) & (lag_SK <= w) & (lag_SK <= position_MS[..., None])
+        scores_MSK = now_MSR @ keys_MKR.transpose(1, 2)
+        a_MSK = self.weights(scores_MSK, lag_SK.clamp(1, w), held_MSK)
+        return (a_MSK @ keys_MKR).flatten(0, 1)[:n]
 
 
 class HardConcrete(nn.Module):
@@ -137,21 +92,28 @@ class HardConcrete(nn.Module):
 class Recurrence(nn.Module):
     """Everything temporal about the ``lstm`` variant; what is absent (size 0) has no parameters."""
 
-    def __init__(self, d: int, F: int, hidden: int, window: int, rank: int, decoder: bool):
+    def __init__(self, cfg: SAEConfig):
         super().__init__()
+        d, F, hidden, rank = cfg.d_in, cfg.d_sae, cfg.hidden, cfg.rank
         self.lstm = nn.LSTM(d, hidden, batch_first=True) if hidden else None
-        self.memory = FeatureMemory(F, rank, window, d) if window else None
-        width = hidden + (rank if window else 0)
+        self.memory = FeatureMemory(F, rank, cfg.memory, d) if cfg.memory else None
+        width = hidden + (rank if cfg.memory else 0)
         self.W = nn.Parameter(torch.randn(width, F) / width**0.5)  # W_h above W_m
-        self.rho = nn.Parameter(torch.zeros(F))
-        self.gate = HardConcrete(F)
-        if decoder:
+        self.rho = nn.Parameter(torch.zeros(F) if cfg.bridge else torch.ones(F))
+        self.gate = HardConcrete(F) if cfg.gated else None
+        if cfg.decoder == "lstm":
             self.W_out = nn.Parameter(torch.zeros(hidden, d))
             self.out_gate = nn.Linear(hidden, 1)
 
     def weight(self) -> Tensor:
         """[W_h; W_m] with column i scaled by rho_i gate_i."""
-        return self.W * (self.rho * self.gate())
+        return self.W * (self.rho if self.gate is None else self.rho * self.gate())
+
+    @torch.no_grad()
+    def openness(self) -> dict[str, Tensor]:
+        """``gates_open`` = mean_i P(gate_i > 0) (1 without gates), ``rho`` = mean_i |rho_i|."""
+        gates = torch.ones(()) if self.gate is None else self.gate.open_probability().mean()
+        return {"gates_open": gates, "rho": self.rho.abs().mean()}
 
     def predicted(self, before_NH: Tensor) -> Tensor:
         """The decoder's recurrent part ``sigmoid(h u + c) h W_out`` [N, d], from h[t-1]."""
@@ -184,14 +146,14 @@ class RecurrentStream(Stream):
         self.c_BH *= keep_B1
         self.seen_B *= keep_B1[:, 0]
         x = torch.where(mask_B[:, None], x_BD - sae.b_dec, 0.0)
-        parts = []
+        pre, parts = x @ sae.W_enc + sae.b_enc, []
         if recurrent.lstm is not None:
             h, (_, c) = recurrent.lstm(x[:, None], (self.h_BH[None], self.c_BH[None]))
             self.h_BH = torch.where(mask_B[:, None], h[:, 0], self.h_BH)
             self.c_BH = torch.where(mask_B[:, None], c[0], self.c_BH)
             parts.append(self.h_BH)
         if recurrent.memory is not None:
-            c_BR = sae.projected(x, mask_B)
+            c_BR = sae.projected(pre, mask_B)
             slots = torch.arange(w, device=x.device)
             lag_BW = (self.seen_B[:, None] - 1 - slots) % w + 1
             held_BW = lag_BW <= self.seen_B[:, None]
@@ -199,5 +161,4 @@ class RecurrentStream(Stream):
             rows = mask_B.nonzero()[:, 0]
             self.memory_BWR[rows, self.seen_B[rows] % w] = c_BR[rows]
         self.seen_B += mask_B
-        pre = x @ sae.W_enc + sae.b_enc + torch.cat(parts, 1) @ recurrent.weight()
-        return sae.act(pre, mask_B)
+        return sae.act(pre + torch.cat(parts, 1) @ recurrent.weight(), mask_B)

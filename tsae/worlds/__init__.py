@@ -26,6 +26,7 @@ __all__ = [
 
 # Modules are imported on first use: transformers alone takes seconds.
 _MODULES = {
+    **dict.fromkeys(("gpt2", "pythia-70m", "gemma-2-2b", "gemma-2-2b-it"), "tsae.worlds.hub"),
     "local": "tsae.worlds.local",
     "microworld": "tsae.worlds.microworld",
     "smollm2": "tsae.worlds.smollm2",

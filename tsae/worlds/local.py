@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,44 +11,18 @@ from typing import TYPE_CHECKING, Any
 from tsae import models
 from tsae.errors import WorldError
 from tsae.files import read_json, sha256
-from tsae.worlds import annotate, pydocs, text
+from tsae.worlds import annotate, cloze, exams, linguistics, pydocs, text
 from tsae.worlds.base import Document, LabelSpec, World, read_record, write_record
+from tsae.worlds.local_config import CLOZE, PYDOCS, LocalConfig
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-PYDOCS = "pydocs"
+    from tsae.worlds.knowledge import Question
+    from tsae.worlds.tasks import ProbeItem
+
 # What transformers writes into config.json about itself rather than about the model.
 _NOT_THE_MODEL = ("transformers_version", "_name_or_path")
-
-
-@dataclass(frozen=True)
-class LocalConfig:
-    """Options of a world made from a saved model."""
-
-    model: str
-    """Folder with config.json, .safetensors weights and a fast tokenizer."""
-    text: str = PYDOCS
-    """"pydocs", or a path: .txt, .md, .jsonl, a folder of them, or a datasets folder."""
-    seq_len: int = 128
-    """Tokens a sequence, BOS included; at least 2."""
-    layer: int | None = None
-    """Layer to read by default; None is the middle one."""
-    seed: int = 0
-    """Decides the order of documents and which are held out."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.seq_len, bool) or not isinstance(self.seq_len, int) or self.seq_len < 2:
-            raise ValueError(f"seq_len is {self.seq_len!r}; allowed is an integer of at least 2")
-        if self.layer is not None and (
-            isinstance(self.layer, bool) or not isinstance(self.layer, int)
-        ):
-            raise ValueError(f"layer is {self.layer!r}; allowed is an integer or None")
-        for name in ("model", "text"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; allowed is a path as a string"
-                )
 
 
 class LocalWorld(World):
@@ -73,11 +47,41 @@ class LocalWorld(World):
         }
         self._text_stamp = record["text_stamp"]
         self._weight_bytes = record["weight_bytes"]
+        self._context_length = record.get("context_length")
 
     def model(self, device: str = "cpu") -> "TransformerBridge":
         """See :meth:`World.model`. Raises :class:`WorldError` when its weights are others now."""
         self._check_model()
         return models.boot(self.config.model, device)
+
+    def questions(self) -> "list[Question]":
+        """The questions that the option ``questions`` names; see :meth:`World.questions`.
+
+        Exams are put into the turns of a chat where the tokenizer has a chat template.
+        """
+        if self.config.questions is None:
+            return []
+        if self.config.questions == CLOZE:
+            return cloze.questions(self.encode, self.bos_id, self.config.seed)
+        chat = self._chat if self._tokenizer.chat_template else None
+        longest = self._context_length or exams.LONGEST
+        return exams.questions(self.config.questions, self.encode, self.bos_id, longest, chat)
+
+    def _chat(self, prompt: str) -> str:
+        turns = [{"role": "user", "content": f"{prompt}\nAnswer with the letter alone."}]
+        return self._tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+
+    def task_names(self) -> list[str]:
+        """See :meth:`World.task_names`."""
+        return linguistics.names(self.config.tasks)
+
+    def probe_items(self, task: str) -> "list[ProbeItem]":
+        """See :meth:`World.probe_items` and :mod:`tsae.worlds.linguistics`."""
+        if task not in self.task_names():
+            return super().probe_items(task)
+        return linguistics.items(task, self.config.tasks, self.encode, self.bos_id)
 
     def _check_model(self) -> None:
         if _weight_bytes(self.config.model) != self._weight_bytes:
@@ -113,16 +117,28 @@ class LocalWorld(World):
         return self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def _open_text(where: str, stamp: dict[str, Any] | None = None) -> pydocs.Pydocs | text.LocalText:
+Source = pydocs.Pydocs | text.LocalText | text.MixedText
+
+
+def _open_text(where: str | dict[str, str], stamp: dict[str, Any] | None = None) -> Source:
     if where == PYDOCS:
         return pydocs.Pydocs(stamp)
-    source = text.LocalText(where)
+    source = text.MixedText(where) if isinstance(where, dict) else text.LocalText(where)
     if stamp is not None and stamp != source.stamp():
         raise WorldError(
             f"Text {where} has changed since this world was built; "
             "put it back or build the world again in a new directory."
         )
     return source
+
+
+def _absolute(value: Any) -> Any:
+    """Paths, also those by name, made absolute; anything else as it is."""
+    if isinstance(value, dict):
+        return {str(key): _absolute(inner) for key, inner in value.items()}
+    if isinstance(value, str | Path) and value not in ("", PYDOCS):
+        return str(Path(value).expanduser().resolve())
+    return value
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -182,6 +198,7 @@ def _describe(name: str, cfg: LocalConfig) -> dict[str, Any]:
             )
     model_config = {key: value for key, value in hf_config.items() if key not in _NOT_THE_MODEL}
     options = asdict(cfg) | {"model": None, "layer": None}  # neither changes what is harvested
+    del options["questions"], options["tasks"]  # nor does what is asked
     weights = [sha256(file) for file in _weights(folder)]
     tokens = sha256(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else ""
     whole = json.dumps([name, options, stamp, model_config, weights, tokens], sort_keys=True)
@@ -196,6 +213,7 @@ def _describe(name: str, cfg: LocalConfig) -> dict[str, Any]:
         "labels": {name: [spec.scale, spec.classes] for name, spec in source.label_specs.items()},
         "text_stamp": stamp,
         "weight_bytes": _weight_bytes(folder),
+        "context_length": longest,
     }
 
 
@@ -221,9 +239,14 @@ def build(
         )
     if "model" not in options:
         raise ValueError(f"model is missing; {name} needs model=PATH of a saved Hugging Face model")
-    for path in ("model", "text"):
-        if isinstance(options.get(path), str | Path) and options[path] not in ("", PYDOCS):
-            options[path] = str(Path(options[path]).expanduser().resolve())
+    for key in ("model", "text", "tasks"):
+        if key in options:
+            options[key] = _absolute(options[key])
+    if isinstance(options.get("questions"), dict):
+        options["questions"] = {
+            key: [str(Path(name).resolve()) if Path(name).is_file() else name for name in names]
+            for key, names in options["questions"].items()
+        }
     record = _describe(name, LocalConfig(seed=seed, **options))
     if (directory / "world.json").exists():
         old = read_record(directory)

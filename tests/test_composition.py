@@ -1,0 +1,246 @@
+"""Composition measures and the clamping of parents, on numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from eval_cases import Store, tokens, value
+
+from tsae import saes
+from tsae.evals import edges, levels, purity
+from tsae.evals.composition import measure
+from tsae.interventions import HierarchicalClamp, LeafClamp, rank_leaves, rank_parents
+from tsae.interventions.hierarchical import Above, children, clamp_above, rank_above
+from tsae.interventions.ranking import Text
+from tsae.saes import SequenceContext
+
+
+def two_level(W, d=4, **options):
+    """h1 = relu(x) over the axes of x, parent i = h1 of leaf i; W is given."""
+    W = torch.as_tensor(W, dtype=torch.float32)
+    parents, leaves = W.shape
+    torch.manual_seed(0)
+    given = {"act": "relu", "k": 1, "k2": 1, "ratio": leaves // parents, **options}
+    sae = saes.build("hierarchical", d_in=d, d_sae=leaves, **given).eval()
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(d, leaves))
+        sae.W_dec.copy_(torch.eye(leaves, d))
+        sae.W_e2.copy_(torch.eye(leaves, parents))
+        sae.D2.copy_(torch.eye(parents, leaves))
+        sae.composer.W.copy_(W)
+        sae.composer.energy1.fill_(1.0)
+        sae.composer.energy2.copy_(torch.arange(parents, 0.0, -1.0))
+    return sae
+
+
+def reading(z, h2, **more):
+    t = tokens(z, **more)
+    return levels.Reading(t, torch.as_tensor(h2).float(), t.x_ND, torch.arange(len(t)))
+
+
+def test_the_rows_of_a_matrix_by_hand():
+    W = torch.tensor([[0.5, -0.5, 0.0, 0.0009], [1.0, 0.0, 0.0, 0.0]])
+    rows = edges.matrix_rows(W)
+    assert value(rows, "composition_small") == pytest.approx(5 / 8)
+    assert value(rows, "children_mean") == value(rows, "children_median") == 1.5
+    assert value(rows, "children_max") == 2
+    assert value(rows, "composition_negative") == pytest.approx(1 / 3)
+    # Gini of one entry of four is 3/4; of (0, e, a, a): (-e + a + 3a) / (4 (2a + e)).
+    first = (4 * 0.5 - 0.0009) / (4 * 1.0009)
+    assert value(rows, "composition_gini") == pytest.approx((0.75 + first) / 2, abs=1e-6)
+
+
+def test_edges_are_of_the_strongest_parents_that_fire_and_nulls_are_no_children():
+    sae = two_level(torch.tensor([[0.0, 0.2, 0.9, 0, 0, 0], [0.5, 0, 0, -0.4, 0, 0]]), d=6)
+    rates = torch.tensor([0.1, 0.2, 0.3, 0.1, 0.2, 0.3]).double()
+    frequency = levels.Frequencies(rates, torch.tensor([0.1, 0.1]).double())
+    found = edges.strongest(sae, frequency, 2, 32, seed=0)
+    assert found.parents_P.tolist() == [0, 1] and found.place_E.tolist() == [0, 0, 1]
+    assert found.leaf_E.tolist() == [2, 1, 0]
+    assert found.weight_E.tolist() == pytest.approx([0.9, 0.2, 0.5])
+    assert (
+        not set(found.null_RE[:, :2].flatten().tolist()) & {1, 2}
+        and (found.null_RE[:, 2] != 0).all()
+    )
+    silent = frequency._replace(level2_P=torch.tensor([0.0, 0.1]).double())
+    assert edges.strongest(sae, silent, 2, 32, seed=0).parents_P.tolist() == [1]
+
+
+def test_parent_and_child_together_by_hand():
+    one = torch.tensor([0])
+    chosen = edges.Edges(one, one, one, torch.tensor([1.0]), torch.tensor([[1]]))
+    together = edges.Together(chosen)
+    # child on 3 tokens, the parent on 2 of them; null leaf on 4, the parent on 1 of them
+    z = [[1, 0], [1, 0], [1, 1], [0, 1], [0, 1], [0, 1]]
+    h2 = [[1], [1], [0], [1], [0], [0]]
+    for part in (slice(0, 2), slice(2, 6)):  # document 7 is cut by the batch
+        together.update(reading(z[part], h2[part], doc=[7, 7, 7, 8, 8, 8][part]))
+    counts = together.counts()
+    assert counts[:, :, 0].tolist() == [[2, 3, 2, 1, 0], [1, 0, 0, 3, 1]]
+    share = edges.weighted_shares(counts, torch.tensor([[1.0, 1.0], [2.0, 0.0]]).double())
+    assert share["parent_given_child"].tolist() == pytest.approx([2 / 3, 2 / 3])
+    assert share["parent_given_child_null"].tolist() == pytest.approx([1 / 4, 0])
+    assert share["child_given_parent"].tolist() == pytest.approx([2 / 3, 1])
+    assert share["child_given_parent_null"].tolist() == pytest.approx([1 / 3, 0])
+
+
+def test_a_score_of_null_leaves_has_the_childrens_weights_per_unit():
+    place, leaf = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])
+    chosen = edges.Edges(
+        torch.tensor([4, 5]), place, leaf, torch.tensor([1.0, 0.5, 2.0]), torch.tensor([[2, 3, 0]])
+    )
+    scale = torch.tensor([1.0, 2.0, 4.0, 1.0])
+    score = chosen.scores(torch.tensor([[1.0, 0.0, 8.0, 3.0]]), scale)
+    # 1·(1/4)·8 + 0.5·(2/1)·3 and 2·(2/1)·1
+    assert score.tolist() == [[[5.0, 4.0]]]
+
+
+def test_purity_by_hand():
+    base = torch.tensor([2.0, 2.0])
+    counts = torch.tensor([[4.0, 0.0], [3.0, 3.0], [1.0, 3.0]])
+    h = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    expected = [1.0, 0.0, 1 - h / math.log(2)]
+    assert purity.purity(counts, base).tolist() == pytest.approx(expected)
+    assert purity.purity(torch.zeros(1, 2), base).isnan().all()
+
+
+def test_a_matched_set_has_as_many_tokens_or_what_there_is():
+    score = torch.tensor([[0.0, 5.0, 1.0], [2.0, 5.0, 0.0], [1.0, 5.0, 0.0], [3.0, 0.0, 0.0]])
+    active = purity.as_often(score, torch.tensor([2, 2, 3]))
+    assert active.t().int().tolist() == [[0, 1, 0, 1], [1, 1, 0, 0], [1, 0, 0, 0]]
+
+
+def test_counts_of_documents_give_the_purity_of_their_sum():
+    g = torch.Generator().manual_seed(0)
+    active = torch.rand(200, 3, generator=g) < 0.4
+    label = torch.randint(-1, 3, (200,), generator=g)
+    sets = purity.Sets(active, torch.arange(200) // 50, {"a": label})
+    counts = purity.Counts.of(sets, "a", 3)
+    assert counts.sets_DSC.shape == (4, 3, 3)
+    assert counts.base_DC.sum() == (label >= 0).sum()
+    value_S = counts.purities(torch.ones(1, 4).double())[0]
+    for s in range(3):
+        by_class = torch.bincount(label[active[:, s] & (label >= 0)], minlength=3).double()
+        alone = purity.purity(by_class[None], torch.bincount(label[label >= 0]).double())
+        assert value_S[s] == pytest.approx(float(alone))
+
+
+def test_leaves_matched_to_parents_fire_as_often():
+    level1 = torch.tensor([0.01, 0.5, 0.1, 0.02, 0.3]).double()
+    frequency = levels.Frequencies(level1, torch.tensor([0.5, 0.0]).double())
+    chosen = {tuple(levels.matched_leaves(frequency, seed).tolist()) for seed in range(30)}
+    assert {leaf for leaf, _ in chosen} == set(range(5))  # of five leaves all are candidates
+    assert {silent for _, silent in chosen} == {0}
+    level1 = torch.cat([torch.full((8,), 0.4), torch.full((40,), 0.001)]).double()
+    frequency = levels.Frequencies(level1, torch.tensor([0.5]).double())
+    assert all(levels.matched_leaves(frequency, seed)[0] < 8 for seed in range(20))
+
+
+def test_fit_of_a_perfect_composition_by_hand():
+    fit = levels.Fit()
+    z = [[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]
+    fit.update(reading(z, [[1.0], [2.0], [2.0]], x=[[1.0], [2.0], [3.0]]), torch.ones(1, 2))
+    rows = fit.rows()
+    assert value(rows, "composition_r2") == pytest.approx(1.0)
+    assert value(rows, "l0_level1") == pytest.approx(4 / 3)
+    assert value(rows, "l0_level2") == 1 and value(rows, "l0_both") == pytest.approx(7 / 3)
+    assert value(rows, "fve_parents") == pytest.approx(1.0)
+
+
+def test_the_family_measures_two_levels_alone_and_finds_the_planted_parents():
+    """Axes 0-2 of the store are topics: parents 0-2 are their leaves, W names them."""
+    W = torch.zeros(4, 8)
+    W[torch.arange(4), torch.arange(4)] = 1.0
+    sae = two_level(W, d=8)
+    with torch.no_grad():
+        sae.b_enc.fill_(-1.0)
+    others = {"one": saes.build("hierarchical", d_in=8, d_sae=8, k=2, levels=1)}
+    store = Store()
+    store.d_model = 8
+    options = {"limit_tokens": 900, "selection_tokens": 900, "batch_size": 8, "seed": 0}
+    options |= {"device": "cpu", "progress": False, "draws": 50}
+    found = measure({"two": sae, **others}, store, None, **options)
+    assert set(found) == {"two"}
+    rows, tables = found["two"].rows, found["two"].tables
+    assert value(rows, "parent_given_child") == value(rows, "child_given_parent") == 1
+    assert value(rows, "parent_given_child_excess_low") > 0
+    assert value(rows, "composition_r2") == pytest.approx(1.0)
+    assert (
+        value(rows, "parent_purity") == pytest.approx(1 - 0 / 1)
+        or value(rows, "parent_purity") > 0.7
+    )
+    assert value(rows, "level_recovery_f1", "level2:document") == 1
+    parents = tables["parents"].set_index("parent")
+    assert parents.loc[[0, 1, 2], "label"].tolist() == ["topic"] * 3
+    assert parents.loc[[0, 1, 2], "cls"].tolist() == ["a", "b", "c"]
+    assert (tables["composition"]["parent"] == tables["composition"]["child"]).all()
+    assert set(tables["level_dwell"]["group"]) == {"level1", "level2", "leaves"}
+
+
+# ---- clamping -----------------------------------------------------------------------------
+
+
+def test_children_are_taken_parent_by_parent_in_proportion_to_w():
+    W = torch.tensor([[0.2, 0.8, 0.0, -0.5], [0.0, 0.4, 1.0, 0.1]])
+    leaves, share = children(W, torch.tensor([0, 1]), 3)
+    assert leaves.tolist() == [1, 0, 2]
+    torch.testing.assert_close(share, torch.tensor([[1.0, 0.25, 0.0], [0.4, 0.0, 1.0]]))
+    leaves, share = children(W, torch.tensor([0, 1]), 2)
+    assert leaves.tolist() == [1, 0] and share[1].tolist() == [0, 0]  # never came to parent 1
+
+
+def test_a_parent_clamps_its_firing_children_where_it_speaks_alone():
+    sae = two_level([[1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    edit = HierarchicalClamp(sae, [0], 100.0, 1.0, q_K=torch.tensor([1.5]), n_leaves=4)
+    assert edit.latents.tolist() == [0, 1]
+    # sqrt(4) = 2 is 100 per cent; BOS, then: speaks with both, with one; is silent below its q
+    raw = torch.tensor([[[9.0, 9, 9, 9], [2, 3, 1, 0], [2, 0, 1, 0], [1, 3, 1, 0]]])
+    moved = edit(raw)
+    expected = [[9.0, 9, 9, 9], [-2, -1, 1, 0], [-2, 0, 1, 0], [1, 3, 1, 0]]
+    assert moved[0].tolist() == expected
+    assert edit.touched == 2
+    leaf = LeafClamp(sae, [1], 100.0, 1.0, q_K=torch.tensor([1.0]))
+    assert leaf(raw)[0, :, 1].tolist() == [9, -2, 0, -2]
+    with pytest.raises(ValueError, match="with two levels"):
+        HierarchicalClamp(
+            saes.build("topk", d_in=4, d_sae=4, k=1).eval(),
+            [0],
+            1.0,
+            1.0,
+            q_K=torch.ones(1),
+            n_leaves=1,
+        )
+    with pytest.raises(ValueError, match="of the 1 chosen parents"):
+        HierarchicalClamp(sae, [0], 1.0, 1.0, q_K=torch.ones(2), n_leaves=1)
+
+
+def text(x):
+    x = torch.as_tensor(x).float()[None]
+    mask = torch.ones(x.shape[:2], dtype=torch.bool)
+    return Text(x, SequenceContext(mask, torch.zeros_like(mask, dtype=torch.uint8)), mask)
+
+
+def test_latents_are_ranked_by_forget_tokens_above_what_retained_text_rarely_exceeds():
+    retain = torch.zeros(10, 3)
+    retain[:, 0] = torch.arange(10.0)  # exceeded by one token in ten: 8
+    retain[0, 1] = 5.0
+    forget = torch.tensor([[9.0, 1, 0], [8.5, 0, 0], [1, 2, 0], [1, 0, 0]])
+    found = rank_above(lambda t: t.x_BTD, [text(forget)], [text(retain)], 0.1)
+    assert found.latents.tolist() == [0, 1] and found.q_K.tolist() == [8.0, 0.0]
+    assert found.share_K.tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match=r"in \[0, 1\)"):
+        rank_above(lambda t: t.x_BTD, [text(forget)], [text(retain)], 1.0)
+
+
+def test_parents_without_children_are_not_ranked_and_leaves_keep_their_ids():
+    sae = two_level([[0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.5, 0.0]])
+    forget, retain = [text([[1.0, 1, 0, 0]])], [text([[0.0, 0, 0, 0]])]
+    parents = rank_parents(sae, forget, retain, 0.0)
+    assert parents.latents.tolist() == [1]
+    leaves = rank_leaves(sae, torch.tensor([3, 1, 0]), forget, retain, 0.0)
+    assert sorted(leaves.latents.tolist()) == [0, 1]
+    ids, make = clamp_above("hierarchical", sae, parents, 2)
+    assert ids.tolist() == [1, 2]
+    assert make(multiplier=1.0, scale=1.0).latents.tolist() == [1, 2]
+    ids, make = clamp_above("leaves", sae, Above(*(part[:2] for part in leaves)), 1)
+    assert len(ids) == 1 and isinstance(make(multiplier=1.0, scale=1.0), LeafClamp)

@@ -1,0 +1,115 @@
+"""Metrics by position against hand-worked numbers."""
+
+import pytest
+import torch
+from eval_cases import Batch, Fake, Store, value
+
+from tsae import evals
+from tsae.evals import positions
+from tsae.saes.base import SequenceContext
+
+READING = {
+    "limit_tokens": 10**6,
+    "selection_tokens": 0,
+    "batch_size": 1,
+    "seed": 0,
+    "device": "cpu",
+    "progress": False,
+}
+
+
+class Two:
+    """Two sequences of 8 positions: BOS, then one document (0) or two (1, and 2 from position 5)."""
+
+    seq_len = 8
+
+    def batches(self, split, batch_size):
+        x = torch.tensor([[9.0, 1, 1, 1, -1, -1, -1, -1], [9.0, 1, 1, 1, -1, -1, -1, -1]])
+        doc = torch.tensor([[-1] + 7 * [0], [-1] + 4 * [1] + 3 * [2]])
+        boundary = torch.zeros(2, 8, dtype=torch.uint8)
+        boundary[:, 0] = boundary[1, 5] = 3
+        for b in range(2):
+            rows = slice(b, b + 1)
+            context = SequenceContext(doc[rows] >= 0, boundary[rows])
+            yield Batch(x_BTD=x[rows, :, None], doc_BT=doc[rows], context=context, labels={})
+
+
+def codes(x, context=None):
+    """Right below position 4, half of it from there; a second latent is always on with 2."""
+    z = torch.cat([x, torch.full_like(x, 2.0)], 2)
+    z[:, 4:, 0] *= 0.5
+    return z
+
+
+def measured(**options):
+    sae = Fake(codes, 2, torch.tensor([[1.0], [0.0]]))
+    return positions.measure({"sae": sae}, Two(), None, **READING, **options)["sae"]
+
+
+def test_rows_by_hand():
+    # 14 valid tokens, 6 at 1 and 8 at -1: mean -1/7. sse: 0, and 1/4 a token from position 4.
+    rows = measured(bins=4).rows
+    assert value(rows, "position_fve", "p=0-1") == pytest.approx(1)
+    beyond = 1 - 0.25 / (6 / 7) ** 2
+    assert value(rows, "position_fve", "p=6-7") == pytest.approx(beyond)
+    assert value(rows, "position_gap_fve") == pytest.approx(beyond - 1)
+    assert value(rows, "position_l0", "p=2-3") == 2
+    # x moves at position 4 alone: by 2, and z by 1.5. Elsewhere |dx| = 0, left out.
+    assert value(rows, "position_change", "p=4-5") == pytest.approx(0.75)
+    groups = [r["group"] for r in rows if r["metric"] == "position_fve"]
+    assert groups == ["p=0-1", "p=2-3", "p=4-5", "p=6-7"]
+    assert [r["n"] for r in rows if r["metric"] == "position_fve"] == [2, 4, 4, 4]
+
+
+def test_uneven_bins_hold_every_position_once():
+    groups = [r["group"] for r in measured(bins=3).rows if r["metric"] == "position_l0"]
+    assert groups == ["p=0-2", "p=3-5", "p=6-7"]
+
+
+def test_documents_have_both_halves_and_give_the_gap():
+    found = measured(bins=4)
+    table = found.documents.set_index(["doc", "group"])
+    assert len(table) == 6 and set(table["metric"]) == {"position_fvu"}
+    assert table.loc[(2, "half=first"), ["num", "den"]].tolist() == [0, 0]
+    assert table.loc[(1, "half=second"), "num"] == pytest.approx(0.25)
+    first, second = (
+        found.documents[found.documents["group"] == f"half={h}"].assign(group="all")
+        for h in ("first", "second")
+    )
+    interval = evals.paired_bootstrap(first, second, n_boot=50)
+    assert interval.diff == pytest.approx(value(found.rows, "position_gap_fve"))
+
+
+def test_another_share():
+    rows = measured(bins=2, first_share=0.25).rows
+    # Below position 2: two tokens without error. Beyond: 8 of 12 with an error of 1/4.
+    sst = 4 * (8 / 7) ** 2 + 8 * (6 / 7) ** 2
+    assert value(rows, "position_gap_fve") == pytest.approx(-2 / sst)
+
+
+def test_bins_sum_to_the_whole_and_nulls_are_left_out():
+    store = Store(6)
+    sae = Fake(lambda x, context=None: x.clamp_min(0.5), 8)
+    saes = {"sae": sae, "null": evals.ShuffledNull(sae)}
+    tables = evals.evaluate_many(
+        saes, store, families=("core", "positions"), limit_tokens=10**6, progress=False
+    )
+    assert not any(r["metric"].startswith("position") for r in tables["null"].results)
+    documents = tables["sae"].documents
+    fvu = documents[documents["metric"] == "position_fvu"]
+    assert 1 - fvu["num"].sum() / fvu["den"].sum() == pytest.approx(
+        value(tables["sae"].results, "fve")
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "needle"),
+    [
+        ({"bins": 1}, "bins=1"),
+        ({"bins": 9}, "bins=9"),
+        ({"bins": 2, "first_share": 1.0}, "first_share=1.0"),
+    ],
+)
+def test_bad_values_say_what_is_allowed(options, needle):
+    with pytest.raises(ValueError, match=needle):
+        measured(**options)

@@ -1,0 +1,301 @@
+"""SAELens, SAEBench, datasets and torch.export: what is written, by hand, and what is read back."""
+
+import json
+from types import SimpleNamespace
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tsae import interop, saes
+from tsae.activations import Batch
+from tsae.errors import CheckpointError, UserError
+from tsae.interop.saelens import folded
+from tsae.saes.base import SequenceContext
+
+D, F, K, SCALE = 6, 20, 4, 0.25
+
+
+def made(variant, seed=0, **options):
+    """A fresh SAE with biases and thresholds that matter, as if trained on a store."""
+    torch.manual_seed(seed)
+    sae = saes.build(variant, d_in=D, d_sae=F, k=K, **options)
+    with torch.no_grad():
+        sae.b_enc.normal_(0, 0.3)
+        sae.b_dec.normal_(0, 0.5)
+        for part in getattr(sae.act, "parts", [sae.act]):
+            if hasattr(part, "threshold"):
+                part.threshold.fill_(0.4)
+            if hasattr(part, "log_threshold"):
+                part.log_threshold.uniform_(-2, 0)
+    sae.meta = {"scale": SCALE, "layer": 3, "world": "gpt2", "fingerprint": "f"}
+    return sae.eval()
+
+
+def raw(*shape):
+    return torch.randn(*shape, D, generator=torch.Generator().manual_seed(7)) * 4
+
+
+def by_saelens(directory, x):
+    """Codes and reconstruction as SAELens defines them, from the files alone."""
+    config = json.loads((directory / "cfg.json").read_text())
+    w = load_file(directory / "sae_weights.safetensors")
+    pre = (x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    z = pre.relu()
+    if config["architecture"] == "topk":
+        values, cols = z.topk(config["k"], dim=-1)
+        z = torch.zeros_like(z).scatter(-1, cols, values)
+    if config["architecture"] == "jumprelu":
+        z = z * (pre > w["threshold"])
+    return z, z @ w["W_dec"] + w["b_dec"], config
+
+
+STATIC = {"l1": "standard", "topk": "topk", "batchtopk": "jumprelu", "jumprelu": "jumprelu"}
+
+
+@pytest.mark.parametrize("variant", sorted(STATIC))
+def test_a_static_sae_is_exported_exactly(tmp_path, variant):
+    sae, x = made(variant), raw(2, 5)
+    interop.save_saelens(sae, tmp_path / "out")
+    z, x_hat, config = by_saelens(tmp_path / "out", x)
+    out = sae(SCALE * x)
+    torch.testing.assert_close(z, out.z / SCALE)
+    torch.testing.assert_close(x_hat, out.x_hat / SCALE)
+    assert config["architecture"] == STATIC[variant]
+    assert config["normalize_activations"] == "none" and config["apply_b_dec_to_input"] is True
+    assert config["metadata"]["tsae_approximation"] is None
+    assert config["metadata"]["hook_name"] == "blocks.3.hook_resid_post"
+    assert config["metadata"]["model_name"] == "gpt2"
+    assert config["metadata"]["sae_lens_version"] == "6.0.0"
+
+
+STORE = SimpleNamespace(scale=SCALE, d_model=D, world="gpt2", layer=3, fingerprint="f")
+
+
+@pytest.mark.parametrize("variant", sorted(STATIC))
+def test_what_was_exported_comes_back(tmp_path, variant):
+    sae, x = made(variant), raw(2, 5)
+    interop.save_saelens(sae, tmp_path / "out")
+    bare, fitted = (
+        interop.load_saelens(tmp_path / "out"),
+        interop.load_saelens(tmp_path / "out", STORE),
+    )
+    torch.testing.assert_close(bare.encode(x), sae.encode(SCALE * x) / SCALE)
+    torch.testing.assert_close(fitted.encode(SCALE * x), sae.encode(SCALE * x))
+    torch.testing.assert_close(fitted(SCALE * x).x_hat, sae(SCALE * x).x_hat)
+    assert fitted.cfg.k == K and fitted.meta["fingerprint"] == "f" and not fitted.training
+    fitted.save(tmp_path / "kept")
+    again = saes.load(tmp_path / "kept")
+    assert torch.equal(again.encode(x), fitted.encode(x)) and again.meta["layer"] == 3
+
+
+def test_groups_that_share_one_threshold_each_are_exact(tmp_path):
+    sae, x = made("conv", act="batchtopk", window=1), raw(3, 4)
+    for value, part in zip((0.1, 0.4, 0.8), sae.act.parts, strict=True):
+        part.threshold.fill_(value)
+    interop.save_saelens(sae, tmp_path / "out")
+    z, _, config = by_saelens(tmp_path / "out", x)
+    torch.testing.assert_close(z, sae.encode(SCALE * x) / SCALE)
+    thresholds = load_file(tmp_path / "out" / "sae_weights.safetensors")["threshold"] * SCALE
+    assert sorted({round(value, 4) for value in thresholds.tolist()}) == [0.1, 0.4, 0.8]
+
+
+@pytest.mark.parametrize(("rank", "gate"), [(None, "none"), (2, "hard"), (2, "learned")])
+def test_a_window_is_folded_as_if_the_residual_stood_still(tmp_path, rank, gate):
+    sae = made("conv", act="relu", window=4, lag_rank=rank, gate=gate, group_shares=(1.0,))
+    with torch.no_grad():
+        for name, weight in sae.named_parameters():
+            if name.endswith("_lag"):
+                weight.normal_(0, 0.3)
+    x = raw(2, 1).expand(2, 9, D)
+    interop.save_saelens(sae, tmp_path / "out")
+    z, _, config = by_saelens(tmp_path / "out", x)
+    true = sae.encode(SCALE * x) / SCALE
+    torch.testing.assert_close(z[:, 3:], true[:, 3:])  # the window is full
+    assert not torch.allclose(z[:, 0], true[:, 0])
+    assert config["metadata"]["tsae_approximation"] == (
+        "the window of 4 tokens is read at the current token alone"
+    )
+
+
+def test_other_approximations_are_named(tmp_path):
+    torch.testing.assert_close(folded(made("lstm"))[0], made("lstm").W_enc)
+    for variant, options, line in [
+        ("lstm", {}, "every token is encoded as the first of its document"),
+        ("predictive", {}, "every token is encoded as the first of its document"),
+        ("conv", {"window": 1}, "groups do not reserve their shares of k"),
+    ]:
+        interop.save_saelens(made(variant, **options), tmp_path / "out")
+        config = json.loads((tmp_path / "out" / "cfg.json").read_text())
+        assert line in config["metadata"]["tsae_approximation"]
+
+
+def write_saelens(directory, tensors=(), **config):
+    directory.mkdir(exist_ok=True)
+    config = {"architecture": "topk", "k": 2, "d_in": D, "d_sae": F} | config
+    (directory / "cfg.json").write_text(json.dumps(config))
+    if tensors:
+        save_file(tensors, directory / "sae_weights.safetensors")
+    return directory
+
+
+def foreign():
+    """Weights as another trainer leaves them: rows of any norm."""
+    g = torch.Generator().manual_seed(3)
+    sizes = {"W_enc": (D, F), "W_dec": (F, D), "b_enc": (F,), "b_dec": (D,)}
+    return {name: torch.randn(*size, generator=g) for name, size in sizes.items()}
+
+
+def test_what_other_trainers_leave_is_folded_in(tmp_path):
+    w, x = foreign(), raw(3)
+    norm = w["W_dec"].norm(dim=1)
+    pre = (x @ w["W_enc"] + w["b_enc"]) * norm
+    values, cols = pre.relu().topk(2)
+    z = torch.zeros_like(pre).scatter(1, cols, values)
+    write_saelens(tmp_path / "a", w, rescale_acts_by_decoder_norm=True, apply_b_dec_to_input=False)
+    sae = interop.load_saelens(tmp_path / "a")
+    torch.testing.assert_close(sae.encode(x[:, None])[:, 0], z)
+    torch.testing.assert_close(sae.decode(z), (z / norm) @ w["W_dec"] + w["b_dec"])
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(F))
+
+    thresholds = torch.linspace(-0.5, 1.0, F)
+    write_saelens(tmp_path / "b", w | {"threshold": thresholds}, architecture="jumprelu")
+    sae = interop.load_saelens(tmp_path / "b")
+    pre = (x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    torch.testing.assert_close(sae.encode(x[:, None])[:, 0], pre.relu() * (pre > thresholds))
+
+    bar = {"topk_threshold": torch.tensor(0.7, dtype=torch.float64)}
+    write_saelens(tmp_path / "c", w | bar, architecture="batchtopk", k=2.0)
+    sae = interop.load_saelens(tmp_path / "c")
+    torch.testing.assert_close(sae.encode(x[:, None])[:, 0], pre * (pre > 0.7))
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "line"),
+    [
+        ({"architecture": "gated"}, foreign(), "is a 'gated' SAE; those that can be read are"),
+        ({"normalize_activations": "layer_norm"}, foreign(), "normalize_activations='layer_norm'"),
+        ({"d_sae": F + 1}, foreign(), "W_enc has shape .6, 20., not .6, 21.+; copy it again"),
+        ({}, {"W_enc": torch.zeros(D, F)}, "cannot be read .'W_dec'.; copy it again"),
+        ({}, {}, "has no sae_weights.safetensors; copy it again"),
+    ],
+)
+def test_directories_that_cannot_be_read(tmp_path, config, tensors, line):
+    write_saelens(tmp_path / "a", tensors, **config)
+    with pytest.raises(CheckpointError, match=line):
+        interop.load_saelens(tmp_path / "a")
+
+
+def test_foreign_and_damaged_directories(tmp_path):
+    with pytest.raises(CheckpointError, match="cfg.json does not exist"):
+        interop.load_saelens(tmp_path)
+    (tmp_path / "cfg.json").write_text('{"model": 1}')
+    with pytest.raises(CheckpointError, match="is not a SAELens 6 directory"):
+        interop.load_saelens(tmp_path)
+    write_saelens(tmp_path, foreign())
+    weights = tmp_path / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-40])
+    with pytest.raises(CheckpointError, match="cannot be read .*; copy it again"):
+        interop.load_saelens(tmp_path)
+    write_saelens(tmp_path, foreign())
+    other = SimpleNamespace(**(vars(STORE) | {"d_model": 8}))
+    with pytest.raises(CheckpointError, match="reads 6 dimensions, the store has 8"):
+        interop.load_saelens(tmp_path, other)
+    with pytest.raises(ValueError, match="sae.training is True; allowed is an SAE in eval mode"):
+        interop.save_saelens(made("topk").train(), tmp_path / "out")
+
+
+# ---- SAEBench -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["topk", "conv", "lstm"])
+def test_the_bench_sees_sequences_in_raw_units(variant):
+    sae, x = made(variant), raw(2, 7)
+    bench = interop.BenchSAE(sae, context_size=7)
+    z = bench.encode(x)
+    torch.testing.assert_close(z, sae.encode(SCALE * x) / SCALE)
+    torch.testing.assert_close(bench(x), sae.decode(SCALE * z) / SCALE)
+    torch.testing.assert_close(bench.encode(x[:, 0]), z[:, 0])  # each row begins a document
+    assert bench.check_decoder_norms()
+    assert (bench.cfg.hook_name, bench.cfg.model_name) == ("blocks.3.hook_resid_post", "gpt2")
+    assert bench.cfg.to_dict()["d_sae"] == F == bench.W_enc.shape[1]
+
+
+def test_a_massive_token_stays_out_of_its_neighbours_context():
+    sae, x = made("conv", window=4, gate="none"), raw(1, 6)
+    far = x.clone()
+    x[0, 2], far[0, 2] = 1e4, 2e4
+    bench = interop.BenchSAE(sae, massive_norm=1e3)
+    z, z_far = bench.encode(x), bench.encode(far)
+    torch.testing.assert_close(z[0, [0, 1, 3, 4, 5]], z_far[0, [0, 1, 3, 4, 5]])
+    torch.testing.assert_close(z[0, 2], bench.encode(x[0, 2:3])[0])
+    assert (z[0, 2] > 0).any()
+
+
+def test_the_bench_follows_dtype_and_keeps_its_weights():
+    bench = interop.BenchSAE(made("topk")).to(device="cpu", dtype=torch.bfloat16)
+    assert bench.dtype == torch.bfloat16 and bench.cfg.dtype == "bfloat16"
+    assert bench.W_dec.dtype == torch.float32
+    z = bench.encode(raw(2, 3).bfloat16())
+    assert z.dtype == bench.decode(z).dtype == torch.bfloat16
+
+
+# ---- datasets, torch.export ---------------------------------------------------------------
+
+
+class TwoBatches:
+    """A store of three sequences of four tokens, in batches of two and one."""
+
+    def batches(self, split, batch_size):
+        x, tokens = raw(3, 4), torch.arange(12).view(3, 4)
+        mask = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 0], [0, 1, 0, 1]], dtype=torch.bool)
+        boundary = torch.tensor([[3, 3, 0, 1]] * 3, dtype=torch.uint8)
+        for part in torch.arange(3).split(batch_size):
+            context = SequenceContext(mask[part], boundary[part])
+            yield Batch(x[part], tokens[part], tokens[part] // 4, context, {})
+
+
+@pytest.mark.parametrize(("limit", "n"), [(None, 3), (8, 2), (5, 2)])
+def test_codes_are_a_dataset_with_one_row_a_sequence(tmp_path, limit, n):
+    sae, store = made("topk"), TwoBatches()
+    datasets.disable_progress_bars()
+    interop.export_codes(sae, store, tmp_path / "codes", batch_size=2, limit_tokens=limit)
+    found = datasets.load_from_disk(tmp_path / "codes")
+    whole = next(store.batches("test", 3))
+    z_BTF = sae.encode(whole.x_BTD, whole.context)
+    assert len(found) == n
+    for row, z_TF, tokens, mask in zip(
+        found, z_BTF, whole.tokens_BT, whole.context.mask_BT, strict=False
+    ):
+        dense = torch.zeros_like(z_TF)
+        for t, (ids, values) in enumerate(zip(row["latents"], row["values"], strict=True)):
+            assert ids == sorted(ids) and len(ids) == (z_TF[t] > 0).sum()
+            dense[t, ids] = torch.tensor(values)
+        torch.testing.assert_close(dense, z_TF)
+        assert row["tokens"] == tokens.tolist() and row["valid"] == mask.tolist()
+        assert row["boundary"] == [3, 3, 0, 1] and row["doc"][0] == tokens[0] // 4
+
+
+@pytest.mark.parametrize("variant", ["topk", "conv"])
+def test_an_exported_encoder_gives_the_same_codes_for_any_batch(tmp_path, variant):
+    sae = made(variant, **({"act": "batchtopk"} if variant == "conv" else {}))
+    path = interop.export_encoder(sae, tmp_path / "encoder.pt2", n_tokens=5)
+    program = torch.export.load(path).module()
+    for batch in (1, 3):
+        x = raw(batch, 5)
+        mask = torch.ones(batch, 5, dtype=torch.bool)
+        boundary = torch.zeros(batch, 5, dtype=torch.uint8)
+        boundary[:, 2] = 3
+        expected = sae.encode(SCALE * x, SequenceContext(mask, boundary)) / SCALE
+        torch.testing.assert_close(program(x, mask, boundary), expected)
+
+
+def test_an_encoder_that_cannot_be_exported_says_so(tmp_path, monkeypatch):
+    def refuse(*given, **options):
+        raise RuntimeError("data-dependent\nbranch")
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    with pytest.raises(UserError, match="'topk' encoder cannot be exported .data-dependent branch"):
+        interop.export_encoder(made("topk"), tmp_path / "encoder.pt2")
+    assert not (tmp_path / "encoder.pt2").exists()

@@ -1,0 +1,79 @@
+"""The matched-L0 driver: thresholds that give the L0 asked for, and what it says it did."""
+
+import pytest
+import torch
+from eval_cases import Store
+
+from tsae import saes
+from tsae.errors import UserError
+from tsae.experiments import matched
+
+
+class TrainStore(Store):
+    d_model = 8
+
+
+def built(name, **options):
+    torch.manual_seed(0)
+    sae = saes.build(name, d_in=8, d_sae=64, k=4, **options).eval()
+    with torch.no_grad():
+        if name == "batchtopk":
+            sae.act.threshold.fill_(1.0)
+        if sae.cfg.act == "jumprelu":
+            parts = getattr(sae.act, "parts", [sae.act])
+            for part in parts:
+                part.log_threshold.copy_(torch.linspace(-2, 0, len(part.log_threshold)))
+    return sae
+
+
+def test_bisection_finds_a_known_root():
+    # l0(s) = 10 − s falls through 4 at 6.
+    assert matched.bisect(lambda s: 10 - s, 4.0, 0.0, 10.0) == pytest.approx(6, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("batchtopk", {}), ("jumprelu", {}), ("l1", {}), ("conv", {"act": "jumprelu"})],
+)
+@pytest.mark.parametrize("asked", [3.0, 9.0])
+def test_thresholds_reach_the_l0_within_two_percent(name, options, asked):
+    sae, store = built(name, **options), TrainStore(8)
+    before = {key: value.clone() for key, value in sae.state_dict().items()}
+    found = matched.match(sae, store, asked, limit_tokens=320)
+    assert found.how == "threshold" and found.after == pytest.approx(asked, rel=0.02)
+    assert matched.measured_l0(found.sae, store, 320) == found.after
+    assert found.before == matched.measured_l0(sae, store, 320)
+    assert found.sae.meta["matched_l0"]["shift"] == found.shift
+    assert (found.shift > 0) == (found.before > asked)
+    assert all(torch.equal(before[key], value) for key, value in sae.state_dict().items())
+
+
+def test_no_shift_changes_nothing():
+    batch = next(TrainStore(4).batches("train", 4))
+    for name in ("batchtopk", "jumprelu", "l1"):
+        sae = built(name)
+        same = matched.shifted(sae, 0.0).encode(batch.x_BTD, batch.context)
+        assert torch.equal(same, sae.encode(batch.x_BTD, batch.context))
+
+
+def test_topk_is_matched_by_construction_or_sent_back_to_training():
+    found = matched.match(built("topk"), TrainStore(4), 4.0, limit_tokens=80)
+    assert (found.how, found.before, found.shift) == ("by construction", 4.0, 0.0)
+    with pytest.raises(UserError, match="train it with k=9"):
+        matched.match(built("topk"), TrainStore(4), 9.0, limit_tokens=80)
+
+
+def test_more_latents_than_are_positive_cannot_be_had():
+    with pytest.raises(UserError, match="No threshold gives batchtopk an L0 of 60"):
+        matched.match(built("batchtopk"), TrainStore(4), 60.0, limit_tokens=80)
+
+
+def test_every_sae_is_brought_to_its_own_k_and_recorded():
+    found = {name: built(name) for name in ("topk", "batchtopk", "jumprelu")}
+    for sae in found.values():
+        sae.meta.update(world="fake", layer=1)
+    moved, records = matched.match_all(found, TrainStore(8), limit_tokens=320)
+    records = records.set_index("variant")
+    assert records["how"].tolist() == ["by construction", "threshold", "threshold"]
+    assert records["after"].tolist() == pytest.approx([4, 4, 4], rel=0.02)
+    assert moved["topk"].cfg == found["topk"].cfg and set(moved) == set(found)
