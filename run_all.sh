@@ -8,7 +8,7 @@ usage() {
     cat <<TEXT
 usage: ./run_all.sh [--profile NAME] [--cores N] [--model DIR] [--text PATH] [--layer N]
 
-  --profile NAME   what to run: $(profiles) (default: laptop)
+  --profile NAME   what to run: $(profiles) (default: laptop; local with --model)
   --cores N        jobs at a time (default: 2)
   --model DIR      a Hugging Face model folder of your own   } for a profile that has a
   --text PATH      a text, JSONL or datasets folder           } 'local' world: --profile local
@@ -27,7 +27,8 @@ profiles() {
     printf '%s' "$names"
 }
 
-profile=laptop
+profile=""
+default=laptop
 options=()
 while [ $# -gt 0 ]; do
     case $1 in
@@ -35,11 +36,13 @@ while [ $# -gt 0 ]; do
         --profile | --cores | --model | --text | --layer)
             [ $# -ge 2 ] || fail "run_all.sh: option $1 needs a value; see ./run_all.sh --help."
             if [ "$1" = --profile ]; then profile=$2; else options+=("$1" "$2"); fi
+            if [ "$1" = --model ]; then default=local; fi
             shift 2
             ;;
         *) fail "run_all.sh: unknown option '$1'; see ./run_all.sh --help." ;;
     esac
 done
+profile=${profile:-$default}
 [ -f "workflow/profiles/$profile.yaml" ] ||
     fail "run_all.sh: there is no profile '$profile'; choose one of: $(profiles)."
 

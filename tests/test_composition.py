@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from eval_cases import Store, tokens, value
+from test_unlearning import D, ToyStore, ToyWorld, config, identity, values
 
 from tsae import saes
 from tsae.evals import edges, levels, purity
-from tsae.evals.composition import measure
+from tsae.evals.composition import measure, visible
+from tsae.evals.unlearning import unlearn
 from tsae.interventions import HierarchicalClamp, LeafClamp, rank_leaves, rank_parents
 from tsae.interventions.hierarchical import Above, children, clamp_above, rank_above
 from tsae.interventions.ranking import Text
@@ -177,6 +179,10 @@ def test_the_family_measures_two_levels_alone_and_finds_the_planted_parents():
     assert set(tables["level_dwell"]["group"]) == {"level1", "level2", "leaves"}
 
 
+def test_tokens_of_space_alone_can_be_seen():
+    assert [visible(text) for text in (" word", "\n", "  ")] == ["word", "\\n", "__"]
+
+
 # ---- clamping -----------------------------------------------------------------------------
 
 
@@ -244,3 +250,26 @@ def test_parents_without_children_are_not_ranked_and_leaves_keep_their_ids():
     assert make(multiplier=1.0, scale=1.0).latents.tolist() == [1, 2]
     ids, make = clamp_above("leaves", sae, Above(*(part[:2] for part in leaves)), 1)
     assert len(ids) == 1 and isinstance(make(multiplier=1.0, scale=1.0), LeafClamp)
+
+
+def test_parents_and_as_many_leaves_forget_what_they_hold_and_one_level_has_neither():
+    """Parent 0 hears axes 0 and 2, axis 1 half as much; W says 0 and, half as much, 2."""
+    W = torch.zeros(2, D)
+    W[0, 0], W[0, 2] = 1.0, 0.5
+    sae = two_level(W, d=D)
+    with torch.no_grad():
+        sae.W_e2.zero_()
+        sae.W_e2[:3, 0] = torch.tensor([1.0, 0.5, 1.0])
+    asked = config(strategies=("clamp", "hierarchical", "leaves"), retain_thresholds=(0.0,))
+    rows, _ = unlearn(sae, ToyStore(), ToyWorld(), asked, progress=False)
+    forget = values(rows, "unlearn_forget_accuracy")
+    for strategy in ("hierarchical", "leaves"):
+        group = (strategy + "|t=0|n={}|m=100").format
+        assert forget[group(1)] == 3 / 4 and forget[group(2)] == 2 / 4
+        assert values(rows, "unlearn_near_accuracy")[group(2)] == 1.0
+        assert values(rows, "unlearn_latents")[group(2)] == 2
+    rows, _ = unlearn(identity(), ToyStore(), ToyWorld(), asked, progress=False)
+    assert set(values(rows, "unlearn_score")) == {"clamp"}
+    with pytest.raises(ValueError, match="one that fits a 'l1' SAE"):
+        alone = config(strategies=("leaves",))
+        unlearn(identity(), ToyStore(), ToyWorld(), alone, progress=False)

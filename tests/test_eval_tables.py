@@ -83,8 +83,8 @@ def test_static_parent_equals_its_shuffled_null_and_bootstrap_agrees():
 
 def test_families_are_checked(world):
     assert len(FAMILIES) == 6
-    with pytest.raises(ValueError, match="'probing'; allowed are core, splice"):
-        evaluate(oracle(), Store(), families=("probing",), progress=False)
+    with pytest.raises(ValueError, match="'guessing'; allowed are core, splice"):
+        evaluate(oracle(), Store(), families=("guessing",), progress=False)
     with pytest.raises(ValueError, match="give world="):
         evaluate(oracle(), Store(), families=("splice",), progress=False)
     out = evaluate(oracle(), Store(), families=("core",), progress=False)

@@ -16,6 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from tsae import worlds
 from tsae.errors import WorldError
+from tsae.experiments.evaluation import run_evaluation
+from tsae.experiments.setting import make_setting
+from tsae.experiments.training import run_training
 from tsae.worlds import corpora, hub
 
 KINDS = {"gpt2": "gpt2", "pythia-70m": "gpt_neox", "gemma-2-2b": "gemma2"}
@@ -239,6 +242,26 @@ def test_half_precision_odd_width_and_no_pad_token(tmp_path, corpus, special):
     # Causal, and right padding of any id changes nothing in front of it.
     padded = model(torch.nn.functional.pad(tokens_BT, (0, 3)), prepend_bos=False)
     torch.testing.assert_close(padded[:, :16], whole)
+
+
+def test_a_local_model_and_text_go_the_whole_way(tmp_path, corpus):
+    folder = tiny_models.save(tmp_path / "m", "gemma2")
+    setting = make_setting(
+        tmp_path / "s", world="local", options={"model": folder, "text": corpus, "seq_len": 16},
+        layer=2, tokens={"train": 256, "test": 32}, progress=False,
+    )  # fmt: skip
+    sae = run_training(
+        setting, tmp_path / "run", variant="conv", k=3, d_sae=24, steps=2, lr=1e-3,
+        batch_tokens=64, warmup_steps=0, progress=False,
+    ).sae  # fmt: skip
+    tables = run_evaluation(
+        setting, {"conv": sae}, limit_tokens=32, selection_tokens=32, splice_tokens=16,
+        families=("core", "splice"), null_tokens=32, progress=False,
+    )  # fmt: skip
+    rows = tables["results"].query("variant == 'conv' and group == 'all'")
+    found = rows.set_index("metric")["value"]
+    assert 0 < found["l0"] <= 3 and found["fve"] < 1 and "ce_score" in found
+    assert set(tables["results"]["world"]) == {"local"} and set(tables["results"]["layer"]) == {2}
 
 
 def write_exam(path, rows):

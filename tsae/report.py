@@ -8,12 +8,14 @@ from matplotlib.figure import Figure
 
 from tsae import figures, tables
 from tsae.experiments.training import read_curves
+from tsae.figures import arena, probing
 from tsae.files import atomic, read_json
 from tsae.pipeline.rows import merge
+from tsae.tables import arena as arena_tables
 from tsae.tables import tidy
 
-FURTHER_FIGURES = ()
-FURTHER_TABLES = ()
+FURTHER_FIGURES = (arena, probing)
+FURTHER_TABLES = (arena_tables,)
 """Modules whose ``drawn`` and ``made`` give what the tables allow, and nothing where they lack
 the rows."""
 PAPER = Path(__file__).resolve().parents[1] / "paper"

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from tsae.evals.boundaries import learned_boundaries
 from tsae.evals.consistency import Consistency, context_stability
-from tsae.evals.core import Core, splice
+from tsae.evals.core import Core, predicted_density, splice
 from tsae.evals.extras import EXTRAS
 from tsae.evals.nulls import EmaNull, ShuffledNull, best_ema
 from tsae.evals.recovery import Recovery
@@ -178,8 +178,10 @@ def _codes(
         for part in parts.values():
             part.update(t)
     out = Tables(results=[r for part in parts.values() for r in part.rows()])
+    reading = {"limit_tokens": limit_tokens, "batch_size": batch_size, "device": device}
+    if "core" in families:
+        out.results += predicted_density(sae, store, **reading)
     if "temporal" in families:
-        reading = {"limit_tokens": limit_tokens, "batch_size": batch_size, "device": device}
         out.results += learned_boundaries(sae, store, **reading)
     frames = [p.document_rows() for p in parts.values() if hasattr(p, "document_rows")]
     if frames:

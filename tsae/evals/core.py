@@ -129,6 +129,29 @@ def density_rows(density_F: Tensor) -> list[dict[str, Any]]:
     ]
 
 
+@torch.no_grad()
+def predicted_density(
+    sae: Any, store: Any, *, limit_tokens: int, batch_size: int, device: str
+) -> list[dict[str, Any]]:
+    """``predicted_density``: share of a predicted part's codes z_p that are not 0 at valid tokens.
+
+    L0 counts the new part alone, so equal L0 flatters a variant that has such a part; no row for
+    any other.
+    """
+    active = count = n = 0
+    for batch in store.batches("test", batch_size):
+        batch = batch.to(device)
+        z_p = sae(batch.x_BTD, batch.context).extra.get("z_p")
+        if z_p is None:
+            return []
+        valid = z_p[batch.context.mask_BT.bool()]
+        active, count = active + int((valid != 0).sum()), count + valid.numel()
+        n += len(valid)
+        if n >= limit_tokens:
+            break
+    return [row("predicted_density", "all", active / max(count, 1), n)]
+
+
 def predictable(mask_BT: Tensor, doc_BT: Tensor) -> Tensor:
     """[B, T − 1] bool: position t is valid and t + 1 continues its document.
 

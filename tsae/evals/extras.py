@@ -9,4 +9,39 @@ that says nothing about an SAE (a group's measure for a static one) leaves it ou
 
 from collections.abc import Callable
 
+from tsae.evals import (
+    absorption,
+    adaptation,
+    autointerp,
+    capability,
+    composition,
+    dependencies,
+    effects,
+    gates,
+    isolation,
+    lifetimes,
+    order,
+    perturbation,
+    positions,
+    probing,
+    temporal_probing,
+    traces,
+)
+
 EXTRAS: dict[str, Callable] = {}
+EXTRAS["adaptation"] = adaptation.measure
+EXTRAS["positions"] = positions.measure
+EXTRAS["probing"] = probing.measure
+EXTRAS["perturbation"] = perturbation.measure
+EXTRAS["absorption"] = absorption.measure
+EXTRAS["autointerp"] = autointerp.measure
+EXTRAS["composition"] = composition.measure
+EXTRAS["dependencies"] = dependencies.measure
+EXTRAS["temporal_probing"] = temporal_probing.measure
+EXTRAS["traces"] = traces.measure
+EXTRAS["capability"] = capability.measure
+EXTRAS["isolation"] = isolation.measure
+EXTRAS["gates"] = gates.measure
+EXTRAS["order"] = order.measure
+EXTRAS["effects"] = effects.measure
+EXTRAS["lifetimes"] = lifetimes.measure

@@ -14,8 +14,8 @@ picks its setting on the questions that it reports, for each strategy alike; ``r
 that is worth.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -24,65 +24,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tsae import interventions
+from tsae.evals.attacks import attacked, false_positives
 from tsae.evals.tokens import row
 from tsae.evals.unlearning_bench import Bench
-from tsae.interventions import Adaptive, Clamp, DetectorConfig, Edit
+from tsae.evals.unlearning_choice import best_settings, chosen_documents, chosen_rows
+from tsae.evals.unlearning_config import LEVELS, N_CANDIDATES, UnlearnConfig
+from tsae.interventions import Adaptive, ChainClamp, Clamp, Edit, Link
 from tsae.saes.base import require
 from tsae.worlds.knowledge import NEIGHBOURHOODS
 
-STRATEGIES = ("clamp", "adaptive", "random")
 RETAIN_AT_LEAST = 0.99
-
-
-@dataclass(frozen=True)
-class UnlearnConfig:
-    """The grid of settings and the size of what it is judged on."""
-
-    retain_thresholds: tuple[float, ...] = (0.001, 0.01)
-    """Largest share t of retain tokens at which a chosen latent may fire."""
-    n_latents: tuple[int, ...] = (10, 20)
-    """How many of the ranked latents are edited, n; fewer when fewer qualify."""
-    multipliers: tuple[float, ...] = (25, 50, 100, 200)
-    """The multiplier m: per cent of a residual's norm."""
-    strategies: tuple[str, ...] = STRATEGIES
-    """Which edits: clamp, adaptive, random (a clamp of random latents of like frequency)."""
-    relative: bool = False
-    """Whether m is taken of each token's own norm, not of the root mean square norm."""
-    group: str | None = None
-    """Edit only latents of this group of the SAE; None for all."""
-    detector: DetectorConfig = field(default_factory=DetectorConfig)
-    """Score and calibration of the adaptive strategy."""
-    n_facts: int = 100
-    """Facts asked for in each neighbourhood, drawn by ``seed``."""
-    n_orders: int | None = None
-    """Option orders asked for of each fact and form; None for all that the world gives."""
-    rank_tokens: int = 60_000
-    """Tokens of forget text and of retain text on which latents are ranked and calibrated."""
-    ce_tokens: int = 8_192
-    """Held-out tokens for cross-entropy and the share of edited tokens."""
-    batch_size: int = 64
-    """Prompts run at once; text is run a quarter as many sequences at once."""
-    seed: int = 0
-    """Seed of the drawn facts and of the random latents."""
-
-    def __post_init__(self) -> None:
-        for f in fields(self):  # JSON turns tuples into lists
-            if isinstance(getattr(self, f.name), list):
-                object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
-        if isinstance(self.detector, dict):
-            object.__setattr__(self, "detector", DetectorConfig(**self.detector))
-        for name in ("retain_thresholds", "n_latents", "multipliers", "strategies"):
-            require(len(getattr(self, name)) > 0, name, getattr(self, name), "not empty")
-        for name in ("n_latents", "multipliers"):
-            require(min(getattr(self, name)) > 0, name, getattr(self, name), "above 0")
-        for t in self.retain_thresholds:
-            require(0 <= t <= 1, "retain_thresholds", t, "in [0, 1]")
-        for s in self.strategies:
-            require(s in STRATEGIES, "strategies", s, f"of {', '.join(STRATEGIES)}")
-        for name in ("n_facts", "rank_tokens", "ce_tokens", "batch_size"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        ok = self.n_orders is None or self.n_orders > 0
-        require(ok, "n_orders", self.n_orders, "above 0, or None for all")
 
 
 @torch.no_grad()
@@ -117,19 +68,33 @@ def unlearn(
     config = config or UnlearnConfig()
     bench = Bench(sae.to(device).eval(), store, world, config, device)
     plans, rows = plan(bench, config)
-    rows += bench.ask_clean(torch.cat([p.latents for p in plans]).unique())
+    rows += bench.ask_clean(torch.cat([p.edit(bench, 1.0).triggers for p in plans]).unique())
     documents = []
     results: dict[Any, tuple[list, list]] = {}
-    grid = [(p, m) for p in plans for m in config.multipliers]
+    edits: dict[str, Edit] = {}
+    grid = [
+        (p, m) for p in plans for m in (config.chain_multipliers if p.links else config.multipliers)
+    ]
     for p, m in tqdm(grid, desc="unlearning", disable=not progress):
-        key = (p.strategy, tuple(p.latents.tolist()), m)
+        rate = p.detector and p.detector.cfg.false_positive_rate
+        key = (p.strategy, tuple(p.latents.tolist()), p.links, rate, m)
         if key not in results:  # two thresholds may choose the same latents
             results[key] = bench.run(p.edit(bench, m))
         group = f"{p.strategy}|{p.setting}|m={m:g}" + "|relative" * config.relative
         group += f"|group={config.group}" if config.group else ""
+        edits[group] = p.edit(bench, m)
         rows += [{**r, "group": group} for r in results[key][0]]
         documents += [frame.assign(group=group) for frame in results[key][1]]
-    return rows + score_rows(rows), pd.concat(documents, ignore_index=True)
+    found = pd.concat(documents, ignore_index=True)
+    chosen = chosen_documents(found)
+    rows += score_rows(rows) + chosen_rows(chosen)
+    if config.attacks:
+        detected = {p.strategy: p for p in plans if p.detector is not None}
+        rows += false_positives(bench, {k: p.edit(bench, 1.0) for k, p in detected.items()})
+        best = {group: edits[group] for group in best_settings(found)}
+        more, asked = attacked(bench, best, config.attacks)
+        rows, chosen = rows + more, pd.concat([chosen, *asked])
+    return rows, pd.concat([found, chosen], ignore_index=True)
 
 
 class Plan(NamedTuple):
@@ -138,11 +103,18 @@ class Plan(NamedTuple):
     strategy: str
     setting: str
     latents: Tensor
-    detector: interventions.Detector | None
+    detector: interventions.Detector | None = None
+    links: tuple[Link, ...] = ()
+    make: Callable[..., Edit] | None = None
 
     def edit(self, bench: Bench, multiplier: float) -> Edit:
         """The edit of this plan at one multiplier."""
         options = {**bench.options, "relative": bench.config.relative}
+        if self.make is not None:
+            return self.make(multiplier=multiplier, **options)
+        if self.links:
+            push = {"beta": bench.config.chain.beta, "gamma": bench.config.chain.gamma}
+            return ChainClamp(bench.sae, self.links, multiplier, **push, **options)
         if self.detector is not None:
             options["detector"] = self.detector
         kind = Clamp if self.detector is None else Adaptive
@@ -165,22 +137,81 @@ def plan(bench: Bench, config: UnlearnConfig) -> tuple[list[Plan], list[dict[str
         row("unlearn_rank_tokens", f"{name}:{source}", measured.n, measured.n)
         for name, measured in (("forget", forget), ("retain", retain))
     ]
+    made = Maker(bench, config)
     plans = []
     for t in config.retain_thresholds:
         ranked = interventions.select(forget.share_F, retain.share_F, t, within)
         for n in config.n_latents:
             chosen, setting = ranked[:n], f"t={t:g}|n={n}"
             for strategy in config.strategies:
-                latents, detector = chosen, None
-                if strategy == "random":
+                if strategy in LEVELS:
+                    if interventions.two_levels(sae):
+                        leaves, make = made.levels(strategy, t, n, forget.share_F - retain.share_F)
+                        plans.append(Plan(strategy, setting, leaves, make=make))
+                    continue
+                detector, links = made.detector(strategy, chosen), ()
+                rates = config.false_positive_rates if strategy.startswith("probe") else (None,)
+                latents, group = chosen, f"{strategy}|{setting}"
+                if strategy.endswith("random"):
                     latents = interventions.random_control(chosen, overall.share_F, config.seed)
-                if strategy == "adaptive":
-                    texts = bench.texts("retain")
-                    detector = interventions.calibrate(sae, chosen, texts, config.detector)
-                    group, rate = f"{strategy}|{setting}", detector.measured_rate
-                    rows.append(row("unlearn_false_positive_rate", group, rate, retain.n))
-                plans.append(Plan(strategy, setting, latents, detector))
+                if strategy == "chain":
+                    links = made.links(chosen, ranked)
+                    rows.append(row("unlearn_links", group, len(links), len(ranked)))
+                    if not links:  # nothing leads to the chosen latents
+                        continue
+                for rate in rates:
+                    here, at = detector, setting
+                    if rate is not None:
+                        here, at = detector.at(rate), f"{setting}|fpr={rate:g}"
+                    if here is not None:
+                        measured, group = here.measured_rate, f"{strategy}|{at}"
+                        rows.append(row("unlearn_false_positive_rate", group, measured, retain.n))
+                    plans.append(Plan(strategy, at, latents, here, links))
+    require(len(plans) > 0, "strategies", config.strategies, f"one that fits a {sae.name!r} SAE")
     return plans, rows
+
+
+class Maker:
+    """Detectors and links, each made once."""
+
+    def __init__(self, bench: Bench, config: UnlearnConfig):
+        self.bench, self.config = bench, config
+        self.probe: interventions.Detector | None = None
+        self.tracker: Any = None
+        self.above: dict[tuple[str, float], Any] = {}
+
+    def detector(self, strategy: str, chosen: Tensor) -> interventions.Detector | None:
+        """The calibrated detector of a strategy that has one; the probe's is of no latent."""
+        bench, config = self.bench, self.config
+        if strategy in ("adaptive", "hold"):
+            cfg = replace(config.detector, hold=strategy == "hold")
+            return interventions.calibrate(bench.sae, chosen, bench.texts("retain"), cfg)
+        if strategy.startswith("probe") and self.probe is None:
+            texts = bench.texts("retain"), config.probe, bench.texts("forget")
+            self.probe = interventions.calibrate(bench.sae, chosen[:0], *texts)
+        return self.probe if strategy.startswith("probe") else None
+
+    def levels(
+        self, strategy: str, t: float, n: int, excess_F: Tensor
+    ) -> tuple[Tensor, Callable[..., Edit]]:
+        """The leaves that a strategy of :data:`LEVELS` sets, and how its edit is made."""
+        sae = self.bench.sae
+        if (strategy, t) not in self.above:
+            texts = self.bench.texts("forget"), self.bench.texts("retain")
+            if strategy == "hierarchical":
+                found = interventions.rank_parents(sae, *texts, t)
+            else:
+                candidates = excess_F.topk(min(N_CANDIDATES, len(excess_F))).indices
+                found = interventions.rank_leaves(sae, candidates, *texts, t)
+            self.above[strategy, t] = found
+        return interventions.clamp_above(strategy, sae, self.above[strategy, t], n)
+
+    def links(self, chosen: Tensor, ranked: Tensor) -> tuple[Link, ...]:
+        """Links of chains, over the latents that are rare on retained text, to the chosen ones."""
+        bench, chain = self.bench, self.config.chain
+        if self.tracker is None:
+            self.tracker = interventions.tracked(bench.sae, bench.texts("forget"), chain)
+        return tuple(interventions.follow(self.tracker, chosen, ranked, chain))
 
 
 def score_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

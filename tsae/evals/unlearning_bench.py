@@ -1,7 +1,7 @@
 """What unlearning is judged on: known questions, held-out text, and text to rank latents on."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,15 +13,15 @@ from tsae import interventions, models
 from tsae.activations.shard import MASSIVE_FACTOR
 from tsae.errors import UserError
 from tsae.evals.core import predictable
+from tsae.evals.forget_text import classes_of, forget_label, levels_after
 from tsae.evals.tokens import row
 from tsae.interventions import Clamp, Edit, Text
 from tsae.saes.base import SequenceContext
 from tsae.worlds import knowledge
-from tsae.worlds.base import DOCUMENT, LabelSpec
 from tsae.worlds.knowledge import NEIGHBOURHOODS, Question
 
 if TYPE_CHECKING:
-    from tsae.evals.unlearning import UnlearnConfig
+    from tsae.evals.unlearning_config import UnlearnConfig
 
 
 class HeldOut(NamedTuple):
@@ -63,41 +63,6 @@ def item(q: Question) -> tuple[str, int, str]:
     return q.subject, q.fact, q.form
 
 
-def forget_label(
-    specs: Mapping[str, LabelSpec], subjects: Iterable[str]
-) -> tuple[str, list[int]] | None:
-    """The label, and its classes, that name all forget subjects; None when no label does.
-
-    Of several, the one of the longest time scale.
-    """
-    subjects = set(subjects)
-    for scale in ("document", "section"):
-        for name, spec in specs.items():
-            if spec.scale == scale and subjects <= set(spec.classes):
-                return name, [spec.classes.index(s) for s in sorted(subjects)]
-    return None
-
-
-def levels_after(store: Any, vocab_size: int, limit_tokens: int) -> Tensor:
-    """[V] uint8: the boundary level (0, 1, 2) that most often starts right after each token.
-
-    Counted inside the train documents. A prompt carries no boundaries of its own, so a sequence
-    encoder is given those that this rule puts there, ties and unseen tokens 0.
-    """
-    counts = torch.zeros(vocab_size * DOCUMENT, dtype=torch.long)
-    seen = 0
-    for batch in store.batches("train", 16):
-        doc_BT, level_BT = batch.doc_BT, batch.context.boundary_BT.long()
-        same_BT = (doc_BT[:, 1:] == doc_BT[:, :-1]) & (doc_BT[:, 1:] >= 0)
-        same_BT &= level_BT[:, 1:] < DOCUMENT
-        pair_N = (batch.tokens_BT[:, :-1].long() * DOCUMENT + level_BT[:, 1:])[same_BT]
-        counts += torch.bincount(pair_N, minlength=len(counts))
-        seen += batch.tokens_BT.numel()
-        if seen >= limit_tokens:
-            break
-    return counts.view(vocab_size, DOCUMENT).argmax(1).to(torch.uint8)
-
-
 class Bench:
     """One SAE on one world: questions and texts prepared once, then edits judged one by one."""
 
@@ -123,6 +88,7 @@ class Bench:
         self.levels_V = levels_after(store, world.vocab_size, config.rank_tokens).to(device)
         subjects = {q.subject for q in every if q.neighbourhood == "forget"}
         self.label = forget_label(store.label_specs, subjects)
+        self.also = classes_of(store.label_specs, config.text)
         self.held_out = list(self._held_out())
 
     # ---- texts ----------------------------------------------------------------------------
@@ -136,8 +102,18 @@ class Bench:
             return self._prompts(which == "forget")
         name, classes = self.label
         where = {"inside": which == "forget", "limit_tokens": limit}
-        where |= {"batch_size": size, "device": self.device}
+        where |= {"batch_size": size, "device": self.device, "also": self.also}
         return interventions.labelled(self.store, "train", name, classes, **where)
+
+    def held_out_texts(self) -> Iterator[Text]:
+        """Retained text of the test split; empty where no label tells it."""
+        if self.label is None:
+            return iter(())
+        name, classes = self.label
+        size = max(1, self.config.batch_size // 4)
+        where = {"inside": False, "limit_tokens": self.config.ce_tokens, "batch_size": size}
+        where |= {"device": self.device, "also": self.also}
+        return interventions.labelled(self.store, "test", name, classes, **where)
 
     def _train(self, batch_size: int, limit: int) -> Iterator[Text]:
         seen = 0
@@ -233,6 +209,13 @@ class Bench:
 
     def run(self, edit: Edit) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
         """Rows and document rows (their group still missing) of one edit."""
+        rows, documents = self.ask(edit)
+        text_rows, frame = self.reread(edit)
+        rows += [*text_rows, row("unlearn_latents", "", len(edit.latents), 1)]
+        return rows, [*documents, frame]
+
+    def ask(self, edit: Edit) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
+        """Rows and document rows of the accuracies under one edit."""
         right = self.answers(edit)
         rows, documents = [], []
         for name in NEIGHBOURHOODS:
@@ -242,13 +225,11 @@ class Bench:
             rows.append(row(metric, "", facts["num"].mean(), len(facts)))
             frame = facts.groupby("doc", as_index=False)["num"].agg(num="sum", den="count")
             documents.append(frame.astype({"num": float}).assign(metric=metric))
-        text_rows, frame = self.reread(edit)
-        rows += [*text_rows, row("unlearn_latents", "", len(edit.latents), 1)]
-        return rows, [*documents, frame]
+        return rows, documents
 
     def answers(self, edit: Edit) -> dict[tuple[str, int, str], bool]:
         """Which items are still answered rightly; asks only prompts that the edit can reach."""
-        columns = [self.watched.index(i) for i in edit.latents.tolist()]
+        columns = [self.watched.index(i) for i in edit.triggers.tolist()]
 
         def reached(q: Question) -> bool:
             return any(self.fired[q.prompt + c[:-1]][columns].any() for c in q.choices)

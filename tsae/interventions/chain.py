@@ -72,6 +72,12 @@ class ChainClamp(Edit):
         members = sorted({link.target for link in self.links})
         super().__init__(sae, members, multiplier, scale, relative, massive_norm=massive_norm)
 
+    @property
+    def triggers(self) -> Tensor:
+        """The links' sources; see :attr:`Edit.triggers`."""
+        sources = sorted({link.source for link in self.links})
+        return torch.tensor(sources, device=self.latents.device)
+
     def expected(self, z_BTF: Tensor, context: SequenceContext) -> Tensor:
         """``Σ_k γ^k Σ_j C_k[j→i] z_j[t−k]`` [B, T, K] of the members."""
         document_BT = (context.boundary_BT >= DOCUMENT).cumsum(1)

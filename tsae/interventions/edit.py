@@ -80,6 +80,11 @@ class Edit(ABC):
         """Edited over valid tokens since :meth:`reset`; NaN before the first call."""
         return self.touched / self.seen if self.seen else float("nan")
 
+    @property
+    def triggers(self) -> Tensor:
+        """Latents of which at least one has to fire in a sequence for anything to be edited."""
+        return self.latents
+
     def within(self, context: SequenceContext) -> "Edit":
         """This edit, from now on with the mask and boundaries of the batch that it will be given.
 

@@ -1,6 +1,6 @@
 """Which latents belong to what is to be forgotten: firing frequencies on two texts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -28,13 +28,15 @@ def labelled(
     classes: Iterable[int],
     *,
     inside: bool = True,
+    also: Mapping[str, Iterable[int]] | None = None,
     limit_tokens: int | None = None,
     batch_size: int = 16,
     device: str = "cpu",
 ) -> Iterator[Text]:
     """The tokens of ``split`` whose ``label`` is one of ``classes`` (``inside``), or another class.
 
-    Sequences come in the store's order until ``limit_tokens`` tokens were kept; those without any
+    ``also``: further labels and the classes of which a token has to be. Sequences come in the
+    store's order until ``limit_tokens`` tokens were kept; those without any
     are skipped. Tokens to which the label does not apply (−1) belong to neither.
     """
     wanted = torch.tensor(sorted(classes), device=device)
@@ -43,6 +45,9 @@ def labelled(
         batch = batch.to(device)
         label_BT = batch.labels[label].long()
         keep_BT = (torch.isin(label_BT, wanted) == inside) & (label_BT >= 0) & batch.context.mask_BT
+        for name, chosen in (also or {}).items():
+            allowed = torch.tensor(sorted(chosen), device=device)
+            keep_BT &= torch.isin(batch.labels[name].long(), allowed)
         rows = keep_BT.any(1)
         if not rows.any():
             continue

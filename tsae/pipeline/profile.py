@@ -10,7 +10,7 @@ import yaml
 from tsae.errors import UserError
 
 PROFILE_KEYS = {
-    "about", "canonical", "threads", "seeds", "variants", "worlds", "figures", "seconds",
+    "about", "canonical", "threads", "seeds", "variants", "worlds", "structure", "figures", "seconds",
 }  # fmt: skip
 WORLD_KEYS = {
     "world", "label", "seed", "seeds", "layer", "options", "tokens", "sae", "train", "variants",
@@ -63,6 +63,9 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, An
             require_keys(run, keys | {"ablation", "sweep"}, {"variant"}, f"{inside}, ablate.grid")
             if not (run.get("sweep") or run.get("ablation")):
                 raise UserError(f"{inside}, ablate.grid: {run['variant']} lacks ablation or sweep.")
+    if structure := profile.get("structure"):
+        sizes = {"strengths", "runs", "limit_tokens", "selection_tokens"}
+        require_keys(structure, None, sizes, f"{where}, structure")
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     if given:
         override(profile, given, where)

@@ -95,7 +95,13 @@ class Planner:
         What is no path (a text known by name) or is missing is left to the world to judge.
         """
         options = parameters.get("options") or {}
-        paths = {key: self.root / options[key] for key in ("text", "model") if options.get(key)}
+        named = [key for key in ("text", "model", "questions", "tasks") if options.get(key)]
+        paths = {
+            name: self.root / value
+            for key in named
+            for name, value in leaves(options[key], key)
+            if isinstance(value, str)
+        }
         return {
             key: fingerprint.path_fingerprint(path)
             for key, path in paths.items()
@@ -139,6 +145,13 @@ class Planner:
                 given = {**settings, "world_dir": made.directory, "grid": chunk}
                 self.add("06_ablate", part, label, [made], given)
 
+    def structure(self) -> None:
+        """Append the sweep over how temporal a microworld is, which builds worlds of its own."""
+        if settings := dict(self.profile.get("structure") or {}):
+            sizes = {key: settings.pop(key) for key in ("limit_tokens", "selection_tokens")}
+            given = {"world_dir": "", "grid": [], "structure": settings, **sizes}
+            self.add("06_ablate", "structure", "structure", [], given)
+
     def runs(self, world: dict[str, Any], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One dictionary per training run: entries × swept values × seeds, defaults filled in."""
         runs = []
@@ -176,6 +189,7 @@ def plan(
     planner = Planner(profile_path.stem, profile, Path(root), Path(package))
     for world in profile["worlds"]:
         planner.world(world)
+    planner.structure()
     before = list(planner.stages)
     directories = [stage.directory for stage in before]
     given = {**(profile.get("figures") or {}), "stage_dirs": directories}

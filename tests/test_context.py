@@ -1,0 +1,179 @@
+"""Gates, order, isolation and capability on cases worked out by hand, and what is drawn of them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from eval_cases import Store, value
+
+from tsae import saes
+from tsae.errors import UserError
+from tsae.evals import capability, gates, isolation, order
+from tsae.evals.capability import by_fact, by_item, prompt_context, spliced
+from tsae.evals.order import scores
+from tsae.figures import context as figures
+from tsae.saes import SequenceContext
+from tsae.tables import context as tables
+from tsae.worlds.knowledge import Question
+
+READ = {"limit_tokens": 200, "selection_tokens": 200, "batch_size": 4, "seed": 0}
+READ |= {"device": "cpu", "progress": False}
+KEYS = {"world": "microworld", "layer": 2, "variant": "conv", "act": "topk", "seed": 0, "n": 1}
+
+
+def test_gate_means_by_place():
+    """b = 1/2 wherever the residual's first entry does not change, and sigma(step) where it does."""
+    x = torch.zeros(1, 9, 2)
+    x[0, 4:, 0] = 1.0  # one step, at token 4
+    boundary = torch.zeros(1, 9, dtype=torch.uint8)
+    boundary[0, 0], boundary[0, 1], boundary[0, 4] = 3, 3, 1
+    mask = torch.ones(1, 9, dtype=torch.bool)
+    mask[0, 0] = False
+    batch = SimpleNamespace(
+        x_BTD=x, context=SequenceContext(mask, boundary), tokens_BT=torch.arange(9)[None]
+    )
+    batch.to = lambda device: batch
+    store = SimpleNamespace(batches=lambda *a: [batch], batch=lambda *a: batch)
+    world = SimpleNamespace(to_strings=lambda tokens: [f"w{t}" for t in tokens])
+    learned = saes.build("conv", d_in=2, d_sae=8, k=3, window=2, gate="learned").eval()
+    with torch.no_grad():
+        learned.boundary_w.copy_(torch.tensor([np.log(3.0), 0.0]))
+        learned.boundary_b.zero_()
+    static = saes.build("conv", d_in=2, d_sae=8, k=3, window=2, gate="hard").eval()
+    found = gates.measure(
+        {"a": learned, "b": static}, store, world, **READ, sequences=(0,), n_tokens=6
+    )
+    assert list(found) == ["a"]
+    rows = found["a"].rows
+    assert value(rows, "gate_mean", "boundary") == pytest.approx(0.75)  # sigma(log 3)
+    assert value(rows, "gate_mean", "elsewhere") == 0.5
+    assert value(rows, "gate_mean", "all") == pytest.approx((6 * 0.5 + 0.75) / 7)
+    table = found["a"].tables["gates"]
+    assert table["token"].tolist() == ["w1", "w2", "w3", "w4", "w5", "w6"]
+    assert table["gate"].round(4).tolist() == [1.0, 0.5, 0.5, 0.75, 0.5, 0.5]
+    assert table["boundary"].tolist() == [3, 0, 0, 1, 0, 0]
+
+
+def test_order_is_worth_nothing_to_a_static_sae():
+    torch.manual_seed(0)
+    sae = saes.build("topk", d_in=8, d_sae=16, k=3).eval()
+    rows = order.measure({"a": sae}, Store(), None, **READ, windows=(4,))["a"].rows
+    assert {r["metric"] for r in rows} >= {"shuffle_gap_fve", "shuffle_gap_f1_document"}
+    assert all(r["value"] == pytest.approx(0.0, abs=1e-6) for r in rows)
+
+
+def test_order_gap_is_the_difference_of_two_scores():
+    torch.manual_seed(0)
+    sae = saes.build("conv", d_in=8, d_sae=16, k=4, window=4).eval()
+    with torch.no_grad():
+        sae.B_lag.normal_()
+    store = Store()
+    rows = order.measure({"a": sae}, store, None, **READ, windows=(4,))["a"].rows
+    reading = (store, 200, 200, 4, 0, "cpu")
+    gap = (
+        scores(sae, *reading)["fve"][0] - scores(order.ShuffledNull(sae, 4, 0), *reading)["fve"][0]
+    )
+    assert value(rows, "shuffle_gap_fve", "shuffle=4") == pytest.approx(gap)
+    assert abs(gap) > 1e-3
+
+
+def test_settings_of_isolation_are_read_from_the_groups_of_unlearning():
+    rows = [
+        {"metric": metric, "group": "clamp|t=0.01|n=5|m=50|group=fast", "value": v, "n": 1}
+        for metric, v in zip(isolation.METRICS, (0.2, 0.9, 1.0, 0.01, 0.3, 5.0), strict=True)
+    ]
+    rows.append({"metric": "unlearn_score", "group": "clamp", "value": 0.8, "n": 1})
+    table = isolation.settings(rows)
+    assert len(table) == 1
+    found = table.iloc[0]
+    assert (found["strategy"], found["n_latents"], found["multiplier"]) == ("clamp", 5, 50.0)
+    assert (found["forget"], found["near"], found["far"]) == (0.2, 0.9, 1.0)
+
+
+def test_right_under_every_order_and_the_margin():
+    """Fact 0 is right in one of two orders, fact 1 in both; margins are means over orders."""
+    ask = [
+        Question("forget", "a", (0, 1), ((2,), (3,)), i, f, "plain") for f in (0, 1) for i in (0, 1)
+    ]
+    scores_QC = np.array([[-1.0, -2.0], [-1.0, -4.0], [-1.0, -3.0], [-5.0, -1.0]])
+    items = by_item(ask, scores_QC)
+    assert items["accuracy"].tolist() == [0.0, 1.0]
+    assert items["margin"].tolist() == [-1.0, 3.0]  # (1 - 3) / 2 and (2 + 4) / 2
+    facts = by_fact(items)
+    assert facts["num"].tolist() == [0.0, 1.0] and facts["den"].tolist() == [1.0, 1.0]
+
+
+def test_splicing_leaves_bos_padding_and_massive_tokens():
+    context = prompt_context(torch.tensor([[5, 7, 2, 0]]), torch.tensor([0] * 7 + [2]).byte())
+    assert context.mask_BT.tolist() == [[False, True, True, False]]
+    assert context.boundary_BT.tolist() == [[3, 3, 2, 0]]
+    raw = torch.ones(1, 4, 2)
+    raw[0, 2] = 1e6
+    new = spliced(None, context, SimpleNamespace(median_norm=1.0, scale=1.0))(raw)
+    assert new[0, 1].tolist() == [0.0, 0.0]
+    assert torch.equal(new[0, [0, 2, 3]], raw[0, [0, 2, 3]])
+
+
+def test_worlds_without_questions_have_no_capability():
+    world = SimpleNamespace(questions=lambda: [])
+    assert capability.measure({"a": None}, None, world, **READ) == {}
+    assert isolation.measure({"a": None}, None, world, **READ) == {}
+
+
+def made_results() -> pd.DataFrame:
+    rows = []
+
+    def add(metric, group, amount, ablation=""):
+        rows.append(
+            KEYS | {"metric": metric, "group": group, "value": amount, "ablation": ablation}
+        )
+
+    for context in (4, 8, 16):
+        add("context_jaccard", f"context={context}", context / 32)
+        add("context_cosine", f"context={context}", context / 16)
+    for weight in (0.0, 0.1):
+        add("fve", "all", 0.9 - weight, f"consistency_weights=[0.0, {weight}]")
+        add("smoothness", "all", 0.4 - weight, f"consistency_weights=[0.0, {weight}]")
+    for window in (1, 8):
+        add("shuffle_gap_fve", "shuffle=8", 0.01 * window, f"window={window}")
+        add("fve", "all", 0.8, f"window={window}")
+    add("fve", "all", 0.85, "base")
+    return pd.DataFrame(rows)
+
+
+def test_figures_show_the_numbers_and_only_what_the_tables_allow():
+    results = made_results()
+    places = range(1, 5)
+    gate = pd.DataFrame(
+        [KEYS | {"ablation": "", "sequence": 0, "position": t, "token": "a", "boundary": int(t == 2),
+                 "gate": t / 4} for t in places]
+    )  # fmt: skip
+    setting = {"ablation": "", "threshold": 0.01, "n_latents": 5, "multiplier": 50.0, "near": 1.0}
+    isolated = pd.DataFrame(
+        [KEYS | setting | {"latents_of": g, "strategy": "clamp", "forget": f, "far": 0.9}
+         for g, f in (("fast", 1.0), ("document", 0.25))]
+    )  # fmt: skip
+    found = {"results": results, "gates": gate, "isolation": isolated}
+    drawn = figures.drawn(found, True)
+    names = {"context_stability", "consistency_pareto", "shuffle_gap", "gates", "isolation"}
+    assert set(drawn) == names
+    curve = drawn["consistency_pareto"].axes[0].lines[0].get_xydata()
+    np.testing.assert_allclose(curve, [[0.4, 0.9], [0.3, 0.8]])
+    bars = [patch.get_height() for patch in drawn["gates"].axes[0].patches]
+    assert bars == [0.25, 0.5, 0.75, 1.0]
+    nothing = results[results["metric"] == "fve"].assign(ablation="")
+    assert figures.drawn({"results": nothing}, False) == {}
+    with pytest.raises(UserError, match="shuffle_gap"):
+        figures.shuffle_gap(nothing)
+
+
+def test_table_groups_ablations_by_choice():
+    text = tables.made({"results": made_results()})["context"]
+    lines = text.splitlines()
+    order = [next(i for i, line in enumerate(lines) if part in line) for part in
+             ("unchanged", "Window", "window=1}", "window=8}", "Weights of the consistency")]  # fmt: skip
+    assert order == sorted(order)
+    assert "0.080" in lines[order[3]] and "0.850" in lines[order[0]]
+    assert tables.made({"results": made_results().assign(ablation="")}) == {}

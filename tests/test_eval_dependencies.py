@@ -1,0 +1,174 @@
+"""Steps read from conjunctions of latents, edges between them, and what the figures need of them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import torch
+
+from tsae.evals.dependencies import calibration, chain_firing, measure, rolled
+from tsae.evals.steps import Read, begins, match, matched_events
+from tsae.figures import chains as chain_figures
+from tsae.figures import strategies as strategy_figures
+from tsae.saes import SequenceContext
+from tsae.tables import chains as chain_tables
+from tsae.worlds.base import ChainEdge, LabelSpec
+
+STEPS = ("a", "b", "c")
+
+
+def reading(values, label, piece=None):
+    n = len(values)
+    piece = np.zeros(n, int) if piece is None else np.array(piece)
+    codes = scipy.sparse.csr_array(np.array(values, float))
+    return Read(codes, piece, np.arange(n), np.array(label))
+
+
+def test_a_run_begins_once_and_again_in_the_next_piece():
+    on = scipy.sparse.csr_array(np.array([[1], [1], [0], [1], [1]]))
+    assert begins(on, np.zeros(5, int)).toarray()[:, 0].tolist() == [1, 0, 0, 1, 0]
+    assert begins(on, np.array([0, 1, 1, 1, 1])).toarray()[:, 0].tolist() == [1, 1, 0, 1, 0]
+
+
+def test_two_latents_say_together_what_neither_says():
+    # Class 0 begins where latents 0 and 1 are both on; each is on as often without the other.
+    values = [[1, 1, 0], [1, 0, 0], [0, 1, 1], [0, 0, 1]] * 10
+    read = reading(values, [0, -1, -1, -1] * 10)
+    alone, both = match(read, 1, 1)[0], match(read, 1, 2)[0]
+    assert alone.f1 == pytest.approx(2 / 3)  # 10 of 20 onsets: 2 · 10 / (20 + 10)
+    assert (both.f1, sorted(both.latents)) == (1.0, [0, 1])
+    assert match(read, 1, 1, min_count=11) == {}
+    activity, columns = matched_events(read, {0: both, 5: both})
+    assert columns == [0, 0] and activity.active_NF.shape == (40, 1)  # one event, two names
+    assert np.flatnonzero(activity.active_NF.toarray()[:, 0]).tolist() == list(range(0, 40, 4))
+
+
+def test_a_threshold_belongs_to_the_match():
+    # Latent 0 is weakly on everywhere and strongly on where the class begins.
+    read = reading([[4.0 if t % 4 == 0 else 1.0] for t in range(80)], [0, -1, -1, -1] * 20)
+    found = match(read, 1, 1)[0]
+    assert found.f1 == 1.0 and 1.0 <= found.thresholds[0] < 4.0
+
+
+class Store:
+    """a → b after 3 tokens and b → c after 2, over documents of random tokens."""
+
+    label_specs = {"step": LabelSpec("step", "token", STEPS)}
+
+    def batches(self, split, batch_size):
+        rng = np.random.default_rng(["train", "test"].index(split))
+        for _ in range(8):
+            step = np.full((8, 41), -1)
+            for b in range(8):
+                for start in (2, 14, 26):
+                    start += rng.integers(0, 4)
+                    if rng.random() < 0.7:
+                        step[b, start], step[b, start + 3], step[b, start + 5] = 0, 1, 2
+                    else:
+                        step[b, start + rng.integers(0, 6)] = rng.integers(0, 3)
+            mask = torch.ones(8, 41, dtype=torch.bool)
+            mask[:, 0] = False
+            boundary = torch.zeros(8, 41, dtype=torch.uint8)
+            boundary[:, :2] = 3
+            batch = SimpleNamespace(
+                x_BTD=torch.from_numpy(step)[..., None].float(),
+                tokens_BT=torch.from_numpy(step) + 1,
+                doc_BT=torch.zeros(8, 41, dtype=torch.long),
+                context=SequenceContext(mask, boundary),
+                labels={"step": torch.from_numpy(step).to(torch.int16)},
+            )
+            batch.to = lambda device, batch=batch: batch
+            yield batch
+
+
+class World:
+    """The arrows of :class:`Store`."""
+
+    def chains(self):
+        return [ChainEdge("step", "a", "b", 3, 3, 1.0), ChainEdge("step", "b", "c", 2, 2, 1.0)]
+
+    def to_strings(self, ids):
+        return [("-", *STEPS)[i] for i in ids]
+
+
+class Codes:
+    """Latents 0–2 tell step i only together with latent 3, which is on at every step."""
+
+    def encode(self, x_BTD, context):
+        step_BT = x_BTD[..., 0].long()
+        own = (step_BT[..., None] == torch.arange(3)).float()
+        lure = (step_BT[..., None] == -1).float() * (torch.arange(41) % 5 == 0)[None, :, None]
+        return torch.cat([own + lure, (step_BT >= 0).float()[..., None]], -1)
+
+
+def test_edges_are_found_from_conjunctions_with_their_lags():
+    options = {"limit_tokens": 2000, "selection_tokens": 0, "batch_size": 8, "seed": 0}
+    options |= {"device": "cpu", "progress": False, "longest": 6, "edge_tokens": 3000}
+    found = measure({"s": Codes()}, Store(), World(), shifts=200, nulls=3, **options)["s"]
+    value = {(r["metric"], r["group"]): r["value"] for r in found.rows}
+    for group in ("labels", "joint", "matched"):
+        # Steps that are read without an error give what the true labels give.
+        assert value["chain_ap", group] == value["chain_ap", "labels"] > 0.5
+        assert value["chain_recall", group] == value["chain_lag_accuracy", group] == 1.0
+        assert value["chain_edges_matched", group] == 1.0
+    assert value["dependency_match_f1", "joint"] == 1.0 > value["dependency_match_f1", "single"]
+    edges = found.tables["edges"]
+    joint = edges[(edges["group"] == "joint") & edges["true"]]
+    assert {(r.source_name, r.target_name, r.lag) for r in joint.itertuples()} >= {
+        ("a", "b", 3),
+        ("b", "c", 2),
+    }
+    assert set(edges["group"]) >= {"labels", "joint", "all"}
+    firing = found.tables["firing"]
+    on = firing[firing["on"]].sort_values("position")
+    assert on.drop_duplicates("member")["member"].tolist() == ["a", "b", "c"]
+    assert (on["token"] == on["member"]).all()
+    keys = {"world": "microworld", "variant": "topk", "act": "topk", "seed": 0, "ablation": ""}
+    tables = {name: table.assign(**keys) for name, table in found.tables.items()}
+    assert set(chain_figures.drawn(tables, True)) == {"chain_graph", "chain_firing"}
+
+
+def test_rolling_leaves_no_edge():
+    from tsae.analysis.dependencies import Activity
+
+    rng = np.random.default_rng(0)
+    first = rng.random(4000) < 0.05
+    on = np.stack([first, np.roll(first, 2)], 1)
+    activity = Activity(scipy.sparse.csc_array(on), np.repeat(np.arange(40), 100))
+    options = {"lags": range(1, 4), "max_edges": 50, "shifts": 200, "seed": 0}
+    moved = rolled(activity, np.random.default_rng(1))
+    assert moved.active_NF.sum(0).tolist() == activity.active_NF.sum(0).tolist()
+    assert calibration(activity, 4, **options) <= 0.25
+    empty = pd.DataFrame(columns=["source", "target", "lag", "C"])
+    assert chain_firing(activity, [0, 1], ["a", "b"], empty, None).empty
+
+
+def rows(metric_group_values):
+    keys = {"world": "microworld", "layer": 2, "variant": "topk", "act": "topk"}
+    keys |= {"seed": 0, "ablation": "", "n": 10}
+    return pd.DataFrame(
+        [{**keys, "metric": m, "group": g, "value": v} for m, g, v in metric_group_values]
+    )
+
+
+def test_tables_and_figures_are_made_from_rows_alone():
+    made = []
+    for strategy, forget in (("clamp|t=0.01|n=10|m=50", 0.8), ("probe|t=0.01|n=10|m=50", 0.3)):
+        for name, value in (("forget", forget), ("near", 0.97), ("far", 1.0)):
+            made.append((f"unlearn_{name}_accuracy", strategy, value))
+            made.append((f"unlearn_chosen_{name}_accuracy", strategy.split("|")[0], value))
+        made.append(("unlearn_attack_forget_accuracy", f"{strategy}|attack=split", forget))
+    made += [("unlearn_difference", "probe|forget", -0.5)]
+    made += [("unlearn_difference_lo", "probe|forget", -0.7)]
+    made += [("unlearn_difference_hi", "probe|forget", -0.3)]
+    made += [("unlearn_held_out_false_positive", f"probe|fpr={r}", r) for r in (0.01, 0.1)]
+    made += [("chain_ap", "joint", 0.71), ("chain_ap", "labels", 0.86)]
+    found = {"results": rows(made)}
+    latex = chain_tables.made(found, False)
+    assert set(latex) == {"chains", "strategies"}
+    assert r"\textbf{\textminus 0.50 [\textminus 0.70, \textminus 0.30]}" in latex["strategies"]
+    assert "0.710" in latex["chains"] and "0.860" in latex["chains"]
+    assert set(strategy_figures.drawn(found, True)) == {"strategies", "attacks", "false_positives"}
+    assert strategy_figures.drawn({}, True) == chain_tables.made({}, True) == {}

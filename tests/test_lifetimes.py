@@ -1,0 +1,159 @@
+"""Lifetimes through a document, successions, and causal effects, by hand."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from eval_cases import TableModel, tokens, value
+
+from tsae.evals import effects, lifetimes
+from tsae.evals.effects import choose, edited, ratio_error
+from tsae.evals.lifetimes import by_position, patterns, per_token
+from tsae.figures import lifecycle as figures
+from tsae.tables import lifecycle as tables
+
+# Latent 0: active at 0, 1 and again at 3; latent 1: at 2, then alone in the second piece.
+CODES = torch.tensor([[1, 0], [1, 0], [0, 1], [1, 0], [0, 1], [0, 0]]).bool()
+PIECES = torch.tensor([0, 0, 0, 0, 1, 1])
+
+
+def test_births_returns_and_deaths_by_position():
+    ages = by_position(CODES, PIECES).set_index("position")
+    assert ages["tokens"].tolist() == [2, 2, 1, 1]
+    assert ages["first"].tolist() == [0, 0, 1, 0]  # at position 0 nothing was silent before
+    assert ages["back"].tolist() == [0, 0, 0, 1]
+    assert ages["died"].tolist() == [0, 1, 1, 1]
+    assert ages["seen"].tolist() == [2, 2, 2, 2]
+    table = per_token(ages.reset_index())
+    assert table.loc[1, "died"] == 50.0 and table.loc[2, "first"] == 100.0
+
+
+def test_a_planted_succession_is_found_with_its_lag_and_lift():
+    z = torch.zeros(120, 3)
+    z[0:120:6, 0] = 1.0
+    z[2:120:6, 1] = 1.0  # always two tokens after latent 0
+    z[:, 2] = 1.0  # always active: left out
+    found = patterns([tokens(z)], ["a", "b", "c"], n_followed=3, least=5, top=4)
+    assert (found["source"] < 2).all() and (found["target"] < 2).all()
+    best = found[(found["lag"] == 2) & (found["kind"] == "named")].iloc[0]
+    assert best[["source_class", "target_class", "count"]].tolist() == ["a", "b", 20]
+    # Pairs at lag 2: 118; latent 0 before at 20 of them, latent 1 after at 20.
+    assert best["lift"] == pytest.approx(20 / (20 * 20 / 118))
+
+
+def test_a_latent_is_named_after_the_class_it_fires_on():
+    t = tokens([[1, 0], [1, 0], [0, 1], [0, 0]], labels={"step": [0, 0, 1, 2]})
+    spec = type("Spec", (), {"classes": ("soak", "stir", "dig")})
+    store = type("Store", (), {"label_specs": {"step": spec}})
+    assert lifetimes.names([t], "step", store) == ["soak", "stir"]
+
+
+# ---- effects -----------------------------------------------------------------------------------
+
+
+def test_sets_are_the_longest_and_shortest_of_those_that_fire_enough():
+    dwell = torch.tensor([9.0, 1.0, 2.0, 3.0, 4.0, 8.0])
+    density = torch.tensor([0.5, 0.1, 0.1, 0.1, 0.1, 0.1])  # latent 0 fires too often
+    sets = choose(dwell, density, 1, 0.01, 0.2, seed=0)
+    assert sets["long"].tolist() == [5] and sets["short"].tolist() == [1]
+    for name in ("random_long", "random_short"):
+        assert sets[name].item() in (2, 3, 4)
+    assert choose(dwell, density, 2, 0.01, 0.2, seed=0) == {}
+
+
+def test_ablation_takes_all_and_addition_moves_the_mean_activity():
+    z = torch.tensor([[2.0, 1.0], [4.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    latents, offset = torch.tensor([0]), torch.tensor([1])
+    assert edited(z, latents, "ablate", offset)[:, 0].tolist() == [-2, -4, 0, 0]
+    assert edited(z, latents, "add", offset)[:, 0].tolist() == [0, 3, 3, 0]
+
+
+class OneSequence:
+    """Tokens 0, 1, 2, 3 of two documents; the code of latent 0 is 2 at positions 1 and 3."""
+
+    scale, layer = 2.0, 1
+
+    def n_sequences(self, split):
+        return 1
+
+    def batch(self, split, rows, device):
+        context = type("Context", (), {"mask_BT": torch.tensor([[False, True, True, True]])})
+        return type(
+            "Batch",
+            (),
+            {
+                "x_BTD": torch.zeros(1, 4, 8),
+                "tokens_BT": torch.tensor([[0, 1, 2, 3]]),
+                "doc_BT": torch.tensor([[-1, 5, 5, 6]]),
+                "context": context,
+            },
+        )
+
+
+class TwoCodes:
+    W_dec = torch.eye(2, 8)
+
+    def encode(self, x, context):
+        z = torch.zeros(1, 4, 2)
+        z[0, [1, 3], 0] = 2.0
+        return z
+
+
+def test_the_effect_is_the_divergence_at_edited_tokens(monkeypatch):
+    model = TableModel()
+    for name in ("logits", "logits_with"):
+        monkeypatch.setattr(effects.models, name, getattr(model, name))
+    measured = effects.Effects(TwoCodes(), OneSequence(), model, 4, "cpu").measured(
+        {"long": torch.tensor([0])}, n_sequences=9, seed=0
+    )
+    kl = []
+    for token in (1, 3):
+        clean = (model.embed[token] @ model.unembed).log_softmax(-1)
+        # |change of x| is 2; the model's own residual moves by 2 / scale along the decoder row.
+        new = ((model.embed[token] - torch.eye(8)[0]) @ model.unembed).log_softmax(-1)
+        kl.append(float((clean.exp() * (clean - new)).sum()))
+    assert value(measured.rows, "effect_kl", "ablate|long") == pytest.approx(sum(kl) / 2, rel=1e-5)
+    assert value(measured.rows, "effect_push", "ablate|long") == pytest.approx(2.0)
+    frame = measured.documents.query("group == 'ablate|long'")
+    assert frame["doc"].tolist() == [5, 6] and frame["den"].tolist() == [1.0, 1.0]
+    assert frame["num"].tolist() == pytest.approx(kl, rel=1e-5)
+
+
+def test_the_standard_error_of_a_mean_is_the_usual_one():
+    frame = pd.DataFrame({"num": [1.0, 2.0, 6.0], "den": [1.0, 1.0, 1.0]})
+    sd = math.sqrt((4 + 1 + 9) / 2)
+    assert ratio_error(frame) == pytest.approx(sd / math.sqrt(3))
+    assert math.isnan(ratio_error(frame.head(1)))
+
+
+# ---- figures and table ---------------------------------------------------------------------------
+
+KEYS = {"world": "microworld", "layer": 2, "variant": "lstm", "act": "topk", "seed": 0}
+KEYS["ablation"] = ""
+
+
+def test_figures_show_the_tables():
+    rows = [("births_per_100", "all", 500), ("mean_dwell", "all", 2.0)]
+    rows += [(m, f"{k}|long", 0.5) for m in ("effect_kl", "effect_kl_se") for k in effects.KINDS]
+    results = pd.DataFrame([{**KEYS, "metric": m, "group": g, "value": v} for m, g, v in rows])
+    results["n"] = 1
+    ages = per_token(by_position(CODES, PIECES).reset_index(drop=True)).assign(**KEYS)
+    dead = pd.DataFrame([{**KEYS, "step": s, "metric": "dead", "value": 9 - s} for s in (1, 2)])
+    drawn = figures.drawn({"results": results, "lifecycle": ages, "curves": dead})
+    assert set(drawn) == {"lifecycle", "lifecycle_document", "lifecycle_training", "effects"}
+    assert drawn["lifecycle"].axes[0].patches[0].get_width() == 500
+    assert list(drawn["lifecycle_training"].axes[0].lines[0].get_ydata()) == [8, 7]
+    # Position 2: one first birth in one token; the places on the axis are powers of sqrt(2).
+    assert list(drawn["lifecycle_document"].axes[0].lines[0].get_ydata())[1] == 100
+    assert figures.drawn({}) == {}
+
+
+def test_the_table_marks_true_edges():
+    line = {"kind": "named", "source": 1, "target": 2, "lag": 3, "count": 40, "lift": 12.4}
+    line |= {"source_class": "dig", "target_class": "soak"}
+    frame = pd.DataFrame([{**KEYS, **line, "true": True}, {**KEYS, **line, "true": False}])
+    tex = tables.made({"patterns": frame})["patterns"]
+    assert r"LSTM & dig $\to$ soak & 3 & 40 & 12 & yes\\" in tex
+    assert r" & dig $\to$ soak & 3 & 40 & 12 & \\" in tex
+    assert tables.made({}) == {}

@@ -1,0 +1,120 @@
+"""State, memory and gates of the recurrent variant, by hand."""
+
+import math
+
+import pytest
+import torch
+from test_saes import text
+
+from tsae.saes import SequenceContext
+from tsae.saes.cells import pieces_of, run_lstm
+from tsae.saes.recurrence import FeatureMemory, HardConcrete
+
+# ---- state -----------------------------------------------------------------------------------
+
+
+def cell(lstm, x, h, c):
+    """i, f, g, o = (W_ih x + b_ih + W_hh h + b_hh), c' = f c + i g, h' = o tanh(c')."""
+    gates = lstm.weight_ih_l0 @ x + lstm.bias_ih_l0 + lstm.weight_hh_l0 @ h + lstm.bias_hh_l0
+    i, f, g, o = gates.chunk(4)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+@pytest.mark.parametrize("tbptt", [None, 1, 3, 100])
+def test_packed_pieces_equal_one_cell_after_another(tbptt):
+    torch.manual_seed(0)
+    lstm = torch.nn.LSTM(8, 5, batch_first=True)
+    x, context = text(B=4)
+    context = context.filled(x)
+    pieces = pieces_of(context)
+    h_n = run_lstm(lstm, x.flatten(0, 1)[pieces.rows_n], pieces, tbptt)
+    expected = []
+    for b in range(4):
+        for t in range(14):
+            if context.boundary_BT[b, t] == 3:
+                h, c = torch.zeros(5), torch.zeros(5)
+            if context.mask_BT[b, t]:
+                h, c = cell(lstm, x[b, t], h, c)
+                expected.append(h)
+    torch.testing.assert_close(h_n, torch.stack(expected))
+
+
+@pytest.mark.parametrize("tbptt", [None, 3])
+def test_gradients_equal_those_of_one_cell_after_another(tbptt):
+    torch.manual_seed(0)
+    lstm = torch.nn.LSTM(4, 3, batch_first=True).double()
+    lengths, weigh = (7, 2, 5), torch.randn(14, 3, dtype=torch.float64)
+    x = torch.randn(1, 14, 4, dtype=torch.float64)
+    boundary = torch.zeros(1, 14, dtype=torch.uint8)
+    boundary[0, [7, 9]] = 3
+    pieces = pieces_of(SequenceContext(boundary_BT=boundary).filled(x))
+    slow = []
+    for length, start in zip(lengths, (0, 7, 9), strict=True):
+        h = c = torch.zeros(3, dtype=torch.float64)
+        for t in range(length):
+            if tbptt and t % tbptt == 0:
+                h, c = h.detach(), c.detach()
+            h, c = cell(lstm, x[0, start + t], h, c)
+            slow.append(h)
+    (torch.stack(slow) * weigh).sum().backward()
+    expected = [p.grad.clone() for p in lstm.parameters()]
+    lstm.zero_grad()
+    (run_lstm(lstm, x[0], pieces, tbptt) * weigh).sum().backward()
+    for parameter, gradient in zip(lstm.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_the_gradient_stops_where_the_state_is_cut():
+    lstm = torch.nn.LSTM(2, 3, batch_first=True)
+    x = torch.randn(7, 2, requires_grad=True)
+    pieces = pieces_of(SequenceContext().filled(x[None]))
+    run_lstm(lstm, x, pieces, tbptt=3)[5].sum().backward()
+    assert (x.grad.abs().sum(1) > 0).tolist() == [False] * 3 + [True] * 3 + [False]
+
+
+def test_memory_of_many_blocks_equals_reading_slot_by_slot():
+    torch.manual_seed(1)
+    memory = FeatureMemory(n_latents=2, rank=3, window=5, d_in=1)
+    torch.nn.init.normal_(memory.lag_bias)
+    c = torch.randn(130, 3)
+    position = torch.cat([torch.arange(61), torch.arange(4), torch.arange(65)])
+    lag = torch.arange(5, 0, -1).expand(130, 5)
+    rows = torch.arange(130)[:, None] - lag
+    slots = memory.read(c, c[rows.clamp_min(0)], lag, lag <= position[:, None])
+    torch.testing.assert_close(memory(c, position), slots)
+
+
+# ---- memory and gate -------------------------------------------------------------------------
+
+
+def test_attention_over_three_tokens_by_hand():
+    memory = FeatureMemory(n_latents=1, rank=1, window=2, d_in=1)
+    with torch.no_grad():
+        memory.Q.fill_(1.0)
+        memory.lag_bias.copy_(torch.tensor([0.5, -1.0]))
+    c = torch.tensor([[1.0], [2.0], [3.0], [1.0]])
+    m = memory(c, torch.tensor([0, 1, 2, 0]))[:, 0]  # the last token starts a new document
+    e = math.exp
+    expected = [
+        0.0,
+        1 * e(2 + 0.5) / (1 + e(2 + 0.5)),  # the empty slot weighs exp(0)
+        (2 * e(6 + 0.5) + 1 * e(3 - 1)) / (1 + e(6 + 0.5) + e(3 - 1)),
+        0.0,
+    ]
+    torch.testing.assert_close(m, torch.tensor(expected))
+
+
+def test_hard_concrete_by_hand():
+    gate = HardConcrete(4).eval()
+    with torch.no_grad():
+        gate.slow.copy_(torch.tensor([1e-9, 1 / 2, 1 / 12, 11 / 12]).logit() / gate.speed)
+    # 1.2 s - 0.1 at s = 0+, 1/2, 1/12, 11/12
+    torch.testing.assert_close(gate(), torch.tensor([0.0, 0.5, 0.0, 1.0]), atol=1e-6, rtol=0)
+    open_now = gate.open_probability()
+    assert open_now[1].item() == pytest.approx(1 / (1 + 11 ** (-2 / 3)))  # log(0.1/1.1) = -log 11
+    torch.manual_seed(0)
+    gate.train()
+    draws = torch.stack([gate() for _ in range(4000)])
+    torch.testing.assert_close((draws > 0).float().mean(0), open_now.detach(), atol=0.03, rtol=0)
+    assert (draws[:, 1] == 1).float().mean() > 0.1  # closed and fully open have mass of their own

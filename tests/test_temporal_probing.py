@@ -1,0 +1,163 @@
+"""Temporal probing on codes whose accuracies are known, and our own English minimal pairs."""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from eval_cases import value
+
+from tsae.errors import WorldError
+from tsae.evals import temporal_probing
+from tsae.evals.temporal_probing import document_rows, measure, probe
+from tsae.figures import temporal_probing as figure
+from tsae.tables import temporal_probing as table
+from tsae.worlds import minimal_pairs, tasks
+from tsae.worlds.tasks import ends_at
+
+
+def pairs(n_templates=4, n_words=4):
+    """Token 1 says the label, token 2 + template and 6 + word fill in; both conditions occur."""
+    items = []
+    for template in range(n_templates):
+        for word in range(n_words):
+            for label in (0, 1):
+                tokens = [0, 10 + label, 2 + template, 6 + word]
+                labels = {"label": label, "template": template, "word": word}
+                condition = f"attractors={label}"
+                items.append(
+                    ends_at("agreement", tokens, condition=condition, good=label, bad=2, **labels)
+                )
+    return items
+
+
+class World:
+    def task_names(self):
+        return ["agreement"]
+
+    def probe_items(self, task):
+        return pairs()
+
+    def model(self, device):
+        return "model"
+
+
+class Store:
+    layer, scale = 1, 2.0
+
+
+class Context:
+    """Codes that hold the label of token 1 at later tokens (``sees``), or nothing of it."""
+
+    def __init__(self, sees):
+        self.sees = sees
+
+    def encode(self, x, context):
+        assert not context.mask_BT[:, 0].any() and (context.boundary_BT[:, :2] == 3).all()
+        told = (x[:, 1:2] / Store.scale == 11).float()[..., 0]
+        z = torch.zeros(*x.shape[:2], 3)
+        if self.sees:
+            z[..., 1] = told
+        z[..., 2] = 1.0
+        return z
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    residual = lambda model, tokens, layer: tokens[..., None].float()  # noqa: E731
+    monkeypatch.setattr(temporal_probing.models, "residual", residual)
+    choices = lambda model, items, **_: np.array([i.label == 1 for i in items])  # noqa: E731
+    monkeypatch.setattr(tasks, "choices", choices)
+    saes = {"sees": Context(True), "blind": Context(False)}
+    return measure(saes, Store(), World(), progress=False, n_splits=3)
+
+
+def test_accuracies_of_codes_that_hold_the_answer_and_of_codes_that_do_not(measured):
+    sees, blind = measured["sees"], measured["blind"]
+    for metric in ("probe_accuracy", "probe_one_accuracy"):
+        assert value(sees.rows, metric, "agreement") == 1.0
+        assert value(sees.rows, metric, "agreement|attractors=1") == 1.0
+        assert value(blind.rows, metric, "agreement") == 0.5  # one answer for both halves
+    assert value(sees.rows, "probe_model_accuracy", "agreement") == 0.5
+    assert value(sees.rows, "probe_model_accuracy", "agreement|attractors=1") == 1.0
+    # The residual at the deciding token is the word's number alone.
+    assert value(sees.rows, "probe_residual_accuracy", "agreement") == 0.5
+    n = next(r["n"] for r in sees.rows if r["metric"] == "probe_accuracy")
+    assert n == 3 * 2 * 2 * 2  # splits x test templates x test words x labels
+
+
+def test_document_rows_add_up_to_the_rows(measured):
+    for found in measured.values():
+        frame = found.documents
+        for (metric, group), rows in frame.groupby(["metric", "group"]):
+            total = rows["num"].sum() / rows["den"].sum()
+            assert total == pytest.approx(value(found.rows, metric, group))
+
+
+def test_answers_are_counted_by_split_and_pair():
+    items = pairs(1, 2)
+    a = np.array([[0.0], [1.0], [0.0], [0.0]])
+    counts = probe(a, items, [([0, 1], [2, 3]), ([0, 1], [2, 3])])
+    assert counts.tolist() == [[0, 0, 2, 0], [0, 0, 2, 2]]
+    frame = document_rows("probe_accuracy", items, counts, first_pair=5)
+    whole = frame[frame["group"] == "agreement"]
+    assert whole[["doc", "num", "den"]].to_numpy().tolist() == [[6, 2, 4]]
+
+
+def test_figure_and_table_show_what_was_measured(measured):
+    rows = pd.DataFrame(measured["sees"].rows)
+    keys = {"world": "microworld", "layer": 2, "variant": "lstm", "act": "topk", "seed": 0}
+    results = rows.assign(**keys, ablation="")
+    drawn = figure.drawn({"results": results})["temporal_probing"]
+    upper, lower = drawn.axes
+    assert upper.get_title() == "microworld: agreement"
+    assert list(upper.lines[0].get_ydata()) == [1.0, 1.0]
+    tex = table.made({"results": results})["temporal_probing"]
+    assert r"LSTM & 1.000 & 1.000\\" in tex and r"Residual stream & 0.500 & 0.500\\" in tex
+    assert figure.drawn({"results": results.head(0)}) == table.made({}) == {}
+
+
+# ---- English pairs -------------------------------------------------------------------------------
+
+
+class Words:
+    """A token a word, with its space."""
+
+    def __init__(self):
+        self.ids = {}
+
+    def __call__(self, text):
+        return [self.ids.setdefault(word, len(self.ids) + 1) for word in text.split()]
+
+
+@pytest.mark.parametrize("task", minimal_pairs.TASKS)
+def test_english_items_are_balanced_pairs_that_can_be_split(task):
+    encode = Words()
+    items = minimal_pairs.make(task, encode, bos_id=0)
+    assert len(items) >= 200
+    for a, b in zip(items[0::2], items[1::2], strict=True):
+        assert (a.label, b.label) == (0, 1)
+        assert (a.template, a.word, a.good, a.bad) == (b.template, b.word, b.bad, b.good)
+        assert a.tokens != b.tokens and a.tokens[0] == 0 and a.position == len(a.tokens) - 1
+    train, test = tasks.split(items)
+    assert len(train) >= 50 and len(test) >= 50
+    for half in (train, test):
+        assert Counter(item.label for item in half)[0] == len(half) / 2
+
+
+def test_attractors_are_counted_by_hand():
+    encode = Words()
+    items = minimal_pairs.make("agreement", encode, bos_id=0)
+    back = {id: word for word, id in encode.ids.items()}
+    text = {" ".join(back[t] for t in item.tokens[1:]): item for item in items}
+    assert text["The key near the cabinet"].condition == "attractors=0"
+    assert text["The keys near the cabinet"].condition == "attractors=1"
+    assert text["The key near the cabinets behind the rivers"].condition == "attractors=2"
+    item = text["The keys near the cabinet"]
+    assert (back[item.good], back[item.bad]) == ("are", "is")
+
+
+def test_a_tokenizer_that_splits_a_form_is_refused():
+    with pytest.raises(WorldError, match="splits ' is' into 3 tokens"):
+        minimal_pairs.make("agreement", lambda text: [ord(c) for c in text], bos_id=0)

@@ -1,0 +1,291 @@
+"""What the browser shows of a latent: contexts, logit effects, dwell times, neighbours in time."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tsae.analysis.lifecycle import LifecycleTracker
+from tsae.errors import UserError
+from tsae.evals.tokens import Tokens, latent_groups
+from tsae.saes import SAE
+from tsae.saes.config import require
+
+DENSE = 0.1
+"""Share of tokens above which :func:`choose` passes a latent over: its contexts say little."""
+
+
+@dataclass(frozen=True)
+class BrowserConfig:
+    """How much is read and shown."""
+
+    n_latents: int = 24
+    """Latents that are chosen where none are given, evenly over the SAE's groups."""
+    n_contexts: int = 8
+    """Contexts a latent, the strongest first, at most one a sequence."""
+    before: int = 24
+    """Tokens shown before the strongest one."""
+    after: int = 12
+    """Tokens shown after it."""
+    n_tokens: int = 8
+    """Tokens shown whose logit the latent raises most, and as many that it lowers most."""
+    n_neighbours: int = 6
+    """Predecessors and successors shown."""
+    max_lag: int = 8
+    """Farthest start, in tokens, that counts as a predecessor or a successor."""
+    min_count: int = 5
+    """Fewest joint starts of a neighbour that is shown."""
+    split: str = "test"
+    """Split of the store that is read."""
+    limit_tokens: int = 65_536
+    """Tokens that are read."""
+    batch_size: int = 16
+    """Sequences encoded at once."""
+    device: str = "cpu"
+    """Where it runs."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(f.default, int):
+                least = 0 if f.name in ("before", "after") else 1
+                ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
+                require(ok, f.name, value, f"a whole number of at least {least}")
+
+
+class Context(NamedTuple):
+    """Tokens around a latent's strongest one in a sequence, with its codes there."""
+
+    strings: list[str]
+    values: list[float]
+    peak: int
+    doc: int
+
+
+class Neighbour(NamedTuple):
+    """Latent ``latent`` starts ``lag`` tokens before or after the shown one does.
+
+    ``share`` of the shown one's starts, ``lift`` = share over what independence gives, ``count``
+    times.
+    """
+
+    latent: int
+    lag: int
+    share: float
+    lift: float
+    count: int
+
+
+class LatentView(NamedTuple):
+    """Everything the page shows of one latent; times in tokens, codes in the store's units."""
+
+    latent: int
+    group: str
+    density: float
+    peak: float
+    contexts: list[Context]
+    raised: list[tuple[str, float]]
+    lowered: list[tuple[str, float]]
+    n_runs: int
+    half_life: float
+    mean_dwell: float
+    dwell: list[tuple[int, int]]
+    predecessors: list[Neighbour]
+    successors: list[Neighbour]
+
+
+@torch.no_grad()
+def choose(sae: SAE, store: Any, config: BrowserConfig | None = None) -> list[int]:
+    """The ``n_latents`` latents of the largest summed code, evenly over groups, in id order.
+
+    Latents that never fire, or on more than :data:`DENSE` of the tokens, are passed over.
+    """
+    config = config or BrowserConfig()
+    total_F = torch.zeros(sae.cfg.d_sae)
+    active_F = torch.zeros(sae.cfg.d_sae)
+    n = 0
+    for _, z_BTF in _encoded(sae, store, config):
+        total_F += z_BTF.sum((0, 1)).cpu()
+        active_F += (z_BTF > 0).sum((0, 1)).cpu()
+        n += z_BTF.shape[0] * z_BTF.shape[1]
+    score_F = torch.where(active_F > DENSE * n, 0.0, total_F)
+    groups = latent_groups(sae, sae.cfg.d_sae, "cpu")
+    if len(groups) > 1:
+        del groups["all"]
+    share = math.ceil(config.n_latents / len(groups))
+    chosen: list[int] = []
+    for latents in groups.values():
+        best = latents[score_F[latents].argsort(descending=True, stable=True)[:share]]
+        chosen += [int(i) for i in best if score_F[i] > 0]
+    return sorted(chosen[: config.n_latents] if len(groups) == 1 else chosen)
+
+
+@torch.no_grad()
+def view_latents(
+    sae: SAE, store: Any, world: Any, latents: list[int], config: BrowserConfig | None = None
+) -> list[LatentView]:
+    """What each of ``latents`` does on the store's tokens and to the world's logits.
+
+    A start of a latent is a token at which it is active after one, in the same piece of text, at
+    which it is silent. Logit effects are W_dec[i] W_U, less their mean over the vocabulary: what the
+    latent adds to the residual stream, read by the unembedding alone.
+    """
+    config = config or BrowserConfig()
+    if store.fingerprint != world.fingerprint:
+        raise UserError(f"The store is of another world than {world.name}: give its own store.")
+    F = sae.cfg.d_sae
+    inside = len(set(latents)) == len(latents) > 0 and all(0 <= i < F for i in latents)
+    require(inside, "latents", latents, f"distinct ids from 0 to {F - 1}, at least one")
+    chosen = torch.tensor(latents, device=config.device)
+    contexts: list[list[tuple[float, Any]]] = [[] for _ in latents]
+    tracker = LifecycleTracker(len(latents), store.seq_len, device=config.device)
+    starts = Starts(F, len(latents), config.max_lag, config.device)
+    active_K = torch.zeros(len(latents), device=config.device)
+    for batch, z_BTF in _encoded(sae, store, config):
+        tokens = Tokens.of(batch, z_BTF, batch.x_BTD)
+        active_NF = tokens.z_NF > 0
+        tracker.update(active_NF[:, chosen], tokens.piece_N)
+        starts.update(active_NF, tokens.piece_N, chosen)
+        active_K += active_NF[:, chosen].sum(0)
+        _keep_strongest(contexts, batch, z_BTF[..., chosen], config)
+    raised, lowered = _logit_effects(sae, world, chosen, config)
+    group_of = {}
+    for name, ids in latent_groups(sae, F, "cpu").items():
+        group_of |= dict.fromkeys(ids.tolist(), name)  # "all" comes first and is overwritten
+    dwell = tracker.table()
+    found = []
+    for k, latent in enumerate(latents):
+        index = torch.tensor([k], device=config.device)
+        rows = dwell[dwell["latent"] == k]
+        shown = [_context(entry, world, config) for _, entry in contexts[k]]
+        found.append(
+            LatentView(
+                latent,
+                group_of[latent],
+                float(active_K[k]) / max(tracker.tokens, 1),
+                contexts[k][0][0] if contexts[k] else 0.0,
+                shown,
+                raised[k],
+                lowered[k],
+                tracker.runs_seen(index),
+                tracker.half_life(index),
+                tracker.mean_dwell(index),
+                list(zip(rows["dwell"].tolist(), rows["count"].tolist(), strict=True)),
+                starts.neighbours(k, latent, -1, config),
+                starts.neighbours(k, latent, 1, config),
+            )
+        )
+    return found
+
+
+def _encoded(sae: SAE, store: Any, config: BrowserConfig):
+    sae = sae.to(config.device).eval()
+    seen = 0
+    for batch in store.batches(config.split, config.batch_size):
+        batch = batch.to(config.device)
+        yield batch, sae.encode(batch.x_BTD, batch.context)
+        seen += batch.tokens_BT.numel()
+        if seen >= config.limit_tokens:
+            return
+
+
+def _keep_strongest(contexts: list, batch: Any, z_BTK: Tensor, config: BrowserConfig) -> None:
+    peak_BK, place_BK = z_BTK.max(1)
+    for k, kept in enumerate(contexts):
+        for b in (peak_BK[:, k] > 0).nonzero()[:, 0].tolist():
+            value = float(peak_BK[b, k])
+            if len(kept) < config.n_contexts or value > kept[-1][0]:
+                at = int(place_BK[b, k])
+                first, stop = max(at - config.before, 0), at + config.after + 1
+                doc = int(batch.doc_BT[b, at])
+                here = (batch.doc_BT[b, first:stop] == doc).tolist()
+                tokens, values = batch.tokens_BT[b, first:stop], z_BTK[b, first:stop, k]
+                entry = (tokens.tolist(), values.tolist(), here, at - first, doc)
+                kept.append((value, entry))
+                kept.sort(key=lambda one: -one[0])
+                del kept[config.n_contexts :]
+
+
+def _context(entry: Any, world: Any, config: BrowserConfig) -> Context:
+    """The part of the window that is the peak's own document."""
+    tokens, values, here, peak, doc = entry
+    first = peak
+    while first > 0 and here[first - 1]:
+        first -= 1
+    stop = peak + 1
+    while stop < len(here) and here[stop]:
+        stop += 1
+    strings = world.to_strings(tokens[first:stop])
+    return Context(strings, values[first:stop], peak - first, doc)
+
+
+def _logit_effects(
+    sae: SAE, world: Any, chosen: Tensor, config: BrowserConfig
+) -> tuple[list[list[tuple[str, float]]], list[list[tuple[str, float]]]]:
+    W_U = world.model(config.device).unembed.W_U.float()
+    effect_KV = sae.W_dec[chosen].to(W_U) @ W_U
+    effect_KV = effect_KV - effect_KV.mean(1, keepdim=True)
+    sides = []
+    for sign in (1, -1):
+        best = (sign * effect_KV).topk(min(config.n_tokens, effect_KV.shape[1]), dim=1)
+        sides.append(
+            [
+                list(zip(world.to_strings(ids), (sign * v).tolist(), strict=True))
+                for ids, v in zip(best.indices.tolist(), best.values, strict=True)
+            ]
+        )
+    return sides[0], sides[1]
+
+
+class Starts:
+    """Counts of starts: of every latent, and of every latent around those of the K chosen ones."""
+
+    def __init__(self, n_latents: int, n_chosen: int, max_lag: int, device: str) -> None:
+        self.max_lag = max_lag
+        self.all_F = torch.zeros(n_latents, device=device)
+        # [side, lag − 1, k, F]: side 0 before the chosen one's start, 1 after it
+        self.joint = torch.zeros(2, max_lag, n_chosen, n_latents, device=device)
+        self.seen = torch.zeros(2, max_lag, n_chosen, device=device)
+        self.tokens = 0
+
+    def update(self, active_NF: Tensor, piece_N: Tensor, chosen: Tensor) -> None:
+        """Take in N tokens in reading order; pieces do not continue from earlier calls."""
+        start_NF = torch.zeros_like(active_NF)
+        same_N = piece_N[1:] == piece_N[:-1]
+        start_NF[1:] = active_NF[1:] & ~active_NF[:-1] & same_N[:, None]
+        self.all_F += start_NF.sum(0)
+        self.tokens += len(piece_N)
+        for k, latent in enumerate(chosen.tolist()):
+            at = start_NF[:, latent].nonzero()[:, 0]
+            for lag in range(1, self.max_lag + 1):
+                for side, other in enumerate((at - lag, at + lag)):
+                    ok = (other >= 0) & (other < len(piece_N))
+                    ok[ok.clone()] = piece_N[other[ok]] == piece_N[at[ok]]
+                    self.joint[side, lag - 1, k] += start_NF[other[ok]].sum(0)
+                    self.seen[side, lag - 1, k] += int(ok.sum())
+
+    def neighbours(self, k: int, own: int, sign: int, config: BrowserConfig) -> list[Neighbour]:
+        """The latents that start most in excess before (−1) or after (1) the k-th chosen one.
+
+        Each at its best lag, by (count − expected) / √expected; expected is what the latent's own
+        rate gives. Descriptive: many latents are searched, so single lifts are not tests.
+        """
+        side = (sign + 1) // 2
+        count_LF, seen_L = self.joint[side, :, k], self.seen[side, :, k]
+        expected_LF = seen_L[:, None] * self.all_F / max(self.tokens, 1)
+        excess_LF = (count_LF - expected_LF) / expected_LF.clamp_min(1e-9).sqrt()
+        excess_LF[count_LF < config.min_count] = -torch.inf
+        excess_LF[:, own] = -torch.inf
+        best_F, lag_F = excess_LF.max(0)
+        order = best_F.argsort(descending=True, stable=True)[: config.n_neighbours]
+        found = []
+        for j in order.tolist():
+            if best_F[j] <= 0:
+                break
+            i = int(lag_F[j])
+            share = float(count_LF[i, j] / seen_L[i])
+            lift = float(count_LF[i, j] / expected_LF[i, j])
+            found.append(Neighbour(j, i + 1, share, lift, int(count_LF[i, j])))
+        return found
