@@ -1,6 +1,6 @@
 """The activation store from 10^5 to 10^7 tokens: cost a token, resident memory, shuffling.
 
-    python benchmarks/store.py [--sizes 100000 1000000 10000000] [--width 64] [--limit-mb 32]
+    python benchmarks/store.py [--sizes 100000 1000000 10000000] [--width 64] [--limit-mb 64]
 
 For each size a store of normal activations is written (float16, sequences of 128) and one epoch is
 read in shuffled batches of 2048 tokens. Printed: CPU microseconds a token of writing (without the
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**5, 10**6, 10**7])
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--limit-mb", type=float, default=32)
+    parser.add_argument("--limit-mb", type=float, default=64)
     parser.add_argument("--out", help="where to write the numbers as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -61,6 +61,25 @@ def test_plan_has_one_stage_per_cell_of_the_grid(tmp_path):
     assert len(found["figures/all"].parameters["stage_dirs"]) == 8
 
 
+def test_entries_of_a_world_have_names_and_say_what_they_measure(tmp_path):
+    variants = [{"variant": "topk", "act": "topk", "seeds": [0, 1]}, {"variant": "conv"}]
+    entries = [{"chunk": 2}, {"name": "slow", "only": ["conv"]}]
+    grids = [{"name": name, "grid": [{"variant": name, "ablation": "base"}]} for name in "ab"]
+    path = make_root(
+        tmp_path, {"worlds": [world(variants=variants, evaluate=entries, ablate=grids)]}
+    )
+    found = {stage.name: stage for stage in plan(path, tmp_path)}
+    measured = {name: s.inputs[1:] for name, s in found.items() if name.startswith("evaluate")}
+    assert measured == {
+        "evaluate/microworld-1": ("train/microworld-topk-s0", "train/microworld-topk-s1"),
+        "evaluate/microworld-2": ("train/microworld-conv-s0",),
+        "evaluate/microworld-slow": ("train/microworld-conv-s0",),
+    }
+    for name in "ab":
+        (run,) = found[f"ablate/microworld-{name}"].parameters["grid"]
+        assert run["variant"] == name
+
+
 def test_plan_loads_neither_torch_nor_pandas():
     code = "import sys, tsae.pipeline.__main__; print({'torch', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -147,7 +147,9 @@ def test_profile_leaves_nothing_at_a_notebooks_smoke_size(path):
     for stage in plan(path, ROOT, OWN_MODEL if path.stem == "local" else {}):
         if stage.notebook:
             known = papermill.inspect_notebook(str(ROOT / stage.notebook))
-            empty = {name for name, it in known.items() if it["default"] in ("[]", "{}", '""')}
+            empty = {
+                name for name, it in known.items() if it["default"] in ("[]", "{}", '""', "True")
+            }
             assert set(stage.parameters) <= set(known), stage.name
             assert set(known) - set(stage.parameters) <= empty, stage.name
 

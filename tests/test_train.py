@@ -72,7 +72,9 @@ def test_clipping_scales_the_whole_gradient_to_the_bound():
     grads = {}
     for bound in (1e9, 1e-3):
         sae = build("topk")
-        _, norm = train.training_step(sae, batch, optimizer_of(sae), config(grad_clip=bound))
+        _, norm = train.training_step(
+            sae, batch, optimizer_of(sae), config(grad_clip=16 * bound)
+        )  # d = 16
         grads[bound] = (torch.cat([p.grad.flatten() for p in sae.parameters()]), float(norm))
     (whole, norm), (clipped, norm_again) = grads[1e9], grads[1e-3]
     assert norm == norm_again == pytest.approx(float(whole.norm()), rel=1e-5)

@@ -8,16 +8,12 @@ from matplotlib.figure import Figure
 
 from tsae import figures, tables
 from tsae.experiments.training import read_curves
-from tsae.figures import arena, probing
+from tsae.figures import further as figures_further
 from tsae.files import atomic, read_json
 from tsae.pipeline.rows import merge
-from tsae.tables import arena as arena_tables
+from tsae.tables import further as tables_further
 from tsae.tables import tidy
 
-FURTHER_FIGURES = (arena, probing)
-FURTHER_TABLES = (arena_tables,)
-"""Modules whose ``drawn`` and ``made`` give what the tables allow, and nothing where they lack
-the rows."""
 PAPER = Path(__file__).resolve().parents[1] / "paper"
 TABLES = ("results", "documents", "dwell", "heatmap")
 
@@ -91,7 +87,7 @@ def drawings(found: Mapping[str, pd.DataFrame], smoke: bool) -> dict[str, Figure
         drawn["unlearning"] = figures.unlearning(results, smoke=smoke)
     if (results["ablation"] != "").any():
         drawn["ablation"] = figures.ablation(results, smoke=smoke)
-    for family in FURTHER_FIGURES:
+    for family in figures_further.FURTHER:
         drawn |= family.drawn(found, smoke)
     return drawn
 
@@ -134,7 +130,7 @@ def write_latex(
     }
     if (results["ablation"] != "").any():
         made["table_ablation"] = tables.ablation_table(results, smoke=smoke)
-    for family in FURTHER_TABLES:
+    for family in tables_further.FURTHER:
         made |= family.made(found, smoke)
     for name, text in made.items():
         with atomic(Path(directory) / f"{name}.tex") as temporary:

@@ -49,7 +49,8 @@ class TrainConfig:
     decay_share: float = 0.2
     """Last share of the steps, over which the learning rate falls linearly towards 0."""
     grad_clip: float = 1.0
-    """Largest norm of the whole gradient; a longer one is scaled down to it."""
+    """Largest norm of the whole gradient of the squared error *summed* over dimensions, the unit in
+    which others clip; our loss is a mean over d, so a gradient longer than grad_clip / d is cut."""
     seed: int = 0
     """Seed of the order of the data and of every draw made while training."""
     device: str = "cpu"
@@ -118,7 +119,7 @@ def training_step(sae: SAE, batch, optimizer, config: TrainConfig) -> tuple[dict
         terms = sae.loss(batch.x_BTD, batch.context)
     terms["total"].backward()
     sae.project_gradients()
-    norm = torch.nn.utils.clip_grad_norm_(sae.parameters(), config.grad_clip)
+    norm = torch.nn.utils.clip_grad_norm_(sae.parameters(), config.grad_clip / sae.cfg.d_in)
     if not math.isfinite(terms["total"].item() + norm.item()):
         values = {k: float(v.detach()) for k, v in terms.items() if k != "total"}
         values |= {"total": float(terms["total"].detach()), "gradient": float(norm)}

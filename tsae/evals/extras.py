@@ -28,20 +28,21 @@ from tsae.evals import (
     traces,
 )
 
-EXTRAS: dict[str, Callable] = {}
-EXTRAS["adaptation"] = adaptation.measure
-EXTRAS["positions"] = positions.measure
-EXTRAS["probing"] = probing.measure
-EXTRAS["perturbation"] = perturbation.measure
-EXTRAS["absorption"] = absorption.measure
-EXTRAS["autointerp"] = autointerp.measure
-EXTRAS["composition"] = composition.measure
-EXTRAS["dependencies"] = dependencies.measure
-EXTRAS["temporal_probing"] = temporal_probing.measure
-EXTRAS["traces"] = traces.measure
-EXTRAS["capability"] = capability.measure
-EXTRAS["isolation"] = isolation.measure
-EXTRAS["gates"] = gates.measure
-EXTRAS["order"] = order.measure
-EXTRAS["effects"] = effects.measure
-EXTRAS["lifetimes"] = lifetimes.measure
+EXTRAS: dict[str, Callable] = {
+    "absorption": absorption.measure,
+    "adaptation": adaptation.measure,
+    "autointerp": autointerp.measure,
+    "capability": capability.measure,
+    "composition": composition.measure,
+    "dependencies": dependencies.measure,
+    "effects": effects.measure,
+    "gates": gates.measure,
+    "isolation": isolation.measure,
+    "lifetimes": lifetimes.measure,
+    "order": order.measure,
+    "perturbation": perturbation.measure,
+    "positions": positions.measure,
+    "probing": probing.measure,
+    "temporal_probing": temporal_probing.measure,
+    "traces": traces.measure,
+}

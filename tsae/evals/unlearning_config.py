@@ -43,7 +43,7 @@ class UnlearnConfig:
     """How chains are found and followed by the strategy chain."""
     chain_multipliers: tuple[float, ...] = (100, 400, 1600)
     """The multiplier of the strategy chain: per cent of what C expects; another unit than m's."""
-    false_positive_rates: tuple[float, ...] = (0.01, 0.03, 0.06)
+    false_positive_rates: tuple[float, ...] = (0.01, 0.02, 0.03)
     """Rates to which the detector of probe and probe-random is set, one setting each."""
     attacks: tuple[str, ...] = ()
     """Attacks on the best setting of each strategy: dilution, split, paraphrase."""

@@ -14,7 +14,7 @@ from tsae.experiments.training import keys_of, run_training
 from tsae.pipeline.rows import label_rows
 from tsae.saes import SAE
 
-STATIC = ("l1", "topk", "batchtopk", "jumprelu", "matryoshka", "contrastive")
+STATIC = ("l1", "topk", "batchtopk", "jumprelu", "matryoshka", "contrastive", "hierarchical")
 """Variants that encode each token by itself, to which shuffling a window does nothing."""
 ABLATION_FAMILIES = ("core", "temporal", "recovery")
 
@@ -37,12 +37,15 @@ def run_evaluation(
     setting: Setting,
     found: Mapping[str, Any],
     *,
+    nulls: bool = True,
     null_window: int = 8,
     null_tokens: int = 30_000,
     **options: Any,
 ) -> dict[str, pd.DataFrame]:
-    """``results``, ``documents`` and ``dwell`` of several SAEs and of their nulls."""
-    everything = add_nulls(found, setting.store, null_window, null_tokens)
+    """``results``, ``documents`` and ``dwell`` of several SAEs and, with ``nulls``, of theirs."""
+    everything = dict(found)
+    if nulls:
+        everything = add_nulls(found, setting.store, null_window, null_tokens)
     tables = evals.evaluate_many(everything, setting.store, setting.world, **options)
     joined = join(everything, tables)
     joined["heatmap"] = heatmap_rows(setting, found, {k: t.latents for k, t in tables.items()})

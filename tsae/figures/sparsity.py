@@ -17,9 +17,10 @@ def pareto(results: pd.DataFrame) -> Figure:
     """FVE against L0, a panel a world: up and to the left is better.
 
     Large marker: mean over seeds; small ones: the seeds; a line joins the runs of an L0 sweep
-    (ablation ``k=16`` and the like, with ``base`` where the sweep has a budget of its own). Nulls are hollow. The scale is logarithmic in 1 − FVE, so
-    that a null that explains little does not squeeze the rest. Needs metrics ``fve`` and ``l0``, group
-    all. Raises :class:`~tsae.errors.UserError` that names the missing metric.
+    (ablation ``k=16`` and the like, with ``base`` where the sweep has a budget of its own). Nulls
+    are hollow. The scale is logarithmic in 1 − FVE, so that a null that explains little does not
+    squeeze the rest. Needs metrics ``fve`` and ``l0``, group all. Raises
+    :class:`~tsae.errors.UserError` that names the missing metric.
     """
     frame = tidy.prepare(results)
     swept = frame["ablation"].str.match(tidy.SWEEP)

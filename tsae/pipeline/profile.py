@@ -56,10 +56,10 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, An
         inside = f"{where}, world {world['world']}"
         require_keys(world["sae"], SAE_KEYS, {"k", "d_sae"}, f"{inside}, sae")
         require_keys(world["train"], None, {"steps", "lr"}, f"{inside}, train")
-        keys = RUN_KEYS | set(world["train"])
+        keys = RUN_KEYS | set(world["train"]) | {"positions"}
         for run in world.get("variants", profile.get("variants", [])):
             require_keys(run, keys, {"variant"}, f"{inside}, variants")
-        for run in (world.get("ablate") or {}).get("grid", []):
+        for run in (run for entry in listed(world.get("ablate")) for run in entry["grid"]):
             require_keys(run, keys | {"ablation", "sweep"}, {"variant"}, f"{inside}, ablate.grid")
             if not (run.get("sweep") or run.get("ablation")):
                 raise UserError(f"{inside}, ablate.grid: {run['variant']} lacks ablation or sweep.")
@@ -78,6 +78,11 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, An
 def part_of_paper(profile: Mapping[str, Any]) -> str:
     """The part of the paper that the profile fills: ``figures.part``; empty for the main one."""
     return (profile.get("figures") or {}).get("part", "")
+
+
+def listed(entries: Any) -> list[dict[str, Any]]:
+    """A profile's entry or list of entries, as a list; without any, an empty one."""
+    return entries if isinstance(entries, list) else [] if entries is None else [entries]
 
 
 def override(profile: dict[str, Any], given: Mapping[str, Any], where: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tsae.errors import UserError
 from tsae.pipeline import fingerprint
-from tsae.pipeline.profile import leaves, part_of_paper, read
+from tsae.pipeline.profile import leaves, listed, part_of_paper, read
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -127,23 +127,29 @@ class Planner:
             given = {**run, "world_dir": made.directory}
             saes.append(self.add("03_train", run_label, label, [made], given))
         for notebook in ("04_evaluate", "05_unlearn"):
-            settings = world.get(notebook.partition("_")[2])
-            if settings is None:
-                continue
-            settings = dict(settings)
-            chunks = split(saes, settings.pop("chunk", None))
-            for number, chunk in enumerate(chunks, start=1):
-                part = f"{label}-{number}" if len(chunks) > 1 else label
-                directories = [stage.directory for stage in chunk]
-                given = {**settings, "world_dir": made.directory, "sae_dirs": directories}
-                self.add(notebook, part, label, [made, *chunk], given)
-        if settings := dict(world.get("ablate") or {}):
+            for entry in listed(world.get(notebook.partition("_")[2])):
+                self.measure(notebook, label, made, saes, dict(entry))
+        for entry in listed(world.get("ablate")):
+            settings = dict(entry)
             grid = self.runs(world, settings.pop("grid", []))
-            chunks = split(grid, settings.pop("chunk", None))
-            for number, chunk in enumerate(chunks, start=1):
-                part = f"{label}-{number}" if len(chunks) > 1 else label
+            name = settings.pop("name", None)
+            for part, chunk in parts(label, name, grid, settings.pop("chunk", None)):
                 given = {**settings, "world_dir": made.directory, "grid": chunk}
                 self.add("06_ablate", part, label, [made], given)
+
+    def measure(
+        self, notebook: str, label: str, made: Stage, saes: list[Stage], settings: dict[str, Any]
+    ) -> None:
+        """Append the stages that measure the trained SAEs, ``chunk`` at a time.
+
+        ``only``: variants to measure; ``name``: what tells several entries of a world apart.
+        """
+        only, name = settings.pop("only", None), settings.pop("name", None)
+        chosen = [s for s in saes if only is None or s.parameters["variant"] in only]
+        for part, chunk in parts(label, name, chosen, settings.pop("chunk", None)):
+            directories = [stage.directory for stage in chunk]
+            given = {**settings, "world_dir": made.directory, "sae_dirs": directories}
+            self.add(notebook, part, label, [made, *chunk], given)
 
     def structure(self) -> None:
         """Append the sweep over how temporal a microworld is, which builds worlds of its own."""
@@ -238,6 +244,16 @@ def split(items: list[Any], size: int | None) -> list[list[Any]]:
     """``items`` in chunks of at most ``size`` (None: one chunk)."""
     size = size or max(len(items), 1)
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def parts(
+    label: str, name: str | None, items: list[Any], size: int | None
+) -> list[tuple[str, list[Any]]]:
+    """The chunks of ``items``, each with its stage's label: world, entry and number."""
+    whole, chunks = "-".join(filter(None, (label, name))), split(items, size)
+    if len(chunks) == 1:
+        return [(whole, chunks[0])]
+    return [(f"{whole}-{number}", chunk) for number, chunk in enumerate(chunks, start=1)]
 
 
 def check_json(value: Any, where: str) -> None:

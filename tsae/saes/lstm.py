@@ -131,7 +131,7 @@ class LSTMSAE(SAE):
     def states(self, x_ND: Tensor, pre_NF: Tensor | None, context: SequenceContext) -> Tensor:
         """[h; m] [N, H + r], whichever of the two there are; 0 at invalid tokens."""
         parts, recurrent, pieces = [], self.recurrent, pieces_of(context)
-        x_nD = x_ND.detach()[pieces.rows_n]
+        x_nD = x_ND[pieces.rows_n]
         if recurrent.lstm is not None:
             parts.append(run_lstm(recurrent.lstm, x_nD, pieces, self.cfg.tbptt))
         if recurrent.memory is not None:
@@ -162,7 +162,8 @@ class LSTMSAE(SAE):
         pairs = super().features(x_BTD, context)
         if self.off:
             return pairs, None
-        x_ND = pairs[0][0]
+        # The bias is not asked to serve the recurrence, but whoever asks for dx gets it.
+        x_ND = pairs[0][0] if x_BTD.requires_grad else pairs[0][0].detach()
         pre_NF = self.static_pre(x_ND)
         u_NS = self.states(x_ND, pre_NF, context)
         return [*pairs, (u_NS, self.recurrent.weight())], pre_NF

@@ -1,0 +1,26 @@
+"""The figures of single systems and evaluations: modules whose ``drawn`` gives what the tables allow,
+and nothing where they lack the rows."""
+
+from tsae.figures import (
+    adaptation,
+    arena,
+    chains,
+    composition,
+    context,
+    lifecycle,
+    probing,
+    strategies,
+    temporal_probing,
+)
+
+FURTHER = (
+    adaptation,
+    arena,
+    chains,
+    composition,
+    context,
+    lifecycle,
+    probing,
+    strategies,
+    temporal_probing,
+)

@@ -1,0 +1,22 @@
+"""The LaTeX tables of single systems and evaluations: modules whose ``made`` gives what the tables allow,
+and nothing where they lack the rows."""
+
+from tsae.tables import (
+    adaptation,
+    arena,
+    chains,
+    composition,
+    context,
+    lifecycle,
+    temporal_probing,
+)
+
+FURTHER = (
+    adaptation,
+    arena,
+    chains,
+    composition,
+    context,
+    lifecycle,
+    temporal_probing,
+)
