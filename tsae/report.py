@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tsae import figures, tables
+from tsae.experiments.comparison import told
 from tsae.experiments.training import read_curves
 from tsae.figures import further as figures_further
 from tsae.files import atomic, read_json
@@ -144,10 +145,6 @@ def findings(found: Mapping[str, pd.DataFrame]) -> list[str]:
     for row in found["differences"].itertuples():
         if row.baseline != "topk" or tidy.is_null(row.variant):
             continue
-        what = "unexplained variance" if row.metric == "fvu" else f"F1 of {row.group} latents"
-        verdict = "a difference" if row.lo > 0 or row.hi < 0 else "no difference shown"
-        lines.append(
-            f"{tidy.WORLDS.get(row.world, row.world)}: {tidy.display(row.variant)} - TopK, {what}: "
-            f"{row.diff:+.3f} [{row.lo:+.3f}, {row.hi:+.3f}] ({verdict})"
-        )
+        world, system = tidy.WORLDS.get(row.world, row.world), tidy.display(row.variant)
+        lines.append(f"{world}: {system} - TopK, {told(row)}")
     return lines

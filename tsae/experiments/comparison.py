@@ -1,5 +1,7 @@
 """Which system differs from which: paired bootstrap over documents."""
 
+from typing import Any
+
 import pandas as pd
 
 from tsae import evals
@@ -43,6 +45,19 @@ def differences(
                     rows.append((*keys, interval.diff, interval.lo, interval.hi))
     columns = ["world", "variant", "baseline", "metric", "group", "diff", "lo", "hi"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def told(row: Any) -> str:
+    """What a row of :func:`differences` says: the measure, the difference, its interval, and
+    whether it is one."""
+    measures = {
+        "fvu": "unexplained variance",
+        "smoothness": "smoothness",
+        "recovery_f1": f"F1 of {row.group} latents",
+        EXCESS: f"F1 of {row.group} latents beyond frequency",
+    }
+    verdict = "a difference" if row.lo > 0 or row.hi < 0 else "no difference shown"
+    return f"{measures[row.metric]}: {row.diff:+.3f} [{row.lo:+.3f}, {row.hi:+.3f}] ({verdict})"
 
 
 def rows_of(documents: pd.DataFrame, metric: str, group: str) -> pd.DataFrame:
