@@ -6,7 +6,8 @@ Each library trains TopK, BatchTopK and Matryoshka on the same stored activation
 batches and order, with the same budget, seed, peak learning rate, warm-up and linear decay over the
 last fifth; loss, initialisation and AuxK are each library's own. The peers clip the gradient of an
 error summed over the d dimensions to norm 1, and so does our trainer (``--grad-clip`` gives ours
-another bound in that unit). Printed: FVE about the training mean, mean L0 and the number of latents that fired, each encoding as it does at inference.
+another bound in that unit). Printed: FVE about the training mean, mean L0 and the number of latents
+that fired, each encoding as it does at inference.
 """
 
 import argparse

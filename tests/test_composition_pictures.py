@@ -80,3 +80,11 @@ def test_tables_show_intervals_bold_where_they_exclude_zero():
     assert tables.made({"results": results().query("metric == 'l0_level1'")}, smoke=False) == {}
     with pytest.raises(UserError, match="run family 'composition'"):
         tables.composition(results().query("metric == 'l0_level1'"))
+
+
+def test_absorption_of_both_levels_stands_in_the_table_once_measured():
+    base = results()
+    rows = base.head(2).assign(metric="absorption", group=["all", "level2"], value=[0.25, 0.125])
+    without, beside = tables.meaning(base), tables.meaning(pd.concat([base, rows]))
+    assert "Abs." not in without
+    assert r"& 0.250 & 0.125\\" in beside and "Abs.$_2$" in beside

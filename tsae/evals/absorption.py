@@ -23,6 +23,10 @@ begin with a space and hold letters alone); ``token``: class of a token label, c
 tokens that always have it; ``section`` and ``document``: class of a slower label, children = the
 classes of token labels that lie in it at least 98% of the time (procedure ⊃ step, domain ⊃ sense).
 
+A ``hierarchical`` SAE is measured on both levels: the groups above are of level 1; ``level2`` is all
+parents by h2 and the directions D2 W_dec (:class:`tsae.evals.parents.Parents`), ``level2:letter`` and
+so on one kind. Classes, tokens and probes are the same for both.
+
 Source: SAEBench ``absorption`` (arXiv 2409.14507, 2503.09532), whose thresholds these are. It asks
 for letters after a spelling prompt and takes x itself for p; here tokens stand in running text,
 the mean (which is b_dec's) is taken out, and main latents are chosen as in sparse probing.
@@ -36,9 +40,11 @@ import numpy as np
 from sklearn.metrics import f1_score
 from tqdm.auto import tqdm
 
+from tsae.evals.parents import Parents
 from tsae.evals.perturbation import directions
 from tsae.evals.probing import balanced, by_mean_difference, fit
 from tsae.evals.tokens import Measured, Tokens, row
+from tsae.interventions.hierarchical import two_levels
 
 WORD = re.compile(r"^[ Ġ▁]([A-Za-z])[A-Za-z]+$")
 FULL_COSINE, PART_COSINE, SHARE, ABSORBERS, F1_JUMP = 0.025, 0.1, 0.4, 3, 0.03
@@ -225,26 +231,50 @@ def measure(
     """
     found = {}
     for name, sae in tqdm(saes.items(), desc="absorption", disable=not progress):
-        train = read(sae, store, "train", selection_tokens, batch_size, device)
-        test = read(sae, store, "test", limit_tokens, batch_size, device)
-        W_FD = directions(sae)
-        scores: dict[str, list[Score]] = {}
-        for parent in parents(train, test, store.label_specs, world):
-            n = int(max(parent.train_N.max(), parent.test_N.max())) + 1
-            counts = [np.bincount(p[p >= 0], minlength=n) for p in (parent.train_N, parent.test_N)]
-            enough = np.flatnonzero(np.minimum(*counts) >= min_count)
-            if len(np.flatnonzero(counts[0])) < 2:
-                continue
-            for c in enough[np.argsort(-counts[1][enough], kind="stable")][:max_classes]:
-                if one := score(train, test, parent, int(c), W_FD, per_class, seed):
-                    scores.setdefault(parent.kind, []).append(one)
-        every = [one for of_kind in scores.values() for one in of_kind]
+        views = {"": sae, "level2": Parents(sae)} if two_levels(sae) else {"": sae}
         rows = []
-        for kind, of_kind in {"all": every, **scores}.items():
-            if of_kind:
-                rows += _rows(kind, of_kind)
+        for level, view in views.items():
+            train = read(view, store, "train", selection_tokens, batch_size, device)
+            test = read(view, store, "test", limit_tokens, batch_size, device)
+            families = parents(train, test, store.label_specs, world)
+            limits = (per_class, min_count, max_classes)
+            scores = _scores(train, test, families, directions(view), *limits, seed)
+            every = [one for of_kind in scores.values() for one in of_kind]
+            for kind, of_kind in {"all": every, **scores}.items():
+                if of_kind:
+                    rows += _rows(_group(level, kind), of_kind)
         found[name] = Measured(rows)
     return found
+
+
+def _group(level: str, kind: str) -> str:
+    if not level:
+        return kind
+    return level if kind == "all" else f"{level}:{kind}"
+
+
+def _scores(
+    train: Read,
+    test: Read,
+    families: Sequence[Parent],
+    W_FD: np.ndarray,
+    per_class: int,
+    min_count: int,
+    max_classes: int,
+    seed: int,
+) -> dict[str, list[Score]]:
+    """The scores of the most frequent parents by kind."""
+    scores: dict[str, list[Score]] = {}
+    for parent in families:
+        n = int(max(parent.train_N.max(), parent.test_N.max())) + 1
+        counts = [np.bincount(p[p >= 0], minlength=n) for p in (parent.train_N, parent.test_N)]
+        enough = np.flatnonzero(np.minimum(*counts) >= min_count)
+        if len(np.flatnonzero(counts[0])) < 2:
+            continue
+        for c in enough[np.argsort(-counts[1][enough], kind="stable")][:max_classes]:
+            if one := score(train, test, parent, int(c), W_FD, per_class, seed):
+                scores.setdefault(parent.kind, []).append(one)
+    return scores
 
 
 def _rows(kind: str, scores: Sequence[Score]) -> list[dict[str, Any]]:

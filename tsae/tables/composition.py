@@ -25,6 +25,7 @@ MEANING = (
     ("parent_purity", "Purity"),
     ("parent_purity_null", "null"),
 )
+ABSORBED = (("absorption", "Abs.", "all"), ("absorption", "Abs.$_2$", "level2"))
 EXCESSES = (
     ("parent_given_child_excess", "all", r"P(parent $|$ child)"),
     ("child_given_parent_excess", "all", r"P(child $|$ parent)"),
@@ -65,16 +66,23 @@ def meaning(results: pd.DataFrame, smoke: bool = False) -> str:
         "Parents in text. P: of parent given child and of child given parent, over edges; Purity: "
         "of each parent's best label. Nulls: leaves of like frequency in the children's place."
     )
-    return settings(results, MEANING, caption, "composition-meaning", smoke)
+    columns: tuple[tuple[str, ...], ...] = MEANING
+    if (results["metric"].eq("absorption") & results["group"].eq("level2")).any():
+        columns += ABSORBED
+        caption += " Abs., Abs.$_2$: absorption of classes by latents and by parents."
+    return settings(results, columns, caption, "composition-meaning", smoke)
 
 
 def settings(results: pd.DataFrame, columns: tuple, caption: str, label: str, smoke: bool) -> str:
-    """Hierarchical runs and their ablations by column: mean ± s.e. over seeds, a panel a world."""
+    """Hierarchical runs and their ablations by column: mean ± s.e. over seeds, a panel a world.
+
+    ``columns``: metric, head and, unless it is ``all``, group.
+    """
     frame = tidy.prepare(results)
     measured = frame[frame["metric"] == "composition_small"]
     if measured.empty:
         raise UserError("The results hold no 'composition_small' rows: run family 'composition'.")
-    body = [" & ".join(["Setting", *(head for _, head in columns)]) + r"\\"]
+    body = [" & ".join(["Setting", *(head for _, head, *_ in columns)]) + r"\\"]
     for world in tidy.ordered(measured["world"]):
         body += [r"\midrule", panel(world, len(columns) + 1)]
         here = measured[measured["world"] == world]
@@ -82,7 +90,8 @@ def settings(results: pd.DataFrame, columns: tuple, caption: str, label: str, sm
             mine = frame[frame["system"].isin(here["system"]) & (frame["world"] == world)]
             mine = mine[mine["ablation"] == name]
             title = rf"\texttt{{{escape(name)}}}" if name else "Hierarchical"
-            body.append(" & ".join([title, *(cell(mine, m) for m, _ in columns)]) + r"\\")
+            cells = [cell(mine, metric, *group) for metric, _, *group in columns]
+            body.append(" & ".join([title, *cells]) + r"\\")
     caption = f"{caption} {seeds_note(measured)}"
     return floated(body, "l" + "r" * len(columns), caption, label, smoke)
 

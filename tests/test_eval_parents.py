@@ -1,0 +1,98 @@
+"""Absorption of both levels of a hierarchical SAE, worked out by hand."""
+
+import pytest
+import torch
+from eval_cases import Batch, value
+
+from tsae import saes
+from tsae.evals import absorption
+from tsae.evals.parents import Parents
+from tsae.evals.perturbation import directions
+from tsae.saes.base import SequenceContext
+from tsae.worlds.base import LabelSpec
+
+TOPICS, KINDS, D = 3, 4, 7
+RARE = TOPICS + 1  # axis and latent of the kind that is one token in 25 of topic 0
+
+
+class Store:
+    """24 documents of 25 tokens; x = 3 e_topic + 2 e_kind, and each kind lies in one topic."""
+
+    label_specs = {
+        "topic": LabelSpec("topic", "document", ("a", "b", "c")),
+        "kind": LabelSpec("kind", "token", ("a's", "a's rare", "b's", "c's")),
+    }
+
+    def batches(self, split, batch_size):
+        topic = (torch.arange(24) % TOPICS)[:, None].repeat(1, 25)
+        kind = torch.where(topic == 0, 0, topic + 1)
+        kind[topic[:, 0] == 0, 7] = 1
+        axes = torch.eye(D)
+        yield Batch(
+            x_BTD=3 * axes[topic] + 2 * axes[TOPICS + kind],
+            tokens_BT=kind,
+            doc_BT=torch.arange(24)[:, None].repeat(1, 25),
+            context=SequenceContext(torch.ones(24, 25).bool(), torch.zeros(24, 25).byte()),
+            labels={"topic": topic, "kind": kind},
+        )
+
+
+def absorbing():
+    """A latent an axis, but that of topic 0 is off where the rare kind's, which points at both, is
+    on; level 2 is a copy of level 1."""
+    sae = saes.build("hierarchical", d_in=D, d_sae=D, act="relu", k=2, k2=2, ratio=1).eval()
+    with torch.no_grad():
+        for weights in (sae.W_enc, sae.W_dec, sae.W_e2, sae.D2):
+            weights.copy_(torch.eye(D))
+        sae.W_enc[RARE, 0] = -1.5  # 3 − 1.5 · 2 = 0
+        sae.W_enc[RARE, RARE] = 2
+        sae.W_dec[RARE, 0] = sae.W_dec[RARE, RARE] = 0.5**0.5
+    return sae
+
+
+@torch.no_grad()
+def measured(sae):
+    options = {"limit_tokens": 600, "selection_tokens": 600, "batch_size": 24, "seed": 0}
+    options |= {"device": "cpu", "progress": False, "per_class": 600, "min_count": 1}
+    return absorption.measure({"sae": sae}, Store(), **options)["sae"].rows
+
+
+def test_levels_that_are_copies_absorb_alike():
+    rows = measured(absorbing())
+    first = {(r["metric"], r["group"]): (r["value"], r["n"]) for r in rows}
+    second = {key: first.pop(key) for key in list(first) if key[1].startswith("level2")}
+    named = {"all": "level2", "document": "level2:document", "token": "level2:token"}
+    assert second == {(metric, named[group]): got for (metric, group), got in first.items()}
+    # Of three topics, topic 0 is absorbed on one token in 25, by its own rare kind.
+    assert value(rows, "absorption", "document") == pytest.approx(1 / 25 / 3)
+    assert value(rows, "absorption_by_child", "level2:document") == 1
+
+
+def test_a_parent_of_the_latent_and_its_absorber_absorbs_nothing():
+    sae = absorbing()
+    with torch.no_grad():
+        sae.W_e2[RARE, 0] = 1
+    rows = measured(sae)
+    assert value(rows, "absorption", "document") == pytest.approx(1 / 25 / 3)
+    assert value(rows, "absorption", "level2:document") == 0
+
+
+def test_one_level_has_no_rows_of_parents():
+    sae = saes.build("hierarchical", d_in=D, d_sae=D, act="relu", k=2, ratio=1, levels=1).eval()
+    assert {r["group"] for r in measured(sae)} == {"all", "document", "token"}
+
+
+def test_parents_are_read_as_an_sae():
+    sae = absorbing()
+    with torch.no_grad():
+        sae.D2[0] = torch.tensor([0.6, 0, 0, 0, 0.8, 0, 0])
+    parents, batch = Parents(sae), next(Store().batches("test", 24))
+    with torch.no_grad():
+        out, whole = (each(batch.x_BTD, batch.context) for each in (parents, sae))
+    assert torch.equal(out.z, whole.extra["h2"])
+    assert torch.equal(out.x_hat, whole.extra["x_parents"])
+    assert directions(parents)[0] == pytest.approx(
+        [0.6 + 0.8 * 0.5**0.5, 0, 0, 0, 0.8 * 0.5**0.5, 0, 0]
+    )
+    assert directions(parents) == pytest.approx(parents.W_dec.detach().numpy())
+    assert (parents.cfg.d_sae, parents.cfg.k, parents.cfg.levels) == (D, 2, 1)
