@@ -218,7 +218,9 @@ def test_estimate_scales_with_what_was_measured(tmp_path):
 
 def test_tidy_keeps_outputs_and_drops_what_differs_run_by_run():
     output = {"output_type": "execute_result", "execution_count": 7, "data": {"text/plain": ["3"]}}
-    cell = {"cell_type": "code", "execution_count": 7, "source": ["1+2"], "outputs": [output]}
+    warned = {"output_type": "stream", "name": "stderr", "text": ["/home/me/x.py: UserWarning"]}
+    cell = {"cell_type": "code", "execution_count": 7, "source": ["1+2"]}
+    cell["outputs"] = [warned, output]
     cell["metadata"] = {"tags": ["parameters"], "papermill": {"duration": 0.1}}
     prose = {"cell_type": "markdown", "metadata": {}, "source": ["Prose"]}
     book = {"cells": [prose, cell], "metadata": {"papermill": {}, "language_info": {}}}

@@ -41,6 +41,11 @@ FAMILIES = ("core", "splice", "temporal", "consistency", "context", "recovery")
 """``splice`` and ``context`` run the world's model; ``recovery`` needs labels in the store."""
 
 
+NULLS = (EmaNull, ShuffledNull)
+FOR_NULLS = ("probing",)
+"""Families of :data:`EXTRAS` that are shown beside their nulls; the others read trained SAEs."""
+
+
 @dataclass
 class Tables:
     """What an evaluation gives; the caller adds world, variant, seed and so on to every row."""
@@ -137,9 +142,11 @@ def evaluate_many(
             )
     reading = {"limit_tokens": limit_tokens, "selection_tokens": selection_tokens, "seed": seed}
     reading |= {"batch_size": batch_size, "device": device, "progress": progress}
+    trained = {name: sae for name, sae in saes.items() if not isinstance(sae, NULLS)}
     for family in (f for f in families if f in EXTRAS):
         options = {**reading, **(family_options or {}).get(family, {})}
-        for name, found in EXTRAS[family](saes, store, world, **options).items():
+        asked = saes if family in FOR_NULLS else trained
+        for name, found in EXTRAS[family](asked, store, world, **options).items():
             here = tables[name]
             here.results += found.rows
             if found.documents is not None:

@@ -15,9 +15,10 @@ NOTEBOOK_METADATA = {
 
 
 def tidy(notebook: dict[str, Any]) -> dict[str, Any]:
-    """``notebook`` without timings, widget state and machine metadata; cells numbered from 1.
+    """``notebook`` without timings, widget state, machine metadata and warnings (which name paths
+    of the machine); cells numbered from 1.
 
-    Sources, outputs and tags stay as they are, and so does an unexecuted cell's empty number.
+    Sources, other outputs and tags stay as they are, and so does an unexecuted cell's empty number.
     """
     number = 0
     cells = []
@@ -28,7 +29,8 @@ def tidy(notebook: dict[str, Any]) -> dict[str, Any]:
         if cell["cell_type"] == "code" and cell.get("execution_count") is not None:
             number += 1
             cell["execution_count"] = number
-            results = [dict(output) for output in cell.get("outputs", [])]
+            outputs = cell.get("outputs", [])
+            results = [dict(output) for output in outputs if output.get("name") != "stderr"]
             for output in results:
                 if "execution_count" in output:
                     output["execution_count"] = number
