@@ -78,10 +78,12 @@ def consistency_pareto(results: pd.DataFrame) -> Figure:
     """What smoothness costs: FVE against smoothness over the weights of the consistency loss.
 
     A point a setting of the sweep, written beside it the weight of the document group; both are
-    means over seeds, and the curve joins weights in order. Better is left and up. A panel a world.
+    means over seeds, and the curve joins weights in order, ``consistency=none`` being 0. Better is
+    left and up. A panel a world.
     Needs ``fve`` and ``smoothness`` (group all) of ablations ``consistency_weights=[…]``.
     """
     frame = tidy.prepare(results)
+    frame = frame.assign(ablation=frame["ablation"].replace("consistency=none", f"{WEIGHTS}[0]"))
     frame = frame[frame["ablation"].str.startswith(WEIGHTS)]
     tables = [tidy.pick(frame, metric) for metric in ("fve", "smoothness")]
     keys = ["world", "system", "ablation"]

@@ -111,7 +111,7 @@ def intervals_table(results: pd.DataFrame, documents: pd.DataFrame, smoke: bool 
         "Differences and gaps: bootstrap over documents and seeds. Position gap: FVE in the second half of "
         "the sequence minus FVE in the first."
     )
-    return floated(body, "lrrr", caption, "adaptation-intervals", smoke, star=False)
+    return floated(body, "lrrr", caption, "adaptation-intervals", smoke)
 
 
 def line(title: str, value: float, lo: float, hi: float, seeds: int) -> str:
