@@ -23,6 +23,9 @@ def gather(stage_dirs: Iterable[str | Path]) -> dict[str, pd.DataFrame]:
     """The tables of all stages, merged, and the training curves of those that trained."""
     directories = [Path(directory) for directory in stage_dirs]
     found = {name: merge(directories, name) for name in [*TABLES, *further(directories)]}
+    # An SAE that two stages measured in the same way counts once.
+    for name in ("results", "documents"):
+        found[name] = found[name].drop_duplicates(ignore_index=True)
     found["heatmap"] = one_run_each(
         merge([d], "heatmap") for d in with_table(directories, "heatmap")
     )
