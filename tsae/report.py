@@ -90,10 +90,17 @@ def drawings(found: Mapping[str, pd.DataFrame], smoke: bool) -> dict[str, Figure
     if results["metric"].str.startswith("unlearn_").any():
         drawn["unlearning"] = figures.unlearning(results, smoke=smoke)
     if (results["ablation"] != "").any():
-        drawn["ablation"] = figures.ablation(results, smoke=smoke)
+        drawn["ablation"] = figures.ablation(compared(results), smoke=smoke)
     for family in figures_further.FURTHER:
         drawn |= family.drawn(found, smoke)
     return drawn
+
+
+def compared(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows without the ablations of variants whose smoothness was not measured in them."""
+    ablated = results["ablation"] != ""
+    whole = results.loc[ablated & (results["metric"] == "smoothness"), "variant"].unique()
+    return results[~ablated | results["variant"].isin(whole)]
 
 
 def draw(
