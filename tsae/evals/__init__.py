@@ -4,7 +4,7 @@
 with ``update(tokens)``, ``rows()`` and, where differences are tested, ``document_rows()``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from tsae.evals.nulls import EmaNull, ShuffledNull, best_ema
 from tsae.evals.recovery import Recovery
 from tsae.evals.stats import Interval, mean_standard_error, over_seeds, paired_bootstrap
 from tsae.evals.temporal import Temporal
-from tsae.evals.tokens import Tokens, latent_groups
+from tsae.evals.tokens import encoded, latent_groups
 
 __all__ = [
     "EXTRAS",
@@ -200,18 +200,3 @@ def _codes(
     if "recovery" in parts:
         out.latents = parts["recovery"].best_latents()
     return out
-
-
-def encoded(
-    sae: Any, store: Any, split: str, limit_tokens: int, batch_size: int, device: str
-) -> Iterator[Tokens]:
-    """Batches of a split as flattened tokens with codes, until ``limit_tokens`` valid ones."""
-    seen = 0
-    for batch in store.batches(split, batch_size):
-        batch = batch.to(device)
-        out = sae(batch.x_BTD, batch.context)
-        tokens = Tokens.of(batch, out.z, out.x_hat)
-        yield tokens
-        seen += len(tokens)
-        if seen >= limit_tokens:
-            return

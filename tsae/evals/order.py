@@ -1,6 +1,6 @@
 """What the order of tokens is worth: the same SAE on tokens shuffled within a window."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from tsae.evals.core import Core
 from tsae.evals.nulls import EmaNull, ShuffledNull
 from tsae.evals.recovery import SCALES, Recovery
-from tsae.evals.tokens import Measured, Tokens, row
+from tsae.evals.tokens import Measured, encoded, row
 
 
 @torch.no_grad()
@@ -67,18 +67,3 @@ def scores(
     rows = [r for part in parts for r in part.rows()]
     keyed = {(r["metric"], r["group"]): (r["value"], r["n"]) for r in rows}
     return {name: keyed[key] for key, name in names.items() if key in keyed}
-
-
-def encoded(
-    sae: Any, store: Any, split: str, limit: int, batch_size: int, device: str
-) -> Iterator[Tokens]:
-    """Batches of a split as flattened tokens with codes, until ``limit`` valid ones."""
-    seen = 0
-    for batch in store.batches(split, batch_size):
-        batch = batch.to(device)
-        out = sae(batch.x_BTD, batch.context)
-        tokens = Tokens.of(batch, out.z, out.x_hat)
-        yield tokens
-        seen += len(tokens)
-        if seen >= limit:
-            return

@@ -1,5 +1,6 @@
 """The valid tokens of a batch, flattened, with where time may not be crossed."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -122,3 +123,18 @@ class Measured(NamedTuple):
     """Rows of doc, metric, group, num, den, for the paired bootstrap."""
     tables: dict[str, pd.DataFrame] | None = None
     """Further tidy tables by name, for figures: edges, matrices, curves."""
+
+
+def encoded(
+    sae: Any, store: Any, split: str, limit_tokens: int, batch_size: int, device: str
+) -> Iterator[Tokens]:
+    """Batches of a split as flattened tokens with codes, until ``limit_tokens`` valid ones."""
+    seen = 0
+    for batch in store.batches(split, batch_size):
+        batch = batch.to(device)
+        out = sae(batch.x_BTD, batch.context)
+        tokens = Tokens.of(batch, out.z, out.x_hat)
+        yield tokens
+        seen += len(tokens)
+        if seen >= limit_tokens:
+            return

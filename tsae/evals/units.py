@@ -53,7 +53,7 @@ def read(
     every: int = 1,
 ) -> dict[str, Units]:
     """Units by scale, of one pass; of the tokens themselves only each ``every``-th is kept."""
-    from tsae.evals import encoded
+    from tsae.evals.tokens import encoded
 
     parts: dict[str, list[Units]] = {scale: [] for scale in scales}
     for t in encoded(sae, store, split, limit_tokens, batch_size, device):
