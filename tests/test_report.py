@@ -1,9 +1,14 @@
 """What the last notebook merges."""
 
 import pandas as pd
+import pytest
 
+from tsae.errors import UserError
 from tsae.experiments.comparison import told
-from tsae.report import one_run_each
+from tsae.experiments.training import read_configs
+from tsae.files import write_json
+from tsae.report import one_run_each, rewrite_numbers
+from tsae.tables.settings import settings_table
 
 
 def test_a_heat_map_holds_one_run_of_each_variant():
@@ -28,3 +33,32 @@ def test_a_difference_is_told_with_its_measure_and_its_verdict():
     assert first == "smoothness: -0.020 [-0.030, -0.010] (a difference)"
     beyond = "F1 of section latents beyond frequency: +0.100 [-0.100, +0.300]"
     assert second == f"{beyond} (no difference shown)"
+
+
+def test_settings_are_told_once_in_words():
+    rows = [
+        ("microworld", "conv", "topk", "d_in", "128"),
+        ("microworld", "conv", "topk", "window", "8"),
+        ("microworld", "conv", "topk", "lag_rank", "null"),
+        ("microworld", "conv", "topk", "consistency_weights", "[0.0, 0.01]"),
+        ("microworld", "conv", "topk", "tied", "false"),
+    ]
+    text = settings_table(pd.DataFrame(rows, columns=["world", "variant", "act", "field", "value"]))
+    told = r"Conv & window 8; lag rank none; consistency weights 0, 0.01; tied no\\"
+    assert told in text.splitlines()
+
+
+def test_configs_leave_ablations_out_and_count_seeds_once(tmp_path):
+    for name, seed, ablation, k in (("a", 0, "", 8), ("b", 1, "", 8), ("c", 0, "k=4", 4)):
+        keys = {"world": "w", "variant": "topk", "act": "topk", "seed": seed, "ablation": ablation}
+        write_json(tmp_path / name / "run.json", {"keys": keys})
+        write_json(tmp_path / name / "sae" / "cfg.json", {"config": {"k": k}})
+    table = read_configs(tmp_path / name for name in "abc")
+    assert table.to_dict("records") == [
+        {"world": "w", "variant": "topk", "act": "topk", "field": "k", "value": "8"}
+    ]
+
+
+def test_numbers_cannot_be_written_from_tables_that_are_not_there(tmp_path):
+    with pytest.raises(UserError, match="results/full lacks results, differences, facts; make it"):
+        rewrite_numbers("full", tmp_path, "full")

@@ -7,9 +7,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tsae import figures, tables
+from tsae.errors import UserError
 from tsae.experiments.comparison import told
-from tsae.experiments.training import read_curves
+from tsae.experiments.training import read_configs, read_curves
 from tsae.figures import further as figures_further
+from tsae.figures import schema
 from tsae.files import atomic, read_json
 from tsae.pipeline.rows import merge
 from tsae.tables import further as tables_further
@@ -31,6 +33,7 @@ def gather(stage_dirs: Iterable[str | Path]) -> dict[str, pd.DataFrame]:
     )
     trained = [directory for directory in directories if (directory / "run.json").is_file()]
     found["curves"] = read_curves(trained)
+    found["configs"] = read_configs(trained)
     found["facts"] = facts(trained)
     return found
 
@@ -76,10 +79,14 @@ def write_tables(found: Mapping[str, pd.DataFrame], directory: str | Path) -> No
             found[name].to_parquet(temporary, index=False, compression="zstd")
 
 
-def drawings(found: Mapping[str, pd.DataFrame], smoke: bool) -> dict[str, Figure]:
-    """Every figure that the tables allow, by name; a missing part is left out by name alone."""
+def drawings(found: Mapping[str, pd.DataFrame], smoke: bool, part: str = "") -> dict[str, Figure]:
+    """Every figure that the tables allow, by name; a missing part is left out by name alone.
+
+    The schema of the systems, which holds no data, belongs to the main ``part`` of the paper.
+    """
     results = found["results"]
-    drawn = {
+    drawn = {} if part else {"systems": schema.systems()}
+    drawn |= {
         "pareto": figures.pareto(results, smoke=smoke),
         "smoothness": figures.smoothness(results, smoke=smoke),
         "dwell": figures.dwell(found["dwell"], smoke=smoke),
@@ -104,13 +111,54 @@ def compared(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(
-    found: Mapping[str, pd.DataFrame], directory: str | Path, smoke: bool
+    found: Mapping[str, pd.DataFrame], directory: str | Path, smoke: bool, part: str = ""
 ) -> dict[str, Figure]:
     """:func:`drawings`, each also written as PDF and PNG."""
-    drawn = drawings(found, smoke)
+    drawn = drawings(found, smoke, part)
     for name, figure in drawn.items():
         figures.save(figure, directory, name)
     return drawn
+
+
+def numbers(
+    found: Mapping[str, pd.DataFrame],
+    smoke: bool,
+    partial: bool = False,
+    part: str = "",
+    paper: str | Path = PAPER,
+) -> str:
+    """``numbers.tex`` of one ``part`` of the paper: the macros that its text uses.
+
+    Raises :class:`~tsae.errors.UserError` when the paper uses a number that the results do not
+    hold; a ``partial`` run, which leaves out worlds or stages, says so in print instead.
+    """
+    given = {f"{row.world} {row.key}": row.value for row in found["facts"].itertuples()}
+    files = sorted(Path(paper).glob("*.tex"))
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
+    return tables.numbers_tex(
+        found["results"], found["differences"], source, given, smoke, partial, part
+    )
+
+
+def rewrite_numbers(profile: str, root: Path, part: str = "") -> Path:
+    """``numbers.tex`` again from the committed tables of ``results/<profile>``, for a text that
+    uses other numbers of a run whose stages are not here; returns its path.
+
+    Raises :class:`~tsae.errors.UserError` when the tables are missing, and as :func:`numbers`.
+    """
+    folder = root / "results" / profile
+    names = ("results", "differences", "facts")
+    missing = [name for name in names if not (folder / f"{name}.parquet").is_file()]
+    if missing:
+        raise UserError(
+            f"results/{profile} lacks {', '.join(missing)}; make it with ./run_all.sh --profile "
+            f"{profile}."
+        )
+    found = {name: pd.read_parquet(folder / f"{name}.parquet") for name in names}
+    path = root / "paper" / "generated" / part / "numbers.tex"
+    with atomic(path) as temporary:
+        temporary.write_text(numbers(found, False, False, part, root / "paper"), encoding="utf-8")
+    return path
 
 
 def write_latex(
@@ -121,20 +169,12 @@ def write_latex(
     part: str = "",
     paper: str | Path = PAPER,
 ) -> list[str]:
-    """The LaTeX tables and ``numbers.tex`` that one ``part`` of the paper reads; returns their
-    names.
-
-    Raises :class:`~tsae.errors.UserError` when the paper uses a number that the results do not
-    hold; a ``partial`` run, which leaves out worlds or stages, says so in print instead.
-    """
+    """The LaTeX tables and :func:`numbers` that one ``part`` of the paper reads; returns their
+    names."""
     paper, results = Path(paper), found["results"]
-    given = {f"{row.world} {row.key}": row.value for row in found["facts"].itertuples()}
-    source = "".join(file.read_text(encoding="utf-8") for file in sorted(paper.glob("*.tex")))
     reference = pd.read_csv(paper / "reference_numbers.csv", dtype=str)
     made = {
-        "numbers": tables.numbers_tex(
-            results, found["differences"], source, given, smoke, partial, part
-        ),
+        "numbers": numbers(found, smoke, partial, part, paper),
         "table_main": tables.main_table(results, smoke=smoke),
         "table_recovery": tables.recovery_table(results, found["differences"], smoke=smoke),
         "table_reference": tables.reference_table(reference),

@@ -1,4 +1,4 @@
-"""Command line: ``python -m tsae.pipeline all|run|plan|tidy``; one line for whatever is wrong."""
+"""Command line: ``python -m tsae.pipeline all|run|plan|numbers|tidy``; one line for whatever is wrong."""
 
 import argparse
 import os
@@ -43,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=positive, default=1, help="for the estimate")
     run.add_argument("--skip-paper", action="store_true", help="leave the PDF out of the count")
     commands.add_parser("plan", parents=[shared], help="list the stages")
+    commands.add_parser(
+        "numbers", parents=[shared], help="numbers.tex again, from the committed tables"
+    )
     tidy = commands.add_parser("tidy", help="drop timings and machine metadata from notebooks")
     tidy.add_argument("notebooks", nargs="+")
     return top
@@ -82,6 +85,12 @@ def main(arguments: list[str] | None = None) -> int:
             for stage in plan(profile.find(given.profile, given.root), given.root, overrides):
                 state = "done" if execution.is_done(stage, given.root) else "to do"
                 print(f"{state:6}{stage.name}  {stage.directory}")
+        elif given.command == "numbers":
+            from tsae.report import rewrite_numbers  # draws and tabulates, so only when asked
+
+            settings = profile.read(profile.find(given.profile, given.root))
+            part = profile.part_of_paper(settings)
+            print(f"wrote {rewrite_numbers(given.profile, given.root, part)}")
         elif given.command == "run":
             run_stage(given, overrides)
         else:

@@ -8,6 +8,7 @@ from tsae.tables import (
     composition,
     context,
     lifecycle,
+    settings,
     temporal_probing,
 )
 
@@ -18,5 +19,6 @@ FURTHER = (
     composition,
     context,
     lifecycle,
+    settings,
     temporal_probing,
 )
