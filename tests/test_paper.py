@@ -11,11 +11,14 @@ import pytest
 import synthetic_tables as made
 
 from tsae import figures, tables
+from tsae.report import rewrite_numbers
 
 PAPER = Path(__file__).parent.parent / "paper"
-PARTS = ("main.tex", "systems.tex")
-MAIN = "".join((PAPER / name).read_text(encoding="utf-8") for name in PARTS)
-COMMITTED = PAPER / "generated" / "full"
+SOURCES = sorted(PAPER.glob("*.tex"), key=lambda path: (path.name != "main.tex", path.name))
+MAIN = "".join(path.read_text(encoding="utf-8") for path in SOURCES)
+GENERATED = PAPER / "generated"
+PARTS = sorted(folder.name for folder in GENERATED.iterdir() if folder.is_dir())
+PROFILES = {"": "laptop", **{part: part for part in PARTS}}
 BIB = (PAPER / "references.bib").read_text(encoding="utf-8")
 BODY = re.sub(r"(?<!\\)%.*", "", MAIN[MAIN.index(r"\begin{abstract}") :])
 KEYS = set(re.findall(r"@\w+\{([^,]+),", BIB))
@@ -33,10 +36,18 @@ def defined(text):
 
 def test_every_macro_in_the_text_comes_from_the_results_and_no_other_is_written():
     assert len(tables.used(MAIN)) > 50 and tables.used(MAIN) == defined(numbers())
-    committed = {"": COMMITTED.parent, "full": COMMITTED}
-    for part, folder in committed.items():
-        found = defined((folder / "numbers.tex").read_text(encoding="utf-8"))
+    for part in PROFILES:
+        found = defined((GENERATED / part / "numbers.tex").read_text(encoding="utf-8"))
         assert tables.used(MAIN, part) == found, part or "the main part"
+
+
+@pytest.mark.parametrize("part", PROFILES)
+def test_the_numbers_of_the_text_are_those_of_the_committed_tables(part, tmp_path):
+    """Written again from results/<profile>, byte for byte."""
+    shutil.copytree(PAPER, tmp_path / "paper", ignore=shutil.ignore_patterns("generated", "*.pdf"))
+    os.symlink(PAPER.parent / "results", tmp_path / "results")
+    written = rewrite_numbers(PROFILES[part], tmp_path, part).read_bytes()
+    assert written == (GENERATED / part / "numbers.tex").read_bytes()
 
 
 def test_no_number_in_the_text_is_typed_by_hand():
@@ -74,30 +85,37 @@ def test_reference_numbers_have_a_source():
 def test_figures_and_tables_in_the_text_exist_and_are_referred_to():
     drawn = set(re.findall(r"\\drawn\{(\w+)\}", BODY))
     assert drawn == set(figures.__all__) - {"save"}
-    for name in re.findall(r"\\drawn\{full/(\w+)\}", BODY):
-        assert (PAPER.parent / "figures" / "full" / f"{name}.pdf").is_file(), name
-    further = [COMMITTED / f"{name}.tex" for name in re.findall(r"\\tabled\{full/(\w+)", BODY)]
-    whole = BODY + "".join(file.read_text(encoding="utf-8") for file in further)
-    labels = set(re.findall(r"\\label\{([^}]*)\}", whole)) | {
-        f"tab:{name}" for name in re.findall(r"\\tabled\{table_(\w+)", BODY)
-    }
+    for name in re.findall(r"\\drawn\{(\w+/\w+)\}", BODY):
+        assert (PAPER.parent / "figures" / f"{name}.pdf").is_file(), name
+    tabled = [GENERATED / f"{name}.tex" for name in re.findall(r"\\tabled\{([\w/]+)\}", BODY)]
+    whole = BODY + "".join(file.read_text(encoding="utf-8") for file in tabled)
+    labels = set(re.findall(r"\\label\{([^}]*)\}", whole))
     refs = set(re.findall(r"\\(?:eq)?ref\{([^}]*)\}", BODY))
     assert refs <= labels
     assert {name for name in labels if name.startswith(("fig:", "tab:"))} <= refs
 
 
 def test_sections():
-    wanted = ("Question", "Method", "Results", "Ablations", "Limitations", "Related work")
+    wanted = (
+        "Question",
+        "Systems",
+        "Results",
+        "Negative results",
+        "Ablations",
+        "Limitations",
+        "Related work",
+    )
     assert set(wanted) <= set(re.findall(r"\\section\{([^}]*)\}", BODY))
 
 
 @pytest.mark.skipif(not shutil.which("latexmk"), reason="latexmk is not installed")
 @pytest.mark.parametrize("smoke", [False, True])
 def test_the_paper_compiles_without_overfull_lines(tmp_path, smoke):
-    for name in (*PARTS, "references.bib"):
-        shutil.copy(PAPER / name, tmp_path)
-    shutil.copytree(COMMITTED, tmp_path / "generated" / "full")
-    shutil.copytree(PAPER.parent / "figures" / "full", tmp_path / "figures" / "full")
+    for source in (*SOURCES, PAPER / "references.bib"):
+        shutil.copy(source, tmp_path)
+    for part in PARTS:
+        shutil.copytree(GENERATED / part, tmp_path / "generated" / part)
+        shutil.copytree(PAPER.parent / "figures" / part, tmp_path / "figures" / part)
     generated = {
         "numbers": numbers(smoke),
         "table_main": tables.main_table(RESULTS, smoke),

@@ -11,7 +11,6 @@ from tsae.errors import UserError
 from tsae.experiments.comparison import told
 from tsae.experiments.training import read_configs, read_curves
 from tsae.figures import further as figures_further
-from tsae.figures import schema
 from tsae.files import atomic, read_json
 from tsae.pipeline.rows import merge
 from tsae.tables import further as tables_further
@@ -85,7 +84,7 @@ def drawings(found: Mapping[str, pd.DataFrame], smoke: bool, part: str = "") -> 
     The schema of the systems, which holds no data, belongs to the main ``part`` of the paper.
     """
     results = found["results"]
-    drawn = {} if part else {"systems": schema.systems()}
+    drawn = {} if part else {"systems": figures.systems(smoke=smoke)}
     drawn |= {
         "pareto": figures.pareto(results, smoke=smoke),
         "smoothness": figures.smoothness(results, smoke=smoke),

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from tsae import files
 from tsae.figures.forgetting import unlearning
+from tsae.figures.schema import systems
 from tsae.figures.sentence import heatmap
 from tsae.figures.sparsity import ablation, pareto
 from tsae.figures.style import STYLE
@@ -28,6 +29,7 @@ __all__ = [
     "recovery",
     "save",
     "smoothness",
+    "systems",
     "unlearning",
 ]
 
