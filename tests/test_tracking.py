@@ -288,6 +288,37 @@ def test_sparse_average_equals_the_dense_definition(successors, bits, monkeypatc
         assert (full == 5).float().mean() > 0.5  # the cap was at work
 
 
+@pytest.mark.parametrize(
+    ("F", "successors", "tau", "silent"),
+    [(40, 5, 0.45, 0.2), (90, 64, 0.0, 0.0), (33, 33, 0.6, 0.5)],
+)
+def test_compiled_update_equals_the_plain_one_bit_for_bit(F, successors, tau, silent):
+    """With 8 slots: torch's σ differs in its last bit between full vectors and what is left over
+    at the end of a tensor, and 64 pairs a token leave nothing over."""
+    torch.manual_seed(5)
+    made = [
+        TemporalCorrelationTracker(F, 3, 4, 0.1, tau, successors, 8, spread=2.0) for _ in range(2)
+    ]
+    made[1].load_state_dict(made[0].state_dict())
+    for step in range(8):
+        codes = random_active(150, 8, F - 8 * (step % 3), step, silent)  # rows of any age
+        document = torch.arange(150) // (5 + 40 * (step % 2))
+        made[0].update(codes, document)  # on a CPU: compiled
+        made[1].updates += 1
+        for lagged in history(codes, document, 3, 8):
+            made[1].follow(lagged)
+        for a, b in zip(made[0].state_dict().values(), made[1].state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+    assert (made[0].strength_LFS > 0).any(-1).all()
+
+
+def test_compiled_ties_go_to_the_lowest_ids():
+    """Equal values, of which two may stay: as in the plain update."""
+    tracker = small(F=8, window=1, alpha=0.5, successors=2)
+    tracker.update(active({0: 1.0}, {7: 1.0, 3: 1.0, 5: 1.0}), torch.zeros(2, dtype=torch.long))
+    assert tracker.matrix(1)[[0]].toarray()[0].nonzero()[0].tolist() == [3, 5]
+
+
 def test_prior_equals_the_dense_product():
     torch.manual_seed(4)
     F = 20

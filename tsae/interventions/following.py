@@ -12,7 +12,7 @@ from torch import Tensor
 from tsae.analysis.chains import find_chains
 from tsae.interventions.chain import Link, links
 from tsae.saes.base import DOCUMENT, SAE, require
-from tsae.tracking import Active, TemporalCorrelationTracker, strongest
+from tsae.tracking import Active, TemporalCorrelationTracker, strongest, track
 
 
 @dataclass(frozen=True)
@@ -60,29 +60,25 @@ def tracked(
     Tokens that are not kept are in nobody's past or present; W is learned along the way, one step
     a batch. Draws from a generator of its own, so that nothing else depends on it.
     """
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         F, k = sae.cfg.d_sae, sae.cfg.k
         tracker = TemporalCorrelationTracker(
             F, cfg.window, cfg.rank, cfg.alpha, cfg.tau, cfg.successors,
             spread=0.1 * k / sae.cfg.d_in,
         ).to(sae.W_dec.device)  # fmt: skip
-        adam = torch.optim.Adam(tracker.relation.parameters(), lr=cfg.lr)
-        for text in texts:
-            with torch.no_grad():
-                z_NF = sae.encode(text.x_BTD, text.context).flatten(0, 1)
-                z_NF = z_NF * text.keep_BT.flatten()[:, None]
-                l0 = max(1, int((z_NF > 0).sum(1).max()))
-                active = strongest(z_NF, min(l0, 2 * k))
-                starts_BT = text.context.filled(text.x_BTD)[1] >= DOCUMENT
-                starts_BT[:, 0] = True
-                document_N = starts_BT.flatten().cumsum(0)
-            loss = tracker.relation.logistic_loss(active, document_N, active.values_NM, 4096)
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            tracker.update(Active(*active), document_N)
-    return tracker
+        return track(tracker, (kept_codes(sae, text) for text in texts), lr=cfg.lr)
+
+
+@torch.no_grad()
+def kept_codes(sae: SAE, text: Any) -> tuple[Active, Tensor]:
+    """The strongest codes of a text's kept tokens, and the document [N] of every token."""
+    z_NF = sae.encode(text.x_BTD, text.context).flatten(0, 1)
+    z_NF = z_NF * text.keep_BT.flatten()[:, None]
+    l0 = max(1, int((z_NF > 0).sum(1).max()))
+    starts_BT = text.context.filled(text.x_BTD)[1] >= DOCUMENT
+    starts_BT[:, 0] = True
+    return strongest(z_NF, min(l0, 2 * sae.cfg.k)), starts_BT.flatten().cumsum(0)
 
 
 def edge_table(tracker: TemporalCorrelationTracker, among: Tensor | None = None) -> pd.DataFrame:

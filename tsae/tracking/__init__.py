@@ -3,6 +3,7 @@
 from tsae.tracking.active import Active, Lagged, history, strongest
 from tsae.tracking.buffer import CircularFeatureBuffer
 from tsae.tracking.correlation import TemporalCorrelationTracker, dense_update
+from tsae.tracking.learning import track
 from tsae.tracking.quantise import dequantise, quantise, remembered
 from tsae.tracking.relation import Relation
 
@@ -18,4 +19,5 @@ __all__ = [
     "quantise",
     "remembered",
     "strongest",
+    "track",
 ]

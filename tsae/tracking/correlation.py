@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from tsae.tracking.active import Active, history
+from tsae.tracking.active import Active, Lagged, history
+from tsae.tracking.quantise import remembered
 from tsae.tracking.relation import Relation
 
 FRACTION = 23
@@ -99,33 +100,70 @@ class TemporalCorrelationTracker(nn.Module):
         """Bytes of everything held between updates, U, s and V included."""
         return sum(t.nbytes for t in (*self.parameters(), *self.buffers()))
 
+    @property
+    def order_bits(self) -> int:
+        """Highest bits of a value that decide which entries of a row stay."""
+        return min(31, 62 - 2 * self.width)
+
     # ---- update ---------------------------------------------------------------------------
 
     @torch.no_grad()
     def update(self, active: Active, document_N: Tensor) -> None:
         """Read N consecutive tokens; ``document_N`` numbers the document of each."""
         self.updates += 1
+        if self.strength_LFS.device.type == "cpu":
+            self.follow_compiled(active, document_N)
+            return
         for lagged in history(active, document_N, self.window, self.bits):
-            now, past = lagged.now, lagged.past
-            R_PM = self.relation(past, now, lagged.lag).flatten(0, 1)
-            fired = past.values_NM.flatten().nonzero()[:, 0]
-            source, order = past.ids_NM.flatten()[fired].sort(stable=True)
-            fired = fired[order]
-            token = fired // past.ids_NM.shape[1]
-            count_F = torch.bincount(source, minlength=self.n_latents)
-            end_F = count_F.cumsum(0)
-            # Blocks of rows with about BLOCK occurrences: what is sorted stays in the cache.
-            low, done = 0, 0
-            while done < len(source):
-                high = int(torch.searchsorted(end_F, min(done + BLOCK, len(source)))) + 1
-                stop = int(end_F[high - 1])
-                R = R_PM.index_select(0, fired[done:stop])
-                fixed = (R * 2.0**FRACTION).to(torch.int64).clamp_(max=2**FRACTION - 1)
-                word = now.ids_NM.index_select(0, token[done:stop])
-                word = word.add_(((source[done:stop] - low) << self.width)[:, None])
-                word = (word << (FRACTION + 1)).bitwise_or_(fixed.mul_(R > self.tau))
-                self.merge(lagged.lag - 1, low, high, word.flatten(), count_F[low:high])
-                low, done = high, stop
+            self.follow(lagged)
+
+    def follow_compiled(self, active: Active, document_N: Tensor) -> None:
+        """:meth:`follow` over all lags by a compiled loop, several times as fast.
+
+        The same bits, but for σ of the last few pairs of a tensor, which torch rounds otherwise.
+        """
+        from tsae.kernels.correlation import update_rows  # Numba is slow to import
+
+        N, M = active.ids_NM.shape
+        kept_NM = remembered(active.values_NM, self.bits)
+        pairs = self.relation.gathered(active)
+        now_ids_NM = active.ids_NM.to(torch.uint32).numpy()
+        out_NMM = active.values_NM.new_empty(N, M, M)
+        for level in range(min(self.window, N - 1)):
+            lag = level + 1
+            # Pairs of two documents keep their places, so that nothing is copied, but count as 0.
+            linked_N = document_N[lag:] == document_N[:-lag]
+            past_NM = kept_NM[:-lag] * linked_N[:, None]
+            R_PM = self.relation.at_lag(lag, past_NM, active.values_NM[lag:], pairs, out_NMM)
+            update_rows(
+                R_PM.flatten(0, 1).numpy(), active.ids_NM[:-lag].numpy(), past_NM.numpy(),
+                now_ids_NM[lag:], np.float32(self.tau), self.alpha, self.decay(level).numpy(),
+                31 - self.order_bits, self.successors_LFS[level].numpy(),
+                self.strength_LFS[level].numpy(), self.seen_LF[level].numpy(), int(self.updates),
+            )  # fmt: skip
+
+    def follow(self, lagged: Lagged) -> None:
+        """Move one lag's C by its pairs of tokens, in plain torch on any device."""
+        now, past = lagged.now, lagged.past
+        R_PM = self.relation(past, now, lagged.lag).flatten(0, 1)
+        fired = past.values_NM.flatten().nonzero()[:, 0]
+        source, order = past.ids_NM.flatten()[fired].sort(stable=True)
+        fired = fired[order]
+        token = fired // past.ids_NM.shape[1]
+        count_F = torch.bincount(source, minlength=self.n_latents)
+        end_F = count_F.cumsum(0)
+        # Blocks of rows with about BLOCK occurrences: what is sorted stays in the cache.
+        low, done = 0, 0
+        while done < len(source):
+            high = int(torch.searchsorted(end_F, min(done + BLOCK, len(source)))) + 1
+            stop = int(end_F[high - 1])
+            R = R_PM.index_select(0, fired[done:stop])
+            fixed = (R * 2.0**FRACTION).to(torch.int64).clamp_(max=2**FRACTION - 1)
+            word = now.ids_NM.index_select(0, token[done:stop])
+            word = word.add_(((source[done:stop] - low) << self.width)[:, None])
+            word = (word << (FRACTION + 1)).bitwise_or_(fixed.mul_(R > self.tau))
+            self.merge(lagged.lag - 1, low, high, word.flatten(), count_F[low:high])
+            low, done = high, stop
 
     def merge(self, level: int, low: int, high: int, words: Tensor, count_B: Tensor) -> None:
         """Add events to rows low … high-1 of one lag's C.
@@ -175,7 +213,7 @@ class TemporalCorrelationTracker(nn.Module):
         ordered by their highest bits alone.
         """
         place_u = places(row_u, n_rows)
-        bits = min(31, 62 - 2 * self.width)
+        bits = self.order_bits
         order_u = (value_u.view(torch.int32).long() >> (31 - bits)) ^ (2**bits - 1)
         words = sort_words((((row_u << bits) | order_u) << self.width) | place_u)
         # Sorted or not, rows come in the same order, so a word's place is now its rank.

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from tsae.tracking.active import Active
 
 LEARNING = ("logistic", "norm")
+PART = 128
+"""Tokens whose relations are computed at a time."""
 
 
 class Relation(nn.Module):
@@ -41,6 +43,37 @@ class Relation(nn.Module):
         R *= (past.values_NM > 0)[:, :, None]
         R *= (now.values_NM > 0)[:, None, :]
         return R
+
+    @torch.no_grad()
+    def gathered(self, active: Active) -> tuple[Tensor, Tensor]:
+        """V of the latents of N tokens, and U times their codes, both [N, M, r]: for all lags."""
+        at_P = active.ids_NM.flatten()
+        shape = (*active.ids_NM.shape, -1)
+        V_NMR, U_NMR = (W.index_select(0, at_P).view(shape) for W in (self.V_FR, self.U_FR))
+        return V_NMR, U_NMR.mul_(active.values_NM[..., None])
+
+    @torch.no_grad()
+    def at_lag(
+        self, lag: int, past_NM: Tensor, now_NM: Tensor, pairs: tuple[Tensor, Tensor], out: Tensor
+    ) -> Tensor:
+        """:meth:`forward` [n, M, M] of each :meth:`gathered` token with the ``lag``-th after it.
+
+        Written into the memory of ``out``, in parts that stay in the cache; rows of past codes that
+        are 0 are left as they come.
+        """
+        V_NMR, U_NMR = pairs
+        s_R = self.s_LR[lag - 1]
+        out = out[: len(past_NM)]
+        for part in torch.arange(len(past_NM)).split(PART):
+            here = slice(int(part[0]), int(part[-1]) + 1)
+            then = slice(here.start + lag, here.stop + lag)
+            left = V_NMR[here] * (past_NM[here, :, None] * s_R)
+            torch.bmm(left, U_NMR[then].transpose(1, 2), out=out[here])
+            out[here].sigmoid_()
+        silent_NM = now_NM == 0
+        if silent_NM.any():
+            out.masked_fill_(silent_NM[:, None, :], 0.0)
+        return out
 
     def logits(self, later: Active, earlier: Active, lag_P: Tensor) -> Tensor:
         """``z_i W_ij z_j`` [P] of P pairs whose ids and values are [P]."""
