@@ -131,11 +131,14 @@ def legend(figure: Figure, systems: Iterable[str], columns: int = 4, **lines) ->
 
 
 def log_steps(axes: Axes, low: float, high: float) -> None:
-    """Logarithmic x axis from ``low`` to ``high`` with plain whole numbers at 1, 2, 4, 8, …"""
+    """Logarithmic x axis from ``low`` to ``high`` with plain whole numbers at 1, 2, 4, 8, …; at
+    even steps where fewer than two of these are in sight."""
     axes.set_xscale("log", base=2)
-    axes.set_xlim(low / 1.25, high * 1.25)
-    ticks = [2**i for i in range(16) if low / 1.25 <= 2**i <= high * 1.25]
+    left, right = low / 1.25, high * 1.25
+    axes.set_xlim(left, right)
+    ticks = [2**i for i in range(16) if left <= 2**i <= right]
     if len(ticks) < 2:
-        ticks = sorted({round(low), round(high)})
+        even = matplotlib.ticker.MaxNLocator(4, integer=True).tick_values(left, right)
+        ticks = [tick for tick in even if left <= tick <= right]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())

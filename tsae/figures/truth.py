@@ -51,7 +51,7 @@ def recovery(results: pd.DataFrame, documents: pd.DataFrame) -> Figure:
         len(worlds),
         len(tidy.SCALES),
         style.PAGE,
-        len(worlds) * (0.5 + 0.15 * len(systems)),
+        0.7 + len(worlds) * (0.3 + 0.14 * len(systems)),
         sharey=True,
         sharex=True,
     )

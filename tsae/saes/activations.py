@@ -159,7 +159,9 @@ class JumpReLU(nn.Module):
         return (self.step(pre_NF) * mask_N[:, None]).sum() / mask_N.sum().clamp_min(1)
 
 
-def make(name: str, k: int, n_latents: int, ema: float, bandwidth: float) -> nn.Module:
+def make(
+    name: str, k: int, n_latents: int, ema: float, bandwidth: float, start: float
+) -> nn.Module:
     """The activation module called ``name``; raises ``ValueError`` naming the valid ones."""
     if name == "relu":
         return ReLU()
@@ -168,7 +170,7 @@ def make(name: str, k: int, n_latents: int, ema: float, bandwidth: float) -> nn.
     if name == "batchtopk":
         return BatchTopK(k, ema)
     if name == "jumprelu":
-        return JumpReLU(n_latents, bandwidth)
+        return JumpReLU(n_latents, bandwidth, start)
     raise ValueError(f"act={name!r} is unknown; choose one of {', '.join(NAMES)}.")
 
 

@@ -70,7 +70,9 @@ class SAE(nn.Module):
     def make_activation(self) -> nn.Module:
         """The activation module; a variant with reserved shares of k returns a grouped one."""
         cfg = self.cfg
-        return activations.make(cfg.act, cfg.k, cfg.d_sae, cfg.threshold_ema, cfg.bandwidth)
+        return activations.make(
+            cfg.act, cfg.k, cfg.d_sae, cfg.threshold_ema, cfg.bandwidth, cfg.threshold_start
+        )
 
     @property
     def groups(self) -> dict[str, Tensor]:

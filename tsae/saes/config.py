@@ -49,6 +49,9 @@ class SAEConfig:
     """EMA rate of the inference threshold of batchtopk."""
     bandwidth: float = 0.1
     """Width of the rectangle estimator of jumprelu."""
+    threshold_start: float = 0.1
+    """Threshold of every latent of jumprelu before training; Adam moves log θ by about lr a step,
+    so that a short run reaches a small L0 only from a start not far below its own."""
 
     def __post_init__(self) -> None:
         for field in ("d_in", "d_sae", "k", "dead_after"):
@@ -65,7 +68,8 @@ class SAEConfig:
             require(getattr(self, field) >= 0, field, getattr(self, field), "at least 0")
         require(0 <= self.sparsity_warmup <= 1, "sparsity_warmup", self.sparsity_warmup, "in [0,1]")
         require(0 < self.threshold_ema < 1, "threshold_ema", self.threshold_ema, "between 0 and 1")
-        require(self.bandwidth > 0, "bandwidth", self.bandwidth, "above 0")
+        for field in ("bandwidth", "threshold_start"):
+            require(getattr(self, field) > 0, field, getattr(self, field), "above 0")
         for field in fields(self):  # JSON turns tuples into lists
             if isinstance(getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))

@@ -116,7 +116,7 @@ class ConvSAE(SAE):
             return activations.ReservedTopK(ks, sizes)
         make = activations.make
         parts = [
-            make(cfg.act, min(k, n), n, cfg.threshold_ema, cfg.bandwidth)
+            make(cfg.act, min(k, n), n, cfg.threshold_ema, cfg.bandwidth, cfg.threshold_start)
             for k, n in zip(ks, sizes, strict=True)
         ]
         if cfg.act == "relu":

@@ -102,7 +102,9 @@ class HierarchicalSAE(SAE):
         self.b2 = nn.Parameter(torch.zeros(F1))
         self.D2 = nn.Parameter(D2)
         act2, k2 = cfg.act2 or cfg.act, cfg.parents_per_token
-        self.act2 = activations.make(act2, k2, F2, cfg.threshold_ema, cfg.bandwidth)
+        self.act2 = activations.make(
+            act2, k2, F2, cfg.threshold_ema, cfg.bandwidth, cfg.threshold_start
+        )
         self.register_buffer("idle_parents", torch.zeros(F2, dtype=torch.int64))
         self.register_buffer("parent_sparsity_weight", torch.tensor(float(cfg.l1)))
         self.composer = Composition(F1, F2, cfg.lambda_w)
