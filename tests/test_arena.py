@@ -6,9 +6,11 @@ import pytest
 import synthetic_tables as made
 
 from tsae.errors import UserError
-from tsae.figures import arena, probing
+from tsae.figures import arena, probing, structure
 from tsae.tables import arena as tables
-from tsae.tables import tidy
+from tsae.tables import glance, tidy
+from tsae.tables import structure as structure_table
+from tsae.tables.structure import GAINS
 
 
 def table(*rows):
@@ -80,58 +82,83 @@ def gains():
         (s, "conv", baseline, metric, gain * s, gain * s - 0.01, gain * s + 0.02)
         for s in (0.0, 0.5, 1.0)
         for baseline, gain in (("topk", 0.1), ("shuffled(conv)", 0.05))
-        for metric in arena.GAINS
+        for metric in GAINS
     ]
+    rows += [(0.0, "hierarchical", "topk", metric, -0.02, -0.03, -0.01) for metric in GAINS]
     columns = ["temporal", "variant", "baseline", "metric", "diff", "lo", "hi"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def test_structure_shows_each_gain_with_its_interval():
-    figure = arena.structure(gains())
-    assert [axes.get_title() for axes in figure.axes] == [
-        f"gain in {name}" for name in arena.GAINS.values()
-    ]
-    bars = figure.axes[0].containers[0].lines[2][0].get_segments()
+    figure = structure.structure(gains())
+    first, second = figure.axes[:2]
+    assert [first.get_title(), second.get_title()] == ["Conv", "Hierarchical"]
+    bars = first.containers[0].lines[2][0].get_segments()
     assert np.allclose(
         [segment[:, 1] for segment in bars], [[-0.01, 0.02], [0.04, 0.07], [0.09, 0.12]]
     )
-    assert len(figure.axes[0].containers) == 2
+    # Hierarchical encodes token by token: one curve, against the baseline alone.
+    assert [len(panel.containers) for panel in (first, second)] == [2, 1]
     with pytest.raises(UserError, match="run the structure sweep"):
-        arena.structure(gains().assign(metric="other"))
+        structure.structure(gains().assign(metric="other"))
+
+
+def test_structure_in_numbers_is_bold_where_the_interval_excludes_zero():
+    lines = structure_table.structure_table(gains()).splitlines()
+    heads = [line for line in lines if "tokens in place" in line]
+    assert len(heads) == 6 and "0\\% of tokens in place, against TopK" in heads[0]
+    assert "its own shuffled null" in heads[1]
+    conv, hierarchical = lines[lines.index(heads[0]) + 1 :][:2]
+    assert conv.startswith("Conv") and "textbf" not in conv
+    assert hierarchical.count(r"\textbf{\textminus 0.020 [") == 4
+
+
+def test_the_main_table_marks_what_differs_and_what_was_moved():
+    results = pd.concat(
+        [
+            small(),
+            table(
+                ("microworld", "topk", 0, "l0_as_trained", "by construction", 12),
+                ("microworld", "conv", 0, "l0_as_trained", "threshold", 14),
+            ),
+        ]
+    )
+    verdict = {
+        ("microworld", "conv", "fve", "all"): -1,
+        ("microworld", "conv", "smoothness", "all"): 1,
+    }
+    lines = glance.glance_table(results, verdict).splitlines()
+    conv = next(line for line in lines if line.startswith("Conv"))
+    cells = [cell.strip() for cell in conv.removesuffix(r"\\").split("&")]
+    assert cells[1] == r"12.0\rlap{$^\ddagger$}" and cells[2] == r"\textit{.800}"
+    assert cells[-1] == r"\textbf{1.000}"
+    topk = next(line for line in lines if line.startswith("TopK"))
+    assert "dagger" not in topk and "textbf" not in topk and " .900 " in topk
+    assert sum("cmidrule(lr){1-" in line for line in lines) == 1  # above the nulls
+
+
+def test_verdicts_follow_the_interval_and_know_which_way_is_better():
+    rows = [
+        (variant, "microworld", 0, "", metric, group, doc, num * 4, 4.0)
+        for variant, fvu, right in (("topk", 0.3, 0.5), ("conv", 0.2, 0.5))
+        for metric, group, num in (("fvu", "all", fvu), ("probe_sparse", "token:pos=a", right))
+        for doc in range(20)
+    ]
+    columns = ["variant", "world", "seed", "ablation", "metric", "group", "doc", "num", "den"]
+    found = glance.verdicts(pd.DataFrame(rows, columns=columns))
+    assert found == {
+        ("microworld", "conv", "fve", "all"): 1,  # less is unexplained
+        ("microworld", "conv", "probe_sparse", "token|k=5"): 0,
+    }
 
 
 def test_what_the_tables_do_not_allow_is_left_out():
     nothing = {"results": made.results()}
     assert arena.drawn(nothing, False) == {} and probing.drawn(nothing, False) == {}
+    assert structure.drawn(nothing, False) == {} == glance.made(nothing, False)
     assert set(tables.made(nothing, False)) == {"table_arena_truth", "table_arena_time"}
     everything = {"results": small(), "structure": gains()}
-    assert set(arena.drawn(everything, True)) == {"arena", "structure"}
     assert arena.drawn(everything, True)["arena"].get_suptitle() == tidy.SMOKE
+    assert set(structure.drawn(everything, True)) == {"structure"}
     assert set(tables.made(everything, False)) == {"table_arena_probing"}
-
-
-def test_one_seed_has_its_interval_over_documents_and_several_their_error():
-    documents = pd.DataFrame(
-        [
-            ("microworld", "topk", 0, "", "probe_sparse", "document:topic=a", doc, doc % 2, 1.0)
-            for doc in range(400)
-        ],
-        columns=["world", "variant", "seed", "ablation", "metric", "group", "doc", "num", "den"],
-    )
-    one = table(("microworld", "topk", 0, "probe_sparse", "document|k=5", 0.5))
-    text = tables.bounded(one, "probe_sparse", "document|k=5", documents)
-    low, high = (float(end) for end in text.split("[")[1].split("]")[0].split(","))
-    # A share of 1/2 over 400 documents: ± 1.96 · 0.5 / 20 = 0.049.
-    assert text.startswith("0.500") and (low, high) == pytest.approx((0.451, 0.549), abs=0.006)
-    assert tables.bounded(one, "probe_sparse", "document|k=1", documents) == "--"
-    two = pd.concat([one, one.assign(seed=1, value=0.7)])
-    assert tables.bounded(two, "probe_sparse", "document|k=5", documents).startswith("0.600")
-    assert r"$\pm$\,0.100" in tables.bounded(two, "probe_sparse", "document|k=5", documents)
-
-
-def test_the_probing_table_ends_each_world_with_the_residual_stream():
-    lines = tables.arena_table(small(), "probing").splitlines()
-    rows = [line.split(" & ")[0] for line in lines if " & " in line]
-    assert rows == ["System", "TopK", "Conv", "EMA(TopK)", "Residual stream"]
-    residual = next(line for line in lines if line.startswith("Residual"))
-    assert residual.count("0.700") == 3 and residual.count("0.800") == 3
+    assert set(structure_table.made(everything, False)) == {"table_structure"}

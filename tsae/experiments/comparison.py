@@ -33,18 +33,26 @@ def differences(
                 cases = [("fvu", "all"), ("smoothness", "all")]
                 cases += [(m, scale) for m in ("recovery_f1", EXCESS) for scale in SCALES]
                 for metric, group in cases:
-                    plain = "recovery_f1" if metric == EXCESS else metric
-                    sides = shared(*(rows_of(frame, plain, group) for frame in (a, b)))
-                    if sides[0].empty:
-                        continue
-                    nulls = None
-                    if metric == EXCESS:
-                        nulls = tuple(rows_of(f, "recovery_f1_matched", group) for f in (a, b))
-                    interval = evals.paired_bootstrap(*sides, n_boot=n_boot, nulls=nulls)
-                    keys = (world, variant, baseline, metric, group)
-                    rows.append((*keys, interval.diff, interval.lo, interval.hi))
+                    if (found := paired(a, b, metric, group, n_boot)) is not None:
+                        keys = (world, variant, baseline, metric, group)
+                        rows.append((*keys, found.diff, found.lo, found.hi))
     columns = ["world", "variant", "baseline", "metric", "group", "diff", "lo", "hi"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def paired(
+    a: pd.DataFrame, b: pd.DataFrame, metric: str, group: str, n_boot: int
+) -> evals.Interval | None:
+    """a − b of one metric with its paired bootstrap interval over documents and shared seeds;
+    ``recovery_f1_excess`` is F1 beyond its frequency-matched null. None where they share no rows."""
+    plain = "recovery_f1" if metric == EXCESS else metric
+    sides = shared(*(rows_of(frame, plain, group) for frame in (a, b)))
+    if sides[0].empty:
+        return None
+    nulls = None
+    if metric == EXCESS:
+        nulls = tuple(rows_of(frame, "recovery_f1_matched", group) for frame in (a, b))
+    return evals.paired_bootstrap(*sides, n_boot=n_boot, nulls=nulls)
 
 
 def told(row: Any) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from tsae import evals
 from tsae.activations import ActivationStore
+from tsae.experiments.matched import match_all
 from tsae.experiments.setting import Setting
 from tsae.experiments.training import keys_of, run_training
 from tsae.pipeline.rows import label_rows
@@ -40,14 +41,29 @@ def run_evaluation(
     nulls: bool = True,
     null_window: int = 8,
     null_tokens: int = 30_000,
+    match: bool = False,
+    match_tokens: int = 30_000,
     **options: Any,
 ) -> dict[str, pd.DataFrame]:
-    """``results``, ``documents`` and ``dwell`` of several SAEs and, with ``nulls``, of theirs."""
-    everything = dict(found)
+    """``results``, ``documents`` and ``dwell`` of several SAEs and, with ``nulls``, of theirs.
+
+    ``match``: bring each SAE to the L0 of its own k on ``match_tokens`` training tokens first (see
+    :mod:`tsae.experiments.matched`). The table ``matched`` then tells how, and so does a row a run
+    of metric ``l0_as_trained``: its group is how, its value the L0 before.
+    """
+    everything, records = dict(found), None
+    if match:
+        everything, records = match_all(found, setting.store, match_tokens)
     if nulls:
-        everything = add_nulls(found, setting.store, null_window, null_tokens)
+        everything = add_nulls(everything, setting.store, null_window, null_tokens)
     tables = evals.evaluate_many(everything, setting.store, setting.world, **options)
+    if records is not None:
+        for label, record in zip(found, records.itertuples(), strict=True):
+            said = {"metric": "l0_as_trained", "group": record.how, "value": record.before}
+            tables[label].results.append({**said, "n": match_tokens})
     joined = join(everything, tables)
+    if records is not None:
+        joined["matched"] = records
     joined["heatmap"] = heatmap_rows(setting, found, {k: t.latents for k, t in tables.items()})
     return joined
 

@@ -8,17 +8,14 @@ their threshold is moved until L0 on training tokens is the one asked for.
 import copy
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 
 from tsae.activations import ActivationStore
 from tsae.errors import UserError
-from tsae.experiments.setting import Setting
-from tsae.experiments.training import keys_of, run_training
-from tsae.files import write_json
+from tsae.experiments.training import keys_of
 from tsae.saes import SAE
 from tsae.saes.activations import BatchTopK, Grouped, JumpReLU, ReLU
 
@@ -145,15 +142,3 @@ def _highest(sae: SAE) -> float:
 def _scale(store: ActivationStore) -> float:
     """Above every pre-activation of a unit-norm direction: the norm of a usual token, √d, doubled."""
     return 2 * math.sqrt(store.d_model)
-
-
-def run_matched(
-    setting: Setting, directory: str | Path, *, k: int, limit_tokens: int = 8192, **options: Any
-) -> Match:
-    """Train at ``k`` (the options of :func:`run_training`), then match; what was done is written
-    to ``matched.json``."""
-    sae = run_training(setting, directory, k=k, **options).sae
-    found = match(sae, setting.store, float(k), limit_tokens)
-    record = {name: value for name, value in found._asdict().items() if name != "sae"}
-    write_json(Path(directory) / "matched.json", record)
-    return found

@@ -11,14 +11,15 @@ from typing import Any
 import pandas as pd
 
 from tsae import evals
-from tsae.experiments.comparison import SCALES, rows_of, shared
-from tsae.experiments.evaluation import join
+from tsae.experiments.comparison import EXCESS, SCALES, paired
+from tsae.experiments.evaluation import STATIC, join
 from tsae.experiments.setting import make_setting
 from tsae.experiments.training import run_training
 
 METRICS = (
     ("fve", "fvu", "all"),
     *((f"{scale} F1", "recovery_f1", scale) for scale in SCALES),
+    *((f"{scale} F1 excess", EXCESS, scale) for scale in SCALES),
 )
 """What is compared: its name in the table, the metric of the document rows, their group."""
 
@@ -43,11 +44,12 @@ def run_structure(
     """Per strength s: a microworld of its own, every run trained on it, gains over the baseline.
 
     ``runs``: arguments of :func:`run_training`, one of them the baseline; ``options``: of the
-    microworld. The gain is variant − baseline and, against its own ``shuffled`` null, variant −
-    null, paired over test documents. F1 is compared twice: as it is, and (``… excess``) beyond its
-    frequency-matched null, since a latent that fires more often scores more on slow labels even
-    where nothing is slow. At s = 0 tokens are exchangeable, so that order can give nothing but what
-    the model's own attention puts into the residuals. Resumes what was begun in ``directory``.
+    microworld. The gain is variant − baseline and, where the encoder sees more than one token,
+    variant − its own ``shuffled`` null, paired over test documents. F1 is compared twice: as it
+    is, and (``… excess``) beyond its frequency-matched null, since a latent that fires more often
+    scores more on slow labels even where nothing is slow. At s = 0 tokens are exchangeable, so that
+    order can give nothing but what the model's own attention puts into the residuals. Resumes
+    what was begun in ``directory``.
 
     Returns ``structure`` (temporal, variant, baseline, metric, diff, lo, hi; FVE and F1,
     higher is better) and ``structure_results``, the results rows with their ``temporal``. Raises ValueError
@@ -73,7 +75,7 @@ def run_structure(
             given = {**train_options, **run}
             sae = run_training(setting, place / f"run-{number:02d}", progress=progress, **given).sae
             found[f"{number:02d}"] = sae
-            if sae.name != baseline:
+            if sae.name not in STATIC:
                 found[f"{number:02d}-null"] = evals.ShuffledNull(sae, null_window)
         tables = evals.evaluate_many(
             found,
@@ -95,22 +97,17 @@ def run_structure(
 
 
 def _gains(documents: pd.DataFrame, baseline: str, n_boot: int) -> pd.DataFrame:
-    """Paired differences of every variant to the baseline and to its own shuffled null."""
-    rows = []
-    variants = [v for v in documents["variant"].unique() if v != baseline and "(" not in v]
-    for variant in variants:
-        for other in (baseline, f"shuffled({variant})"):
+    """Paired differences of every variant to the baseline and to its own shuffled null, if any."""
+    rows, systems = [], list(dict.fromkeys(documents["variant"]))
+    for variant in (v for v in systems if v != baseline and "(" not in v):
+        for other in (v for v in (baseline, f"shuffled({variant})") if v in systems):
             a, b = (documents[documents["variant"] == name] for name in (variant, other))
-            for metric, column, group in METRICS:
-                sides = shared(*(rows_of(side, column, group) for side in (a, b)))
-                if sides[0].empty:
+            for name, metric, group in METRICS:
+                found = paired(a, b, metric, group, n_boot)
+                if found is None:
                     continue
-                found = evals.paired_bootstrap(*sides, n_boot=n_boot)
-                if metric == "fve":  # rows hold 1 − FVE
-                    rows.append((variant, other, metric, -found.diff, -found.hi, -found.lo))
-                    continue
-                rows.append((variant, other, metric, *found[:3]))
-                nulls = tuple(rows_of(side, f"{column}_matched", group) for side in (a, b))
-                found = evals.paired_bootstrap(*sides, n_boot=n_boot, nulls=nulls)
-                rows.append((variant, other, f"{metric} excess", *found[:3]))
+                diff, lo, hi = found[:3]
+                if metric == "fvu":  # 1 − FVE
+                    diff, lo, hi = -diff, -hi, -lo
+                rows.append((variant, other, name, diff, lo, hi))
     return pd.DataFrame(rows, columns=["variant", "baseline", "metric", "diff", "lo", "hi"])

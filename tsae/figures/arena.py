@@ -1,8 +1,7 @@
-"""All systems on all main metrics at a glance, and the gain against how temporal the text is."""
+"""All systems on all main metrics at a glance."""
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -10,40 +9,14 @@ from matplotlib.lines import Line2D
 from tsae.errors import UserError
 from tsae.figures import style
 from tsae.tables import tidy
-
-# metric, group, name in print, and whether more is better.
-METRICS = (
-    ("fve", "all", "FVE", True),
-    ("ce_score", "all", "CE score", True),
-    ("recovery_f1_excess", "document", "document F1*", True),
-    ("recovery_f1_excess", "section", "section F1*", True),
-    ("recovery_f1_excess", "token", "token F1*", True),
-    ("probe_sparse", "document|k=1", "probe, document", True),
-    ("probe_sparse", "section|k=1", "probe, section", True),
-    ("probe_sparse", "token|k=1", "probe, token", True),
-    ("smoothness", "all", "smoothness", False),
-    ("boundary_f1", "all", "boundaries", True),
-    ("scr", "n=10", "SCR", True),
-    ("tpp", "n=10", "TPP", True),
-    ("absorption_fraction", "all", "absorption", False),
-    ("detection", "all", "detection", True),
-)
-GAINS = {
-    "fve": "FVE",
-    "document F1 excess": "document F1*",
-    "section F1 excess": "section F1*",
-    "token F1 excess": "token F1*",
-}
+from tsae.tables.glance import COLUMNS
 
 
 def drawn(found: Mapping[str, pd.DataFrame], smoke: bool) -> dict[str, Figure]:
-    """Every figure of this file that the tables allow."""
-    figures = {}
-    if found["results"]["metric"].eq("probe_sparse").any():
-        figures["arena"] = arena(found["results"], smoke=smoke)
-    if len(found.get("structure", ())):
-        figures["structure"] = structure(found["structure"], smoke=smoke)
-    return figures
+    """The figure, where probes were measured."""
+    if not found["results"]["metric"].eq("probe_sparse").any():
+        return {}
+    return {"arena": arena(found["results"], smoke=smoke)}
 
 
 def ranks(frame: pd.DataFrame) -> pd.DataFrame:
@@ -53,13 +26,13 @@ def ranks(frame: pd.DataFrame) -> pd.DataFrame:
     best and 0 for the last. A metric that fewer than two systems have is left out.
     """
     tables = []
-    for metric, group, name, more in METRICS:
-        rows = frame[(frame["metric"] == metric) & (frame["group"] == group)]
+    for column in COLUMNS:
+        rows = frame[(frame["metric"] == column.metric) & (frame["group"] == column.group)]
         means = rows.groupby(["world", "system"])["value"].mean().dropna().reset_index()
         grouped = means.groupby("world")["value"]
-        means["rank"] = grouped.rank(ascending=not more)
+        means["rank"] = grouped.rank(ascending=not column.more)
         means["share"] = 1 - (means["rank"] - 1) / (grouped.transform("size") - 1).clip(lower=1)
-        tables.append(means[grouped.transform("size") > 1].assign(metric=name))
+        tables.append(means[grouped.transform("size") > 1].assign(metric=column.name))
     return pd.concat(tables, ignore_index=True)[["world", "system", "metric", "rank", "share"]]
 
 
@@ -80,7 +53,7 @@ def arena(results: pd.DataFrame) -> Figure:
     for world in worlds:
         mean = table[table["world"] == world].groupby("system")["rank"].mean()
         order[world] = sorted(mean.index, key=lambda s: (tidy.is_null(s), mean[s], s))
-    names = [name for *_, name, _ in METRICS if name in set(table["metric"])]
+    names = [c.name for c in COLUMNS if c.name in set(table["metric"])]
     most = max(map(len, order.values()))
     figure, axes = style.panels(1, len(worlds), style.PAGE, 1.15 + 0.165 * most)
     for panel, world in zip(axes[0], worlds, strict=True):
@@ -121,42 +94,4 @@ def arena(results: pd.DataFrame) -> Figure:
         Line2D([], [], marker="s", label="null", **blue),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    return figure
-
-
-@style.styled
-def structure(gains: pd.DataFrame) -> Figure:
-    """Gain over a static baseline against the share of tokens that keep their place.
-
-    A panel a metric; bars: 95% bootstrap intervals over documents; filled: against the baseline,
-    hollow and dotted: against the variant's own shuffled null. F1* is F1 beyond its
-    frequency-matched null. At 0 tokens are i.i.d. draws and order can give nothing. Needs
-    temporal, variant, baseline, metric, diff, lo, hi.
-    """
-    metrics = [name for name in GAINS if name in set(gains["metric"])]
-    if not metrics:
-        raise UserError("The structure table holds no gains: run the structure sweep first.")
-    figure, axes = style.panels(1, len(metrics), style.PAGE, 1.95, sharex=True)
-    cases = list(dict.fromkeys(zip(gains["variant"], gains["baseline"], strict=True)))
-    step = 0.012
-    for panel, metric in zip(axes[0], metrics, strict=True):
-        panel.axhline(0, color="black", linewidth=0.6)
-        for place, (variant, baseline) in enumerate(cases):
-            mine = gains[(gains["variant"] == variant) & (gains["baseline"] == baseline)]
-            mine = mine[mine["metric"] == metric].sort_values("temporal")
-            shown = style.look(baseline if tidy.is_null(baseline) else variant)
-            ends = np.abs(mine[["lo", "hi"]].to_numpy().T - mine["diff"].to_numpy())
-            at = mine["temporal"] + step * (place - (len(cases) - 1) / 2)
-            panel.errorbar(at, mine["diff"], ends, **shown, ms=3.5, elinewidth=0.8, capsize=1.5)
-        panel.set_title(f"gain in {GAINS[metric]}")
-        panel.set_xlabel("share of tokens in place")
-        panel.locator_params(axis="y", nbins=6)
-    handles = [
-        Line2D(
-            [], [], label=f"{tidy.display(v)} − {tidy.display(b)}",
-            **style.look(b if tidy.is_null(b) else v),
-        )
-        for v, b in cases
-    ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure

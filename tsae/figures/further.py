@@ -10,6 +10,7 @@ from tsae.figures import (
     lifecycle,
     probing,
     strategies,
+    structure,
     temporal_probing,
 )
 
@@ -22,5 +23,6 @@ FURTHER = (
     lifecycle,
     probing,
     strategies,
+    structure,
     temporal_probing,
 )

@@ -152,11 +152,14 @@ class Planner:
             self.add(notebook, part, label, [made, *chunk], given)
 
     def structure(self) -> None:
-        """Append the sweep over how temporal a microworld is, which builds worlds of its own."""
+        """Append the sweep over how temporal a microworld is: a stage, with a world of its own,
+        for each strength."""
         if settings := dict(self.profile.get("structure") or {}):
             sizes = {key: settings.pop(key) for key in ("limit_tokens", "selection_tokens")}
-            given = {"world_dir": "", "grid": [], "structure": settings, **sizes}
-            self.add("06_ablate", "structure", "structure", [], given)
+            for strength in settings.pop("strengths"):
+                swept = {**settings, "strengths": [strength]}
+                given = {"world_dir": "", "grid": [], "structure": swept, **sizes}
+                self.add("06_ablate", f"structure-{strength:g}", "structure", [], given)
 
     def runs(self, world: dict[str, Any], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One dictionary per training run: entries × swept values × seeds, defaults filled in."""

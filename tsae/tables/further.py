@@ -7,8 +7,10 @@ from tsae.tables import (
     chains,
     composition,
     context,
+    glance,
     lifecycle,
     settings,
+    structure,
     temporal_probing,
 )
 
@@ -18,7 +20,9 @@ FURTHER = (
     chains,
     composition,
     context,
+    glance,
     lifecycle,
     settings,
+    structure,
     temporal_probing,
 )
