@@ -1,5 +1,7 @@
 """The matched-L0 driver: thresholds that give the L0 asked for, and what it says it did."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from eval_cases import Store
@@ -7,6 +9,8 @@ from eval_cases import Store
 from tsae import saes
 from tsae.errors import UserError
 from tsae.experiments import matched
+from tsae.experiments.evaluation import run_evaluation
+from tsae.experiments.setting import Setting
 
 
 class TrainStore(Store):
@@ -77,3 +81,38 @@ def test_every_sae_is_brought_to_its_own_k_and_recorded():
     assert records["how"].tolist() == ["by construction", "threshold", "threshold"]
     assert records["after"].tolist() == pytest.approx([4, 4, 4], rel=0.02)
     assert moved["topk"].cfg == found["topk"].cfg and set(moved) == set(found)
+
+
+class PagedStore(TrainStore):
+    """With the first sequences of a split at hand, as the heat map asks for them."""
+
+    def batch(self, split, indices):
+        assert list(indices) == [0, 1]
+        batch = next(self.batches(split, 2))
+        self.read.pop()
+        return batch
+
+
+def test_an_evaluation_at_matched_l0_says_how_each_run_came_there():
+    found = {name: built(name) for name in ("topk", "jumprelu")}
+    for sae in found.values():
+        sae.meta.update(world="fake", layer=1)
+    store = PagedStore(8)
+    world = SimpleNamespace(to_strings=lambda ids: [str(i) for i in ids])
+    tables = run_evaluation(
+        Setting(world, store), found, nulls=False, match=True, match_tokens=320,
+        families=("core", "recovery", "probing"), limit_tokens=320, selection_tokens=320,
+        family_options={"probing": {"min_count": 2}}, progress=False,
+    )  # fmt: skip
+    rows = tables["results"].set_index(["variant", "metric"])
+    as_trained = rows.loc[[("topk", "l0_as_trained"), ("jumprelu", "l0_as_trained")]]
+    assert as_trained["group"].tolist() == ["by construction", "threshold"]
+    assert as_trained["value"].tolist() == tables["matched"]["before"].tolist()
+    assert as_trained["value"].iloc[1] > 4.1  # L0 of the moved one, on other tokens:
+    assert rows.loc[("jumprelu", "l0"), "value"] == pytest.approx(4, rel=0.1)
+    # What is scored are test documents (ids from 1000); thresholds and latents come from the others.
+    assert (tables["documents"]["doc"] >= 1000).all() and len(tables["documents"])
+    assert set(store.read) == {"train", "test"}
+    store.read.clear()
+    matched.match_all(found, store, limit_tokens=320)
+    assert set(store.read) == {"train"}

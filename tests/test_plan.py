@@ -80,6 +80,17 @@ def test_entries_of_a_world_have_names_and_say_what_they_measure(tmp_path):
         assert run["variant"] == name
 
 
+def test_the_structure_sweep_is_a_stage_a_strength(tmp_path):
+    sizes = {"limit_tokens": 10, "selection_tokens": 20}
+    sweep = {"strengths": [0.0, 0.5], "runs": [{"variant": "topk"}], **sizes}
+    path = make_root(tmp_path, {"worlds": [world()], "structure": sweep})
+    found = {s.name: s.parameters for s in plan(path, tmp_path) if s.name.startswith("ablate")}
+    assert list(found) == ["ablate/structure-0", "ablate/structure-0.5"]
+    half = found["ablate/structure-0.5"]
+    assert half["structure"] == {"runs": [{"variant": "topk"}], "strengths": [0.5]}
+    assert half["limit_tokens"] == 10 and half["world_dir"] == ""
+
+
 def test_plan_loads_neither_torch_nor_pandas():
     code = "import sys, tsae.pipeline.__main__; print({'torch', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
