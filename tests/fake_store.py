@@ -36,14 +36,17 @@ class FakeStore:
     def n_sequences(self, split):
         return self.size[split]
 
+    def n_tokens(self, split):
+        return 16 * self.size[split]
+
     def batch(self, split, indices, device="cpu"):
         rows = torch.as_tensor(indices) + self.first[split]
         zero = torch.zeros(len(rows), 16, dtype=torch.int64)
         context = SequenceContext(self.mask[rows], self.boundary[rows])
         return Batch(self.x[rows], zero, zero, context, {}).to(device)
 
-    def sampler(self, split, batch_size, seed):
-        return Sampler(self.size[split], batch_size, seed, split)
+    def sampler(self, split, batch_size, seed, rank=0, world_size=1):
+        return Sampler(self.size[split], batch_size, seed, split, rank, world_size)
 
 
 class FakeWorld:

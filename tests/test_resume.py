@@ -52,8 +52,8 @@ class MortalStore(FakeStore):
         super().__init__(n_train=22)
         self.left = dies
 
-    def sampler(self, split, batch_size, seed):
-        sampler = super().sampler(split, batch_size, seed)
+    def sampler(self, split, batch_size, seed, *ranks):
+        sampler = super().sampler(split, batch_size, seed, *ranks)
         if seed == 0:
             draw = sampler.next_indices
 

@@ -8,6 +8,7 @@ file, because replacing a file is one step of the file system and replacing a di
 
 import dataclasses
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from tsae import distributed
 from tsae.errors import CheckpointError
 from tsae.files import atomic
 
@@ -170,7 +172,9 @@ def last_row(directory: Path) -> dict[str, Any]:
 
 
 def open_log(path: Path, n_bytes: int):
-    """The log cut back to its first ``n_bytes``, open at its end."""
+    """The log cut back to its first ``n_bytes``, open at its end; nowhere for ranks after 0."""
+    if distributed.rank() > 0:
+        return open(os.devnull, "ab")
     size = path.stat().st_size if path.exists() else 0
     if size < n_bytes:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""A training run: one variant, one seed, one store."""
+"""Training runs: one variant and one seed each, on one store."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -8,17 +8,47 @@ from typing import Any
 import pandas as pd
 import torch
 
-from tsae import saes
+from tsae import distributed, saes
 from tsae.activations import ActivationStore
 from tsae.errors import CheckpointError
 from tsae.experiments.setting import Setting
 from tsae.files import read_json, write_json
 from tsae.pipeline.rows import label_rows
 from tsae.saes import SAE
-from tsae.train import TrainConfig, TrainResult, train
+from tsae.train import Run, TrainConfig, TrainResult, train_together
 
 
 def run_training(
+    setting: Setting, directory: str | Path, *, progress: bool = True, **run: Any
+) -> TrainResult:
+    """Train one variant on the store; resumes what was begun in ``directory``.
+
+    ``run``: the keywords of :func:`prepared`.
+    """
+    return run_together(setting, {directory: run}, progress)[0]
+
+
+def run_together(
+    setting: Setting, runs: Mapping[str | Path, Mapping[str, Any]], progress: bool = True
+) -> list[TrainResult]:
+    """:func:`run_training` for every directory, on one read of each batch that runs share."""
+    made = [prepared(setting, directory, **run) for directory, run in runs.items()]
+    results = train_together(made, setting.store, progress)
+    for run, result in zip(made, results, strict=True):
+        sizes = {
+            "d_model": setting.store.d_model,
+            "d_sae": run.sae.cfg.d_sae,
+            "k": run.sae.cfg.k,
+            "steps": run.config.steps,
+            "batch_tokens": run.config.batch_tokens,
+            "train_tokens": setting.store.n_tokens("train"),
+        }
+        if distributed.rank() == 0:
+            write_json(run.directory / "run.json", {"keys": keys_of(result.sae), "sizes": sizes})
+    return results
+
+
+def prepared(
     setting: Setting,
     directory: str | Path,
     *,
@@ -31,10 +61,9 @@ def run_training(
     act: str | None = None,
     options: Mapping[str, Any] | None = None,
     ablation: str = "",
-    progress: bool = True,
     **train_options: Any,
-) -> TrainResult:
-    """Train one variant on the store; resumes what was begun in ``directory``.
+) -> Run:
+    """A fresh SAE with what it is trained by; ``train_options`` are fields of ``TrainConfig``.
 
     The weights are drawn from ``seed``, and so is the order of the data: runs of the same seed see
     the same tokens in the same order whatever the variant.
@@ -45,18 +74,7 @@ def run_training(
         variant, d_in=setting.store.d_model, d_sae=d_sae, k=k, **choice, **dict(options or {})
     )
     config = TrainConfig(steps=steps, lr=lr, seed=seed, **train_options)
-    meta = {"seed": seed, "ablation": ablation}
-    result = train(sae, setting.store, directory, config, progress=progress, meta=meta)
-    sizes = {
-        "d_model": setting.store.d_model,
-        "d_sae": d_sae,
-        "k": k,
-        "steps": steps,
-        "batch_tokens": config.batch_tokens,
-        "train_tokens": setting.store.n_tokens("train"),
-    }
-    write_json(Path(directory) / "run.json", {"keys": keys_of(result.sae), "sizes": sizes})
-    return result
+    return Run(sae, Path(directory), config, {"seed": seed, "ablation": ablation})
 
 
 def keys_of(sae: Any) -> dict[str, Any]:

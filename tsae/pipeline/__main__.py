@@ -4,25 +4,11 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from tsae.command import Parser, positive
 from tsae.errors import UserError
 from tsae.pipeline import execution, front, notebooks, profile
 from tsae.pipeline.stages import ROOT, plan
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse without its usage block: an error is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see --help.\n")
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ token outside the mask has the code zero. ``pre`` is ReLU'd by every activation:
 import torch
 from torch import Tensor, nn
 
+from tsae import distributed
 from tsae.kernels.sparse import Selection, rows_to_crow
 
 NAMES = ("relu", "topk", "batchtopk", "jumprelu")
@@ -85,12 +86,20 @@ class BatchTopK(nn.Module):
         """The value above which entries are kept; in training it also moves the threshold."""
         if not self.training:
             return self.threshold.clamp_min(0.0)
-        keep = self.k * int(mask_N.sum())
+        keep = self.keep(mask_N)
         return self.cut_among(candidates(pre_NF, mask_N, keep)[1], keep)
+
+    def keep(self, mask_N: Tensor) -> int:
+        """How many entries the whole batch, ranks together, keeps."""
+        return self.k * distributed.count(int(mask_N.sum()))
 
     @torch.no_grad()
     def cut_among(self, values: Tensor, keep: int) -> Tensor:
-        """The largest of positive ``values`` but ``keep``, or 0; it also moves the threshold."""
+        """The largest of positive ``values`` but ``keep``, or 0; it also moves the threshold.
+
+        Under data parallelism the values of all ranks together are cut.
+        """
+        values = distributed.gathered(values)
         if keep == 0 or len(values) <= keep:
             cut = values.new_zeros(())
         else:
@@ -107,7 +116,7 @@ class BatchTopK(nn.Module):
     def select(self, pre_NF: Tensor, mask_N: Tensor) -> Selection:
         """Entries above the cut, in row-major order."""
         if self.training:
-            keep = self.k * int(mask_N.sum())
+            keep = self.keep(mask_N)
             flat, values = candidates(pre_NF, mask_N, keep)
             flat = flat[values > self.cut_among(values, keep)]
         else:

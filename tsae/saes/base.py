@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tsae import distributed
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
@@ -186,13 +187,15 @@ class SAE(nn.Module):
             penalty = z_NF.sum() / mask_N.sum().clamp_min(1) / self.cfg.d_in
         if self.training and self.cfg.match_l0 and warm == 1:
             with torch.no_grad():
+                l0 = distributed.mean(l0, mask_N.sum())
                 self.sparsity_weight.mul_((l0 / self.cfg.k).log().clamp(-1, 1).mul(0.02).exp())
         return {"sparsity": weight * penalty}
 
     @torch.no_grad()
     def count_idle(self, fired_F: Tensor, n_tokens: int) -> None:
         """Add the batch to each latent's tokens since it last fired."""
-        self.idle_tokens.add_(n_tokens).masked_fill_(fired_F, 0)
+        fired_F = distributed.anywhere(fired_F)
+        self.idle_tokens.add_(distributed.count(n_tokens)).masked_fill_(fired_F, 0)
 
     def dead_latents(self) -> Tensor:
         """Mask [F] of latents that have not fired for ``dead_after`` tokens."""
@@ -216,7 +219,8 @@ class SAE(nn.Module):
         target = error_ND.detach()
         mask = context.mask_BT.flatten()[:, None]
         missed = (target - z @ self.W_dec[dead]) * mask
-        ratio = missed.square().sum() / target.square().sum().clamp_min(1e-8)
+        energy = distributed.pooled(target.square().sum(), mask.sum())
+        ratio = missed.square().sum() / energy.clamp_min(1e-8)
         return {"aux": self.cfg.aux * ratio.nan_to_num(0.0)}
 
     def extra_terms(
@@ -231,6 +235,12 @@ class SAE(nn.Module):
         return {}
 
     # ---- what the trainer calls -----------------------------------------------------------
+
+    @property
+    def pairs_tokens(self) -> bool:
+        """Whether the loss compares tokens of different sequences, so that no rank of a data
+        parallel run could compute its share of it alone."""
+        return False
 
     def phases(self) -> tuple[Phase, ...]:
         """The stretches of training, whose shares sum to 1."""

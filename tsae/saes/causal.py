@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tsae import distributed
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes.base import DOCUMENT, SAE, SAEConfig, SAEOutput, SequenceContext, Stream, require
@@ -187,10 +188,16 @@ class CausalSAE(SAE):
         return prior_NF
 
     def observe(self, active: Active, context: SequenceContext) -> None:
-        """Move C while training, and keep the codes for the loss of W."""
+        """Move C while training, and keep the codes for the loss of W: those of the whole batch,
+        which every rank sees, so that all hold the same C."""
         if self.training:
-            self.tracker.update(active, documents(context))
-            self.observed = active
+            n = len(context.mask_BT)
+            ids, values, opens = (
+                distributed.in_batch_order(part, n)
+                for part in (*active, opens_document(context).flatten())
+            )
+            self.observed = Active(ids, values), opens.cumsum(0)
+            self.tracker.update(*self.observed)
 
     def extra_terms(
         self,
@@ -203,12 +210,12 @@ class CausalSAE(SAE):
         """``relation``: the loss of W on the batch's codes, while training."""
         if not self.training:
             return {}
-        active, self.observed = self.observed, None
+        (active, document_N), self.observed = self.observed, None
         relation = self.tracker.relation
         if self.cfg.learning == "norm":
             return {"relation": self.cfg.learning_weight * relation.norm_loss()}
         kept = remembered(active.values_NM, self.cfg.bits)
-        arguments = (active, documents(context), kept, self.cfg.pairs)
+        arguments = (active, document_N, kept, self.cfg.pairs)
         if self.cfg.checkpointing:
             loss = checkpoint(relation.logistic_loss, *arguments, use_reentrant=False)
         else:
@@ -219,9 +226,14 @@ class CausalSAE(SAE):
         return CausalStream(self, batch_size)
 
 
+def opens_document(context: SequenceContext) -> Tensor:
+    """Whether a document starts at each token [B, T]; a sequence always starts one."""
+    return context.boundary_BT >= DOCUMENT
+
+
 def documents(context: SequenceContext) -> Tensor:
-    """The number [N] of each token's document; a sequence always starts a new one."""
-    return (context.boundary_BT >= DOCUMENT).flatten().cumsum(0)
+    """The number [N] of each token's document."""
+    return opens_document(context).flatten().cumsum(0)
 
 
 class CausalStream(Stream):

@@ -11,6 +11,7 @@ after which entries are exactly 0; a subgradient of |W| only makes them small.
 import torch
 from torch import Tensor, nn
 
+from tsae import distributed
 from tsae.kernels.sparse import Codes, decode, has_sparse_products
 
 RATE, STEP = 0.01, 0.2  # of the running moments; of W, as a share of the largest safe step
@@ -53,12 +54,12 @@ class Composition(nn.Module):
             h1_FN = codes.csr(codes.values).t().to_sparse_csr()
         else:
             h1_FN = h1.t()
-        self.gradient = (h1_FN @ error_NP).t() / n
+        self.gradient = distributed.mean((h1_FN @ error_NP).t() / n, n)
         rate = torch.clamp(1.0 / (self.fits + 1), min=RATE)  # a plain mean until the window is full
         self.fits.add_(1)
-        self.curvature.lerp_(h1.t() @ h1.sum(1) / n, rate)
-        self.energy1.lerp_(h1.square().sum(0) / n, rate)
-        self.energy2.lerp_(h2.square().sum(0) / n, rate)
+        self.curvature.lerp_(distributed.mean(h1.t() @ h1.sum(1) / n, n), rate)
+        self.energy1.lerp_(distributed.mean(h1.square().sum(0) / n, n), rate)
+        self.energy2.lerp_(distributed.mean(h2.square().sum(0) / n, n), rate)
 
     @torch.no_grad()
     def step(self) -> None:

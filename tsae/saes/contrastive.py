@@ -84,6 +84,11 @@ class ContrastiveSAE(MatryoshkaSAE):
         return self.cfg.prefix_weights or WEIGHTS[self.cfg.similarity][-len(self.sizes) :]
 
     @property
+    def pairs_tokens(self) -> bool:
+        """True where there is a contrastive term, whose negatives are other sequences' tokens."""
+        return self.cfg.alpha > 0
+
+    @property
     def groups(self) -> dict[str, Tensor]:
         """Latent ids of the ``high`` (slow, contrasted) and ``low`` latents (``all`` if one)."""
         ids = torch.arange(self.cfg.d_sae, device=self.W_dec.device)

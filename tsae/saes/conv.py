@@ -131,6 +131,11 @@ class ConvSAE(SAE):
             return {"all": ids}
         return dict(zip(GROUPS, ids.split(self.sizes), strict=True))
 
+    @property
+    def pairs_tokens(self) -> bool:
+        """True for the contrastive distance, whose negatives are other sequences' tokens."""
+        return self.cfg.consistency == "contrastive"
+
     # ---- boundaries -----------------------------------------------------------------------
 
     def closed(self, x_BTD: Tensor, context: SequenceContext) -> Tensor:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tsae import distributed
 from tsae.kernels.scan import scan
 from tsae.kernels.sparse import Codes
 from tsae.saes.base import DOCUMENT, SAE, SAEConfig, SAEOutput, SequenceContext, Stream, require
@@ -138,12 +139,12 @@ class GLTASAE(SAE):
     @torch.no_grad()
     def track_variance(self, a_NF: Tensor, mask_N: Tensor) -> None:
         """Move the EMA of the variance of ``a`` over the valid tokens of a batch."""
-        n = int(mask_N.sum())
+        n = distributed.count(int(mask_N.sum()))
         if n < 2:
             return
         weight = mask_N.to(a_NF.dtype) / n
-        mean_F = weight @ a_NF
-        var_F = weight @ a_NF.square() - mean_F.square()
+        mean_F = distributed.reduced(weight @ a_NF)
+        var_F = distributed.reduced(weight @ a_NF.square()) - mean_F.square()
         rate = 1.0 - self.cfg.variance_ema if self.variance_steps > 0 else 1.0
         self.var_F.lerp_(var_F.clamp_min(0.0), rate)
         self.variance_steps += 1

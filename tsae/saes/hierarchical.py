@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tsae import distributed
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
@@ -210,7 +211,8 @@ class HierarchicalSAE(SAE):
         terms.update(self.parent_sparsity(h2, pre2, mask_N))
         if self.training:
             with torch.no_grad():
-                self.idle_parents.add_(int(n)).masked_fill_((h2 > 0).any(0), 0)
+                fired = distributed.anywhere((h2 > 0).any(0))
+                self.idle_parents.add_(distributed.count(int(n))).masked_fill_(fired, 0)
             terms.update(self.parent_aux(pre2, mask_N, error.detach()))
             dense = z_NF if codes is None else codes.dense()
             self.composer.measure(codes, dense, h2, composed - h2, n)
@@ -229,7 +231,8 @@ class HierarchicalSAE(SAE):
             penalty = h2.sum() / mask_N.sum().clamp_min(1) / cfg.d_in
         if self.training and cfg.match_l0 and warm == 1:
             with torch.no_grad():
-                steer = (self.l0_parents / k2).log().clamp(-1, 1).mul(0.02).exp()
+                l0 = distributed.mean(self.l0_parents, mask_N.sum())
+                steer = (l0 / k2).log().clamp(-1, 1).mul(0.02).exp()
                 self.parent_sparsity_weight.mul_(steer)
         return {"sparsity_parents": weight * penalty}
 
@@ -250,7 +253,8 @@ class HierarchicalSAE(SAE):
         values = nn.functional.softplus(values) * mask_N[:, None]
         h2 = pre2.new_zeros(len(pre2), n_dead).scatter(1, cols, values)
         missed = error_ND - h2 @ (self.D2[dead] @ self.W_dec.detach())
-        ratio = (missed * mask_N[:, None]).square().sum() / error_ND.square().sum().clamp_min(1e-8)
+        energy = distributed.pooled(error_ND.square().sum(), mask_N.sum())
+        ratio = (missed * mask_N[:, None]).square().sum() / energy.clamp_min(1e-8)
         return {"aux_parents": self.cfg.aux * ratio}
 
     # ---- what the trainer calls -----------------------------------------------------------
