@@ -14,7 +14,7 @@ from tsae.figures import further as figures_further
 from tsae.files import atomic, read_json
 from tsae.pipeline.rows import merge
 from tsae.tables import further as tables_further
-from tsae.tables import tidy
+from tsae.tables import structure, tidy
 
 PAPER = Path(__file__).resolve().parents[1] / "paper"
 TABLES = ("results", "documents", "dwell", "heatmap")
@@ -34,6 +34,9 @@ def gather(stage_dirs: Iterable[str | Path]) -> dict[str, pd.DataFrame]:
     found["curves"] = read_curves(trained)
     found["configs"] = read_configs(trained)
     found["facts"] = facts(trained)
+    if "structure" in found:
+        counted = structure.facts(found["structure"])
+        found["facts"] = pd.concat([found["facts"], counted], ignore_index=True)
     return found
 
 

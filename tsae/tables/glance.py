@@ -7,7 +7,7 @@ import pandas as pd
 
 from tsae.experiments.comparison import paired
 from tsae.tables import tidy
-from tsae.tables.latex import cell, escape, floated, panel, seeds_note
+from tsae.tables.latex import escape, floated, panel
 
 
 class Column(NamedTuple):
@@ -110,23 +110,22 @@ def glance_table(
             mine = here[here["system"] == system]
             mark = "" if matched[world, system] else r"\rlap{$^\dagger$}"
             mark = r"\rlap{$^\ddagger$}" if (world, system) in moved and not mark else mark
-            cells = [cell(mine, "l0") + mark]
+            cells = [mean(mine, "l0", "all") + mark]
             for column in columns:
                 sign = verdict.get((world, system, column.metric, column.group), 0)
-                cells.append(told(short(cell(mine, column.metric, column.group)), sign))
+                cells.append(told(short(mean(mine, column.metric, column.group)), sign))
             body.append(" & ".join([escape(tidy.display(system)), *cells]) + r"\\")
+    seeds = frame["seed"].nunique()
     caption = (
-        f"All systems at a glance. {seeds_note(frame)} Bold: better than TopK, slanted: worse, by "
-        r"the 95\% bootstrap interval of the paired difference over documents; SCR, TPP, "
-        "absorption (Abs.), detection (Det.), alive, TSS, consistency (Cons.) and context (Ctx.) "
-        r"have no counts by document and are not tested. $\ddagger$: threshold moved to reach "
-        r"TopK's L0; $\dagger$: not within 2\% of it. F1*: beyond the frequency-matched null. "
+        f"All systems at a glance, means over seeds (at most {seeds}). Bold: better than TopK, "
+        r"slanted: worse, by the 95\% bootstrap interval of the paired difference over documents; "
+        "alive, SCR, TPP, absorption (Abs.), detection (Det.), TSS, consistency (Cons.) and context "
+        r"(Ctx.) have no counts by document and are not tested. $\ddagger$: threshold moved to "
+        r"reach TopK's L0; $\dagger$: not within 2\% of it. F1*: beyond the frequency-matched null. "
         "Below the rule: nulls. Less is better for absorption and smoothness (Smo.)."
     )
     made = floated(body, "l" + "r" * (len(columns) + 1), caption, "glance", smoke)
-    return made.replace(
-        r"\footnotesize\setlength{\tabcolsep}{3.5pt}", r"\scriptsize\setlength{\tabcolsep}{2.1pt}"
-    )
+    return made.replace(r"\setlength{\tabcolsep}{3.5pt}", r"\setlength{\tabcolsep}{2.1pt}")
 
 
 def heads(columns: list[Column]) -> list[str]:
@@ -143,6 +142,12 @@ def heads(columns: list[Column]) -> list[str]:
         start += width
     lower = ["System", "L0", *(column.head for column in columns)]
     return [" & ".join(upper) + r"\\" + rules, " & ".join(lower) + r"\\"]
+
+
+def mean(frame: pd.DataFrame, metric: str, group: str) -> str:
+    """Mean over seeds, or ``--`` when not measured."""
+    rows = frame[(frame["metric"] == metric) & (frame["group"] == group)]
+    return tidy.number(metric, rows["value"].mean())
 
 
 def short(text: str) -> str:

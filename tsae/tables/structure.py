@@ -22,6 +22,18 @@ def made(found: Mapping[str, pd.DataFrame], smoke: bool) -> dict[str, str]:
     return {"table_structure": structure_table(found["structure"], smoke)}
 
 
+def facts(gains: pd.DataFrame) -> pd.DataFrame:
+    """World ``structure``: how many intervals of :data:`GAINS` there are without any structure, and
+    how many lie above and below 0, against TopK and against the variants' own nulls."""
+    zero = gains[(gains["temporal"] == 0) & gains["metric"].isin(list(GAINS))]
+    own = zero["baseline"].map(tidy.is_null)
+    rows = []
+    for name, here in (("topk", zero[~own]), ("null", zero[own])):
+        counts = {"": len(here), " above": (here["lo"] > 0).sum(), " below": (here["hi"] < 0).sum()}
+        rows += [("structure", name + key, int(n)) for key, n in counts.items()]
+    return pd.DataFrame(rows, columns=["world", "key", "value"])
+
+
 def structure_table(gains: pd.DataFrame, smoke: bool = False) -> str:
     r"""Variants × gains in FVE and F1*, a panel a (share of tokens in place, baseline).
 
