@@ -9,7 +9,7 @@ from tiny_project import PARAMETERS, finished, make_root, world, write_notebook,
 
 from tsae.errors import UserError
 from tsae.pipeline import label_rows, merge, notebooks, paper, plan
-from tsae.pipeline.execution import duration, remaining
+from tsae.pipeline.execution import duration, inputs, remaining
 from tsae.pipeline.stages import other_parts
 
 KEYS = dict(world="microworld", layer=2, variant="topk", act="topk", seed=0)
@@ -89,6 +89,8 @@ def test_the_structure_sweep_is_a_stage_a_strength(tmp_path):
     half = found["ablate/structure-0.5"]
     assert half["structure"] == {"runs": [{"variant": "topk"}], "strengths": [0.5]}
     assert half["limit_tokens"] == 10 and half["world_dir"] == ""
+    stage = next(s for s in plan(path, tmp_path) if s.name == "ablate/structure-0.5")
+    assert list(inputs(stage)) == []  # it builds a world of its own
 
 
 def test_plan_loads_neither_torch_nor_pandas():

@@ -104,8 +104,10 @@ def execute(stage: Stage, root: str | Path) -> dict[str, Any]:
 
 
 def inputs(stage: Stage) -> Iterator[tuple[str, str]]:
-    """(name of the parameter, directory) of every input stage of ``stage``."""
+    """(name of the parameter, directory) of every input stage of ``stage``; an empty one is none."""
     for name, value in stage.parameters.items():
+        if not value:
+            continue
         if name.endswith("_dir") and name != "out_dir":
             yield name, value
         elif name.endswith("_dirs"):
