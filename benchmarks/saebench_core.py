@@ -212,7 +212,14 @@ def main() -> None:
             "batches": args.batches, "batch_size": args.batch_size,
         }  # fmt: skip
         Path(directory, "spec.json").write_text(json.dumps(spec))
-        command = [args.peers_python, "-W", "ignore", __file__, "--theirs", f"{directory}/spec.json"]
+        command = [
+            args.peers_python,
+            "-W",
+            "ignore",
+            __file__,
+            "--theirs",
+            f"{directory}/spec.json",
+        ]
         offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_MODE": "disabled"}
         cache = {"HF_DATASETS_CACHE": f"{directory}/cache"}
         subprocess.run(command, env=os.environ | offline | cache, check=True, stdout=sys.stderr)
@@ -223,7 +230,9 @@ def main() -> None:
             if not file.exists():
                 sys.exit(f"SAEBench gave no result for {name}; its message is above.")
             metrics = json.loads(file.read_text())["eval_result_metrics"]
-            report[name] = {"saebench": {k: v for part in metrics.values() for k, v in part.items()}}
+            report[name] = {
+                "saebench": {k: v for part in metrics.values() for k, v in part.items()}
+            }
             sae = saes.load(path).eval()
             order_T = torch.randperm(world.seq_len, generator=torch.Generator().manual_seed(0))
             its = Rows(world, store, read["tokens"], read["special"], own=False)
@@ -244,7 +253,9 @@ def main() -> None:
             print(f"{their:30s}{a:11.5f}{b:11.5f}{abs(a - b):12.1e}"
                   f"{found['our rules'][our]:11.5f}{found['shuffled'][our]:11.5f}")  # fmt: skip
         own = [found[rules]["fve"] for rules in ("its rules", "our rules", "shuffled")]
-        print(f"{'explained_variance (not ours)':30s}{found['saebench']['explained_variance']:11.5f}")
+        print(
+            f"{'explained_variance (not ours)':30s}{found['saebench']['explained_variance']:11.5f}"
+        )
         print(f"{'fve (not theirs)':30s}{'':11s}{own[0]:11.5f}{'':12s}{own[1]:11.5f}{own[2]:11.5f}")
     print(f"\nlargest difference {worst:.1e} (relative above 1); bar 1e-3")
     if args.out:

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from tsae import interop, saes
 from tsae.activations import Batch
 from tsae.errors import CheckpointError, UserError
-from tsae.interop.saelens import folded
 from tsae.saes.base import SequenceContext
 
 D, F, K, SCALE = 6, 20, 4, 0.25
@@ -99,6 +98,7 @@ def test_groups_that_share_one_threshold_each_are_exact(tmp_path):
     torch.testing.assert_close(z, sae.encode(SCALE * x) / SCALE)
     thresholds = load_file(tmp_path / "out" / "sae_weights.safetensors")["threshold"] * SCALE
     assert sorted({round(value, 4) for value in thresholds.tolist()}) == [0.1, 0.4, 0.8]
+    assert config["metadata"]["tsae_approximation"] is None
 
 
 @pytest.mark.parametrize(("rank", "gate"), [(None, "none"), (2, "hard"), (2, "learned")])
@@ -119,16 +119,31 @@ def test_a_window_is_folded_as_if_the_residual_stood_still(tmp_path, rank, gate)
     )
 
 
-def test_other_approximations_are_named(tmp_path):
-    torch.testing.assert_close(folded(made("lstm"))[0], made("lstm").W_enc)
-    for variant, options, line in [
-        ("lstm", {}, "every token is encoded as the first of its document"),
-        ("predictive", {}, "every token is encoded as the first of its document"),
-        ("conv", {"window": 1}, "groups do not reserve their shares of k"),
-    ]:
-        interop.save_saelens(made(variant, **options), tmp_path / "out")
-        config = json.loads((tmp_path / "out" / "cfg.json").read_text())
-        assert line in config["metadata"]["tsae_approximation"]
+STATIC_PART = ("W_enc", "W_dec", "b_enc", "b_dec")
+TEMPORAL = ["lstm", "predictive", "causal", "glta"]
+ADDED = "only the static part is kept: what other tokens add is left out"
+
+
+@pytest.mark.parametrize("variant", TEMPORAL)
+def test_of_other_temporal_encoders_the_static_part_goes_out(tmp_path, variant):
+    sae, x = made(variant), raw(2, 5)
+    with torch.no_grad():  # as after training, when the temporal part is no longer silent
+        for name, weight in sae.named_parameters():
+            if name not in STATIC_PART:
+                weight.add_(torch.randn_like(weight))
+    static = made("topk")
+    static.load_state_dict({name: getattr(sae, name) for name in STATIC_PART}, strict=False)
+    interop.save_saelens(sae, tmp_path / "out")
+    z, _, config = by_saelens(tmp_path / "out", x)
+    torch.testing.assert_close(z, static.encode(SCALE * x) / SCALE)
+    assert config["metadata"]["tsae_approximation"] == ADDED
+
+
+def test_shares_of_groups_are_lost_and_a_window_of_one_loses_nothing_else(tmp_path):
+    interop.save_saelens(made("conv", window=1), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "cfg.json").read_text())
+    lost = config["metadata"]["tsae_approximation"]
+    assert lost == "groups do not reserve their shares of k"
 
 
 def write_saelens(directory, tensors=(), **config):

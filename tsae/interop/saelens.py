@@ -7,9 +7,9 @@ with its input (act(s · pre) = s · act(pre) once thresholds are scaled too), s
 
 and codes come out in units of the raw residual, z_raw = z / s, on a dictionary of unit norm.
 
-What one token determines is exported exactly: static SAEs of every activation (batchtopk as
-jumprelu with its inference threshold, as SAELens does itself). A temporal encoder is *approximated*
-by what it makes of a token without context; ``conv`` by its whole window read at the current token,
+Static SAEs of every activation are exported exactly (batchtopk as jumprelu with its inference
+threshold, as SAELens does itself). A temporal encoder is *approximated* by its static part,
+act((x − b_dec) W_enc + b_enc); ``conv`` by its whole window read at the current token,
 W = W_enc + Σ_j W_j, as if the residual had stood still. The approximation is named in ``cfg.json``
 under metadata.tsae_approximation and is null where there is none.
 """
@@ -50,7 +50,8 @@ def folded(sae: SAE) -> tuple[Tensor, str | None]:
         lost = f"the window of {sae.cfg.window} tokens is read at the current token alone"
         return torch.cat(rows), lost
     static = type(sae).features is SAE.features and type(sae).encode is SAE.encode
-    lost = None if static else "every token is encoded as the first of its document"
+    static = static or isinstance(sae, ConvSAE)  # of window 1
+    lost = None if static else "only the static part is kept: what other tokens add is left out"
     return sae.W_enc.detach().clone(), lost
 
 
