@@ -100,6 +100,14 @@ def test_neighbours_are_counted_between_starts_of_one_piece(sae):
     assert silent.contexts == [] and silent.n_runs == 0 and silent.density == 0
 
 
+def test_latents_are_named_by_the_tokens_at_which_they_are_strongest(sae):
+    zero, one, silent = browser.view_latents(sae, Store(), WORLD, [0, 1, 2], BrowserConfig(**OPTIONS))
+    # Latent 1: 4 in the second sequence, 3 in the first, 1 in the third, each at its first peak.
+    assert one.name == "<b>12\n& · <b>6\n& · <b>24\n&"
+    assert silent.name == ""
+    assert one.predecessors[0].name == zero.name and zero.successors[0].name == one.name
+
+
 def test_logit_effects_are_the_unembedding_of_the_direction(sae):
     config = BrowserConfig(**OPTIONS)
     zero, one = browser.view_latents(sae, Store(), WORLD, [0, 1], config)
@@ -124,7 +132,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta",):
+        if tag not in ("meta", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -141,7 +149,8 @@ def test_the_page_needs_nothing_else_and_escapes_its_text(sae, tmp_path):
     reader.feed(text)
     assert reader.open == []
     tags = {tag for tag, _ in reader.tags}
-    assert not tags & {"b", "script", "img", "link", "iframe"}
+    assert not tags & {"img", "link", "iframe"} and "<b>6" not in text
+    assert [tag for tag, _ in reader.tags].count("script") == 1
     assert not re.search(r"https?:|url\(|@import|src=", text)
     assert all(a["href"].startswith("#latent-") for tag, a in reader.tags if tag == "a")
     assert " <b>6↵&" in reader.texts and "<world>" in "".join(reader.texts)

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from tsae.browser.neighbours import Neighbour
 from tsae.browser.page import page
-from tsae.browser.views import BrowserConfig, Context, LatentView, Neighbour, choose, view_latents
+from tsae.browser.views import BrowserConfig, Context, LatentView, choose, view_latents
 from tsae.files import atomic
 from tsae.saes import SAE
 
@@ -31,9 +32,10 @@ def write_browser(
 ) -> Path:
     """Write the page of ``latents`` (by default those of :func:`choose`) to ``path``.
 
-    ``options`` are the fields of :class:`BrowserConfig`. The file holds everything it needs, text
-    from the corpus is escaped, and there is no script in it. Raises ValueError for a bad option or a
-    latent out of range, :class:`UserError` for a store of another world or a full disk.
+    ``options`` are the fields of :class:`BrowserConfig`. The file holds everything it needs and text
+    from the corpus is escaped; its one script searches the latents and takes keys, and nothing is
+    missing without it. Raises ValueError for a bad option or a latent out of range,
+    :class:`UserError` for a store of another world or a full disk.
     """
     config = BrowserConfig(**options)
     if latents is None:

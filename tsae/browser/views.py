@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tsae.analysis.lifecycle import LifecycleTracker
+from tsae.browser.neighbours import Neighbour, Peaks, Starts
 from tsae.errors import UserError
 from tsae.evals.tokens import Tokens, latent_groups
 from tsae.saes import SAE
@@ -64,24 +65,14 @@ class Context(NamedTuple):
     doc: int
 
 
-class Neighbour(NamedTuple):
-    """Latent ``latent`` starts ``lag`` tokens before or after the shown one does.
+class LatentView(NamedTuple):
+    """Everything the page shows of one latent; times in tokens, codes in the store's units.
 
-    ``share`` of the shown one's starts, ``lift`` = share over what independence gives, ``count``
-    times.
+    ``name``: the tokens at which it was strongest, at most three (:class:`Peaks`).
     """
 
     latent: int
-    lag: int
-    share: float
-    lift: float
-    count: int
-
-
-class LatentView(NamedTuple):
-    """Everything the page shows of one latent; times in tokens, codes in the store's units."""
-
-    latent: int
+    name: str
     group: str
     density: float
     peak: float
@@ -142,6 +133,7 @@ def view_latents(
     contexts: list[list[tuple[float, Any]]] = [[] for _ in latents]
     tracker = LifecycleTracker(len(latents), store.seq_len, device=config.device)
     starts = Starts(F, len(latents), config.max_lag, config.device)
+    peaks = Peaks(F, config.device)
     active_K = torch.zeros(len(latents), device=config.device)
     for batch, z_BTF in _encoded(sae, store, config):
         tokens = Tokens.of(batch, z_BTF, batch.x_BTD)
@@ -149,6 +141,7 @@ def view_latents(
         tracker.update(active_NF[:, chosen], tokens.piece_N)
         starts.update(active_NF, tokens.piece_N, chosen)
         active_K += active_NF[:, chosen].sum(0)
+        peaks.update(z_BTF, batch.tokens_BT)
         _keep_strongest(contexts, batch, z_BTF[..., chosen], config)
     raised, lowered = _logit_effects(sae, world, chosen, config)
     group_of = {}
@@ -160,9 +153,19 @@ def view_latents(
         index = torch.tensor([k], device=config.device)
         rows = dwell[dwell["latent"] == k]
         shown = [_context(entry, world, config) for _, entry in contexts[k]]
+        before, after = (
+            [
+                other._replace(name=peaks.name(other.latent, world))
+                for other in starts.neighbours(
+                    k, latent, sign, config.min_count, config.n_neighbours
+                )
+            ]
+            for sign in (-1, 1)
+        )
         found.append(
             LatentView(
                 latent,
+                peaks.name(latent, world),
                 group_of[latent],
                 float(active_K[k]) / max(tracker.tokens, 1),
                 contexts[k][0][0] if contexts[k] else 0.0,
@@ -173,8 +176,8 @@ def view_latents(
                 tracker.half_life(index),
                 tracker.mean_dwell(index),
                 list(zip(rows["dwell"].tolist(), rows["count"].tolist(), strict=True)),
-                starts.neighbours(k, latent, -1, config),
-                starts.neighbours(k, latent, 1, config),
+                before,
+                after,
             )
         )
     return found
@@ -237,55 +240,3 @@ def _logit_effects(
             ]
         )
     return sides[0], sides[1]
-
-
-class Starts:
-    """Counts of starts: of every latent, and of every latent around those of the K chosen ones."""
-
-    def __init__(self, n_latents: int, n_chosen: int, max_lag: int, device: str) -> None:
-        self.max_lag = max_lag
-        self.all_F = torch.zeros(n_latents, device=device)
-        # [side, lag − 1, k, F]: side 0 before the chosen one's start, 1 after it
-        self.joint = torch.zeros(2, max_lag, n_chosen, n_latents, device=device)
-        self.seen = torch.zeros(2, max_lag, n_chosen, device=device)
-        self.tokens = 0
-
-    def update(self, active_NF: Tensor, piece_N: Tensor, chosen: Tensor) -> None:
-        """Take in N tokens in reading order; pieces do not continue from earlier calls."""
-        start_NF = torch.zeros_like(active_NF)
-        same_N = piece_N[1:] == piece_N[:-1]
-        start_NF[1:] = active_NF[1:] & ~active_NF[:-1] & same_N[:, None]
-        self.all_F += start_NF.sum(0)
-        self.tokens += len(piece_N)
-        for k, latent in enumerate(chosen.tolist()):
-            at = start_NF[:, latent].nonzero()[:, 0]
-            for lag in range(1, self.max_lag + 1):
-                for side, other in enumerate((at - lag, at + lag)):
-                    ok = (other >= 0) & (other < len(piece_N))
-                    ok[ok.clone()] = piece_N[other[ok]] == piece_N[at[ok]]
-                    self.joint[side, lag - 1, k] += start_NF[other[ok]].sum(0)
-                    self.seen[side, lag - 1, k] += int(ok.sum())
-
-    def neighbours(self, k: int, own: int, sign: int, config: BrowserConfig) -> list[Neighbour]:
-        """The latents that start most in excess before (−1) or after (1) the k-th chosen one.
-
-        Each at its best lag, by (count − expected) / √expected; expected is what the latent's own
-        rate gives. Descriptive: many latents are searched, so single lifts are not tests.
-        """
-        side = (sign + 1) // 2
-        count_LF, seen_L = self.joint[side, :, k], self.seen[side, :, k]
-        expected_LF = seen_L[:, None] * self.all_F / max(self.tokens, 1)
-        excess_LF = (count_LF - expected_LF) / expected_LF.clamp_min(1e-9).sqrt()
-        excess_LF[count_LF < config.min_count] = -torch.inf
-        excess_LF[:, own] = -torch.inf
-        best_F, lag_F = excess_LF.max(0)
-        order = best_F.argsort(descending=True, stable=True)[: config.n_neighbours]
-        found = []
-        for j in order.tolist():
-            if best_F[j] <= 0:
-                break
-            i = int(lag_F[j])
-            share = float(count_LF[i, j] / seen_L[i])
-            lift = float(count_LF[i, j] / expected_LF[i, j])
-            found.append(Neighbour(j, i + 1, share, lift, int(count_LF[i, j])))
-        return found
