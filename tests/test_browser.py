@@ -101,7 +101,9 @@ def test_neighbours_are_counted_between_starts_of_one_piece(sae):
 
 
 def test_latents_are_named_by_the_tokens_at_which_they_are_strongest(sae):
-    zero, one, silent = browser.view_latents(sae, Store(), WORLD, [0, 1, 2], BrowserConfig(**OPTIONS))
+    zero, one, silent = browser.view_latents(
+        sae, Store(), WORLD, [0, 1, 2], BrowserConfig(**OPTIONS)
+    )
     # Latent 1: 4 in the second sequence, 3 in the first, 1 in the third, each at its first peak.
     assert one.name == "<b>12\n& · <b>6\n& · <b>24\n&"
     assert silent.name == ""

@@ -73,7 +73,9 @@ class Starts:
                     self.joint[side, lag - 1, k] += start_NF[other[ok]].sum(0)
                     self.seen[side, lag - 1, k] += int(ok.sum())
 
-    def neighbours(self, k: int, own: int, sign: int, min_count: int, limit: int) -> list[Neighbour]:
+    def neighbours(
+        self, k: int, own: int, sign: int, min_count: int, limit: int
+    ) -> list[Neighbour]:
         """The latents that start most in excess before (−1) or after (1) the k-th chosen one.
 
         Each at its best lag, by (count − expected) / √expected; expected is what the latent's own
@@ -87,7 +89,7 @@ class Starts:
         excess_LF[count_LF < min_count] = -torch.inf
         excess_LF[:, own] = -torch.inf
         best_F, lag_F = excess_LF.max(0)
-        order = best_F.argsort(descending=True, stable=True)[: limit]
+        order = best_F.argsort(descending=True, stable=True)[:limit]
         found = []
         for j in order.tolist():
             if best_F[j] <= 0:

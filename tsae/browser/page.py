@@ -26,13 +26,14 @@ nav a { display: grid; grid-template-columns: 3.2rem 1fr auto; gap: .4rem; color
   text-decoration: none; padding: .1rem .3rem; border-radius: 3px; }
 nav a:hover { background: #eef1f5; }
 nav b { font-weight: 400; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.group { padding: .2rem .3rem 0; }
 nav span { color: var(--soft); font-size: .8rem; }
 :focus-visible { outline: 2px solid rgb(0, 114, 178); outline-offset: 1px; }
 [hidden] { display: none !important; }
 article { flex: 1; min-width: 0; padding: 0 1.5rem 4rem; border-left: 1px solid var(--line); }
 section { padding: 1.4rem 0; border-bottom: 1px solid var(--line); scroll-margin-top: 0; }
 h2 { font-size: 1.05rem; margin: 0 0 .5rem; }
-h3 { font-size: .8rem; margin: .2rem 0; color: var(--soft); font-weight: 600; }
+h3, .group { font-size: .8rem; margin: .2rem 0; color: var(--soft); font-weight: 600; }
 .facts { display: block; color: var(--soft); font-weight: 400; font-size: .85rem; }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem 1.5rem;
   margin-top: .8rem; }
@@ -94,7 +95,11 @@ def page(found: list[LatentView], title: str, config: BrowserConfig) -> str:
     """The whole page of the views, in the order given."""
     shown = {view.latent for view in found}
     grouped = len({view.group for view in found}) > 1
-    links = "\n".join(_link(view, grouped) for view in found)
+    links = "\n".join(
+        (_heading(view.group) if grouped and (not i or found[i - 1].group != view.group) else "")
+        + _link(view)
+        for i, view in enumerate(found)
+    )
     sections = "\n".join(_section(view, shown, grouped) for view in found)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -110,9 +115,10 @@ def page(found: list[LatentView], title: str, config: BrowserConfig) -> str:
 <p class="note">{len(found)} latents over up to {config.limit_tokens:,} tokens of the
 {escape(config.split)} split, named by the tokens at which they are strongest. Colour: the latent's
 code, <span class="legend">from 0<span class="scale" aria-hidden="true"></span>to its
-largest</span>; the outlined token is the strongest. A context ends where its document does. Logit effects are read by the unembedding
-alone. Neighbours are latents that start more often before or after than their own rate
-explains; they are descriptions, not tests. Keys: / search, j and k next and previous latent.</p>
+largest</span>; the outlined token is the strongest. A context ends where its document does. Logit
+effects are read by the unembedding alone. Neighbours are latents that start more often before or
+after than their own rate explains; they are descriptions, not tests. Keys: / search, j and k next
+and previous latent.</p>
 </header>
 <main>
 <nav aria-label="Latents">
@@ -130,11 +136,14 @@ explains; they are descriptions, not tests. Keys: / search, j and k next and pre
 """
 
 
-def _link(view: LatentView, grouped: bool) -> str:
-    group = f"{escape(view.group)}, " if grouped else ""
+def _heading(group: str) -> str:
+    return f'<h2 class="group">{escape(group)}</h2>\n'
+
+
+def _link(view: LatentView) -> str:
     return (
         f'<a href="#latent-{view.latent}">{view.latent} <b>{_text(view.name)}</b> '
-        f"<span>{group}{view.density:.2%}</span></a>"
+        f"<span>{view.density:.2%}</span></a>"
     )
 
 
