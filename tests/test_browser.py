@@ -92,10 +92,10 @@ def test_neighbours_are_counted_between_starts_of_one_piece(sae):
     zero, one, silent = browser.view_latents(sae, Store(), WORLD, [0, 1, 2], config)
     # Latent 0 starts 4 times in 24 tokens; latent 1 starts 4 times, each just after it.
     (before,) = one.predecessors
-    assert before[:3] == (0, 1, 1.0) and before.count == 4
+    assert before[:3] == (0, 1, 1.0) and before.times == 4
     assert before.lift == pytest.approx(4 / (4 * 4 / 24))
     (after,) = zero.successors
-    assert after[:3] == (1, 1, 1.0) and after.count == 4
+    assert after[:3] == (1, 1, 1.0) and after.times == 4
     assert one.successors == [] and zero.predecessors == []
     assert silent.contexts == [] and silent.n_runs == 0 and silent.density == 0
 

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from tsae.command import Parser, named_value, positive
 from tsae.errors import UserError
@@ -31,7 +32,12 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--lr", type=float, required=True, help="peak learning rate")
     train.add_argument("--act", help="activation; default: the variant's")
     train.add_argument("--seed", type=int, default=0, help="of weights and data order")
-    given = {"nargs": "+", "type": named_value, "metavar": "NAME=VALUE", "default": []}
+    given: dict[str, Any] = {
+        "nargs": "+",
+        "type": named_value,
+        "metavar": "NAME=VALUE",
+        "default": [],
+    }
     train.add_argument("--option", help="fields of the variant's config", **given)
     train.add_argument("--train", help="further fields of TrainConfig", **given)
     return top

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from tsae.saes.context import SequenceContext
+    from tsae.saes.context import FilledContext
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def in_batch_order(values: Tensor, n_sequences: int) -> Tensor:
     return parts.transpose(0, 1).flatten(0, 2)
 
 
-def share(context: "SequenceContext") -> Tensor | None:
+def share(context: "FilledContext") -> Tensor | None:
     """n_r / n, by which the loss of a rank's tokens is weighted; None where there is one rank."""
     if world_size() == 1:
         return None

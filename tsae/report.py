@@ -131,7 +131,7 @@ def numbers(
 ) -> str:
     """``numbers.tex`` of one ``part`` of the paper: the macros that its text uses.
 
-    Raises :class:`~tsae.errors.UserError` when the paper uses a number that the results do not
+    Raises :class:`tsae.errors.UserError` when the paper uses a number that the results do not
     hold; a ``partial`` run, which leaves out worlds or stages, says so in print instead.
     """
     given = {f"{row.world} {row.key}": row.value for row in found["facts"].itertuples()}
@@ -146,7 +146,7 @@ def rewrite_numbers(profile: str, root: Path, part: str = "") -> Path:
     """``numbers.tex`` again from the committed tables of ``results/<profile>``, for a text that
     uses other numbers of a run whose stages are not here; returns its path.
 
-    Raises :class:`~tsae.errors.UserError` when the tables are missing, and as :func:`numbers`.
+    Raises :class:`tsae.errors.UserError` when the tables are missing, and as :func:`numbers`.
     """
     folder = root / "results" / profile
     names = ("results", "differences", "facts")

@@ -119,7 +119,8 @@ def train_together(runs: Sequence[Run], store, progress: bool = True) -> list[Tr
     run ends with the same files as alone. Raises as :func:`train`; the others then keep their
     checkpoints.
     """
-    outside, states = checkpoint.rng_state(), {}
+    outside = checkpoint.rng_state()
+    states: dict[int, Any] = {}
     live = {i: training(run, store, progress) for i, run in enumerate(runs)}
     asked: dict[int, Any] = {}
     results: dict[int, TrainResult] = {}
@@ -229,7 +230,7 @@ def run_steps(
                 ) from None
 
             done = step + 1
-            extra = {}
+            extra: dict[str, float] = {}
             if resampling.due(sae, done, config):
                 pool = resampling.pool(store, config, done)
                 extra["resampled"] = resampling.resample(sae, optimizer, pool)

@@ -1,8 +1,9 @@
 """From text to pieces: what a harvest runs the model on, batch by batch."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -18,7 +19,8 @@ from tsae.worlds.base import Sequence, World
 Item = TypeVar("Item")
 
 
-class Job(NamedTuple):
+@dataclass(frozen=True)
+class Job:
     """One shard to make: number ``index`` of ``split``, ``count`` sequences from ``start`` on."""
 
     split: str
@@ -86,7 +88,7 @@ def forward(
     return Piece(sequences, half_BTD.cpu(), norm_BT.cpu().numpy())
 
 
-def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
     """The same items; the next one is made in a thread while the caller uses the last."""
     with ThreadPoolExecutor(1) as thread:
         pending = thread.submit(next, items, None)

@@ -49,7 +49,7 @@ def sections(n: int, manifest: dict[str, Any]) -> dict[str, tuple[int, np.dtype,
     ``x`` appears as uint16 bit patterns, because NumPy has no bfloat16.
     """
     length, d, n_labels = manifest["seq_len"], manifest["d_model"], len(manifest["labels"])
-    arrays = (
+    arrays: tuple[tuple[str, type, tuple[int, ...]], ...] = (
         ("x", np.uint16, (n, length, d)),
         ("tokens", np.int32, (n, length)),
         ("doc", np.int32, (n, length)),
@@ -58,7 +58,8 @@ def sections(n: int, manifest: dict[str, Any]) -> dict[str, tuple[int, np.dtype,
         ("labels", np.int16, (n, n_labels, length)),
         ("statistics", np.float64, (d + 2,)),
     )
-    found, offset = {}, 0
+    found: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
+    offset = 0
     for name, kind, shape in arrays:
         found[name] = (offset, np.dtype(kind), shape)
         offset += math.prod(shape) * np.dtype(kind).itemsize

@@ -14,7 +14,7 @@ from tsae.activations import layout
 from tsae.activations.sampling import Sampler, permutation
 from tsae.activations.shard import MIB, WINDOW, Shard, least_mapped
 from tsae.errors import StoreError
-from tsae.saes.base import SequenceContext
+from tsae.saes.base import FilledContext
 
 OPEN_SHARDS = 256  # each holds a file descriptor, of which a process has about a thousand
 
@@ -31,7 +31,7 @@ class Batch:
     x_BTD: Tensor
     tokens_BT: Tensor
     doc_BT: Tensor
-    context: SequenceContext
+    context: FilledContext
     labels: dict[str, Tensor]
 
     def to(self, device: str | torch.device) -> "Batch":
@@ -40,7 +40,7 @@ class Batch:
             self.x_BTD.to(device),
             self.tokens_BT.to(device),
             self.doc_BT.to(device),
-            SequenceContext(*(part.to(device) for part in self.context)),
+            FilledContext(self.context.mask_BT.to(device), self.context.boundary_BT.to(device)),
             {name: label_BT.to(device) for name, label_BT in self.labels.items()},
         )
 
@@ -52,7 +52,7 @@ class Batch:
             self.x_BTD[:, :length],
             self.tokens_BT[:, :length],
             self.doc_BT[:, :length],
-            SequenceContext(*(part[:, :length] for part in self.context)),
+            FilledContext(self.context.mask_BT[:, :length], self.context.boundary_BT[:, :length]),
             {name: label_BT[:, :length] for name, label_BT in self.labels.items()},
         )
 
@@ -182,7 +182,7 @@ class ActivationStore:
             x_BTD,
             torch.from_numpy(tokens_BT).to(device),
             torch.from_numpy(doc_BT).to(device),
-            SequenceContext(
+            FilledContext(
                 torch.from_numpy(mask_BT).to(device), torch.from_numpy(boundary_BT).to(device)
             ),
             {

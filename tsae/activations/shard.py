@@ -39,7 +39,7 @@ def write_shard(
     digest, n = hashlib.sha256(), 0
     with files.atomic(path) as temporary, open(temporary, "w+b") as file:
 
-        def put(array: np.ndarray | bytes) -> None:
+        def put(array: Any) -> None:
             file.write(array)
             digest.update(array)
 

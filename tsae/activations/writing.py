@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -254,7 +255,8 @@ def _make(
 def _complete(directory: Path, manifest: dict[str, Any]) -> None:
     """Sum the shards' statistics, enter the normalisation and mark the store complete."""
     d, shards = manifest["d_model"], manifest["shards"]["train"]
-    total = sum(layout.read_array(directory, shard, "statistics", manifest) for shard in shards)
+    parts = (layout.read_array(directory, shard, "statistics", manifest) for shard in shards)
+    total = sum(parts, np.zeros(d + 2))
     n = total[d + 1]
     mean_D = total[:d] / max(n, 1)
     variance = total[d] / max(n, 1) - mean_D @ mean_D

@@ -9,7 +9,7 @@ Source: max-flow of igraph; flow decomposition by widest paths (Ford & Fulkerson
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import igraph
 import pandas as pd
@@ -40,7 +40,8 @@ def upstream(table: pd.DataFrame, targets: Iterable[int]) -> list[int]:
     for source, target in zip(table["source"], table["target"], strict=True):
         before[int(target)].add(int(source))
     targets = {int(t) for t in targets}
-    reached, stack = set(), list(targets)
+    stack = list(targets)
+    reached: set[int] = set()
     while stack:
         for source in before[stack.pop()] - reached:
             reached.add(source)
@@ -139,7 +140,7 @@ def top_tokens(
     ``batches``: pairs of codes [B, T, F] and tokens [B, T]. Latents that never fire have no name.
     """
     latents = [int(i) for i in latents]
-    sums: dict[int, Counter] = {latent: Counter() for latent in latents}
+    sums: dict[int, Any] = {latent: Counter() for latent in latents}
     for z_BTF, tokens_BT in batches:
         token_N, index_N = torch.unique(tokens_BT.flatten(), return_inverse=True)
         z_NK = z_BTF.flatten(0, 1)[:, latents]

@@ -24,7 +24,7 @@ import torch
 from scipy.stats import false_discovery_control
 from torch import Tensor
 
-from tsae.saes.base import DOCUMENT, SequenceContext, require
+from tsae.saes.base import DOCUMENT, FilledContext, require
 
 ENOUGH = 10
 """Shifts that reach the observed value after which an edge's p-value is settled."""
@@ -46,7 +46,7 @@ class Activity:
     @classmethod
     def of(
         cls,
-        batches: Iterable[tuple[Tensor, SequenceContext]],
+        batches: Iterable[tuple[Tensor, FilledContext]],
         onsets: bool = True,
         threshold: float | Tensor = 0.0,
     ) -> "Activity":
@@ -58,8 +58,8 @@ class Activity:
         """
         parts, pieces, n_pieces = [], [], 0
         for z_BTF, context in batches:
-            mask_BT, boundary_BT = context.filled(z_BTF)
-            new_BT = boundary_BT >= DOCUMENT
+            whole = context.filled(z_BTF)
+            mask_BT, new_BT = whole.mask_BT, whole.boundary_BT >= DOCUMENT
             new_BT[:, 1:] |= ~mask_BT[:, :-1]
             piece_N = new_BT.flatten().cumsum(0) + n_pieces
             n_pieces = int(piece_N[-1]) + 1

@@ -11,7 +11,7 @@ N_NAMES = 3
 class Neighbour(NamedTuple):
     """Latent ``latent`` starts ``lag`` tokens before or after the shown one does.
 
-    ``share`` of the shown one's starts, ``lift`` = share over what independence gives, ``count``
+    ``share`` of the shown one's starts, ``lift`` = share over what independence gives, ``times``
     times; ``name`` as in :class:`Peaks`.
     """
 
@@ -19,7 +19,7 @@ class Neighbour(NamedTuple):
     lag: int
     share: float
     lift: float
-    count: int
+    times: int
     name: str = ""
 
 

@@ -225,7 +225,7 @@ def _neighbours(name: str, found: list[Neighbour], shown: set[int]) -> str:
     rows = ""
     for one in found:
         link = f'<a href="#latent-{one.latent}">{one.latent}</a>'
-        cells = (one.lag, f"{one.share:.0%}", f"{one.lift:.1f}×", one.count)
+        cells = (one.lag, f"{one.share:.0%}", f"{one.lift:.1f}×", one.times)
         rows += f"<tr><td>{link if one.latent in shown else one.latent}</td>"
         rows += "".join(f'<td class="n">{cell}</td>' for cell in cells)
         rows += f"<td>{_text(one.name)}</td></tr>"

@@ -144,7 +144,7 @@ def view_latents(
         peaks.update(z_BTF, batch.tokens_BT)
         _keep_strongest(contexts, batch, z_BTF[..., chosen], config)
     raised, lowered = _logit_effects(sae, world, chosen, config)
-    group_of = {}
+    group_of: dict[int, str] = {}
     for name, ids in latent_groups(sae, F, "cpu").items():
         group_of |= dict.fromkeys(ids.tolist(), name)  # "all" comes first and is overwritten
     dwell = tracker.table()

@@ -140,7 +140,11 @@ def evaluate_many(
             tables[name].documents = pd.concat(
                 [tables[name].documents, documents], ignore_index=True
             )
-    reading = {"limit_tokens": limit_tokens, "selection_tokens": selection_tokens, "seed": seed}
+    reading: dict[str, Any] = {
+        "limit_tokens": limit_tokens,
+        "selection_tokens": selection_tokens,
+        "seed": seed,
+    }
     reading |= {"batch_size": batch_size, "device": device, "progress": progress}
     trained = {name: sae for name, sae in saes.items() if not isinstance(sae, NULLS)}
     for family in (f for f in families if f in EXTRAS):
@@ -185,7 +189,11 @@ def _codes(
         for part in parts.values():
             part.update(t)
     out = Tables(results=[r for part in parts.values() for r in part.rows()])
-    reading = {"limit_tokens": limit_tokens, "batch_size": batch_size, "device": device}
+    reading: dict[str, Any] = {
+        "limit_tokens": limit_tokens,
+        "batch_size": batch_size,
+        "device": device,
+    }
     if "core" in families:
         out.results += predicted_density(sae, store, **reading)
     if "temporal" in families:

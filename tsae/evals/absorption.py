@@ -88,13 +88,15 @@ def read(sae: Any, store: Any, split: str, limit: int, batch_size: int, device: 
         t = Tokens.of(batch, out.z, out.x_hat)
         token_N = batch.tokens_BT[batch.context.mask_BT.bool()]
         labels = {name: label_N.cpu().numpy() for name, label_N in t.labels.items()}
-        arrays = (a.cpu().numpy() for a in (t.x_ND, t.z_NF, token_N))
-        parts.append(Read(*arrays, labels))
+        x_ND, z_NF, token_N = (a.cpu().numpy() for a in (t.x_ND, t.z_NF, token_N))
+        parts.append(Read(x_ND, z_NF, token_N, labels))
         seen += len(t)
         if seen >= limit:
             break
     return Read(
-        *(np.concatenate([p[i] for p in parts]) for i in range(3)),
+        np.concatenate([p.x_ND for p in parts]),
+        np.concatenate([p.z_NF for p in parts]),
+        np.concatenate([p.token_N for p in parts]),
         {name: np.concatenate([p.labels[name] for p in parts]) for name in parts[0].labels},
     )
 
@@ -174,8 +176,8 @@ def parents(train: Read, test: Read, specs: Mapping[str, Any], world: Any) -> li
         )
         letter = letters(world.to_strings(vocabulary.tolist()))[index]
         if (letter >= 0).any():
-            sides = np.split(letter, [len(train.token_N)])
-            found.append(Parent("letter", *sides, train.token_N, test.token_N))
+            train_N, test_N = np.split(letter, [len(train.token_N)])
+            found.append(Parent("letter", train_N, test_N, train.token_N, test.token_N))
     for name, spec in specs.items():
         if spec.scale == "token":
             size = int(max(train.token_N.max(), test.token_N.max())) + 1

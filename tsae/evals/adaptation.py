@@ -58,10 +58,12 @@ def measure(
     learned): see :func:`responses`; of global runs, the first ``sensitivity_seeds`` of each act
     whose ablation is in ``sensitivity_ablations``. No model is run.
     """
-    found, shown = {}, {}
+    found: dict[str, Measured] = {}
+    shown: dict[tuple[str, str], int] = {}
     adapting = {n: s for n, s in saes.items() if hasattr(s, "adaptation")}
     for name, sae in tqdm(adapting.items(), desc="adaptation", disable=not progress):
-        found[name] = Measured(numbers(sae), None, {"adaptation": per_latent(sae)})
+        tables = {"adaptation": per_latent(sae)}
+        found[name] = Measured(numbers(sae), None, tables)
         case = (sae.cfg.act, sae.meta.get("ablation", ""))
         shown[case] = shown.get(case, 0) + 1
         wanted = case[1] in sensitivity_ablations and shown[case] <= sensitivity_seeds
@@ -69,7 +71,7 @@ def measure(
             continue
         reading = Reading(store, batch_size, device, sensitivity_tokens, selection_tokens, seed)
         curves, surface = responses(sae, reading, grids)
-        found[name].tables.update(sensitivity=curves, adaptation_surface=surface)
+        tables.update(sensitivity=curves, adaptation_surface=surface)
     for (a, b), rows in agreements(adapting, min_cosine):
         first = min(a, b, key=lambda name: adapting[name].meta.get("seed", 0))
         found[first].rows.extend(rows)

@@ -17,7 +17,7 @@ import torch
 
 from tsae.errors import UserError
 from tsae.evals.tokens import row
-from tsae.interventions import Adaptive, Edit
+from tsae.interventions import Edit
 from tsae.worlds.knowledge import Question
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def attack_metric(metric: str) -> str:
 
 
 @torch.no_grad()
-def false_positives(bench: "Bench", edits: Mapping[str, Adaptive]) -> list[dict[str, Any]]:
+def false_positives(bench: "Bench", edits: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows ``unlearn_held_out_false_positive``, group ``strategy|fpr=…``: the share of held-out
     retained tokens above a threshold set for that rate on the text of the calibration."""
     rows = []

@@ -13,7 +13,7 @@ from tsae.activations.shard import MASSIVE_FACTOR
 from tsae.evals.forget_text import levels_after
 from tsae.evals.tokens import Measured, row
 from tsae.evals.unlearning_bench import draw, item
-from tsae.saes.base import SequenceContext
+from tsae.saes.base import FilledContext
 from tsae.worlds import knowledge
 from tsae.worlds.knowledge import NEIGHBOURHOODS, Question
 
@@ -87,7 +87,7 @@ CLEAN = object()
 """Stands for the model as it is, in the place of an SAE."""
 
 
-def spliced(sae: Any | None, context: SequenceContext, store: Any) -> Callable[[Tensor], Tensor]:
+def spliced(sae: Any | None, context: FilledContext, store: Any) -> Callable[[Tensor], Tensor]:
     """The edit that puts x̂ / scale (0 without an SAE) in the place of every valid residual."""
     massive = MASSIVE_FACTOR * store.median_norm
 
@@ -97,21 +97,21 @@ def spliced(sae: Any | None, context: SequenceContext, store: Any) -> Callable[[
             new = torch.zeros_like(raw_BTD)
         else:
             x_BTD = raw_BTD.float() * store.scale
-            here = SequenceContext(mask_BT, context.boundary_BT)
+            here = FilledContext(mask_BT, context.boundary_BT)
             new = (sae(x_BTD, here).x_hat / store.scale).to(raw_BTD.dtype)
         return torch.where(mask_BT[..., None], new, raw_BTD)
 
     return edit
 
 
-def prompt_context(tokens_BT: Tensor, levels_V: Tensor) -> SequenceContext:
+def prompt_context(tokens_BT: Tensor, levels_V: Tensor) -> FilledContext:
     """Of prompts padded on the right with 0: BOS and padding masked, boundaries by the rule."""
     mask_BT = (tokens_BT != 0).flip(1).cumsum(1).flip(1) > 0  # BOS may be token 0 too
     mask_BT[:, 0] = False
     boundary_BT = torch.zeros_like(tokens_BT, dtype=torch.uint8)
     boundary_BT[:, 1:] = levels_V[tokens_BT[:, :-1]]
     boundary_BT[:, :2] = 3
-    return SequenceContext(mask_BT, boundary_BT)
+    return FilledContext(mask_BT, boundary_BT)
 
 
 def by_item(questions: list[Question], scores_QC: np.ndarray) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from tsae.evals.tokens import row
-from tsae.saes.base import SequenceContext
+from tsae.saes.base import FilledContext
 from tsae.worlds.base import ChainEdge
 
 
@@ -22,7 +22,7 @@ def label_codes(batch: Any, specs: Mapping[str, Any], name: str) -> torch.Tensor
 
 def label_batches(
     store: Any, split: str, name: str, limit_tokens: int, batch_size: int = 16
-) -> Iterable[tuple[torch.Tensor, SequenceContext]]:
+) -> Iterable[tuple[torch.Tensor, FilledContext]]:
     """Pairs (label codes, context) until ``limit_tokens`` valid tokens: the ceiling of the test."""
     seen = 0
     for batch in store.batches(split, batch_size):
@@ -34,7 +34,7 @@ def label_batches(
 
 def code_batches(
     sae: Any, store: Any, split: str, limit_tokens: int, batch_size: int = 16
-) -> Iterable[tuple[torch.Tensor, SequenceContext]]:
+) -> Iterable[tuple[torch.Tensor, FilledContext]]:
     """Pairs (codes of ``sae``, context) until ``limit_tokens`` valid tokens."""
     seen = 0
     with torch.no_grad():

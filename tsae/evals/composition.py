@@ -96,8 +96,9 @@ def measure(
             )
             parents = parent_table(chosen, frequency, sae, names, strings)
             if store.label_specs:
-                given = (selection.sets(), test.sets(), store.label_specs, weights_BD)
-                pure, labels = purity_rows(*given)
+                pure, labels = purity_rows(
+                    selection.sets(), test.sets(), store.label_specs, weights_BD
+                )
                 rows += pure
                 parents = parents.join(labels)
             tables["parents"] = parents

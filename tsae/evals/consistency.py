@@ -79,6 +79,7 @@ class Consistency:
 
     def table(self, kind: str = "", top: int = 50) -> pd.DataFrame:
         """The most frequent successions: source, target, count, support, lift."""
+        assert self.latents_M is not None
         return successions(self.whole[kind], self.latents_M, top)
 
 

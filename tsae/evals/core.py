@@ -92,6 +92,7 @@ class Core:
             raise ValueError("no valid token was evaluated; ask for more tokens")
         s, n = self.sums, self.n
         documents, centre = self._sst()
+        assert self.fires_F is not None
         fires_F = self.fires_F.double().cpu()
         out = [
             row("l0", "all", s["l0"] / n, n),

@@ -6,7 +6,7 @@ are then measured on other documents, between the matched events, over all laten
 true labels (the ceiling of the analysis itself). Source of the edges: :mod:`tsae.analysis.dependencies`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from tsae.analysis.chains import find_chains
 from tsae.analysis.dependencies import Activity, dependencies, direct
 from tsae.evals.chains import pattern_detection
-from tsae.evals.steps import Read, begins, match, matched_events, read
+from tsae.evals.steps import Match, Read, begins, match, matched_events, read
 from tsae.evals.tokens import Measured, row
 
 LEVEL = 0.05
@@ -42,7 +42,7 @@ def calibration(activity: Activity, nulls: int, **options: Any) -> float:
 
 
 def detection(
-    activity: Activity, ids: Mapping[str, int], chains: Iterable[Any], group: str, **options: Any
+    activity: Activity, ids: Mapping[str, int], chains: Sequence[Any], group: str, **options: Any
 ) -> tuple[list[dict[str, Any]], pd.DataFrame]:
     """Rows of :func:`pattern_detection` and the significant edges; ``ids``: class → column."""
     found = dependencies(activity, **options)
@@ -54,7 +54,7 @@ def detection(
     rows.append(row("chain_edges_matched", group, len(true) / len(chains), len(chains)))
     rows.append(row("dependency_tested", group, len(found), activity.active_NF.shape[0]))
     rows.append(row("dependency_found", group, len(kept), len(found)))
-    named = {}
+    named: dict[int, str] = {}
     for name, column in ids.items():
         named[column] = f"{named[column]}/{name}" if column in named else name
     kept["source_name"] = kept["source"].map(named)
@@ -146,13 +146,15 @@ def measure(
     a null (``ema``, ``shuffled``) is measured like any other.
     """
     chains = [e for e in world.chains() or [] if e.label == label] if world is not None else []
-    label = label if chains else None
-    options = {"lags": range(1, longest + 1), "max_edges": max_edges, "shifts": shifts}
-    options["seed"] = seed
+    options: dict[str, Any] = {"lags": range(1, longest + 1), "seed": seed}
+    options |= {"max_edges": max_edges, "shifts": shifts}
     out, ceiling = {}, None
     for name, sae in tqdm(saes.items(), desc="dependencies", disable=not progress):
-        reading = read(sae, store, "train", label, edge_tokens, batch_size, device)
-        rows, tables, found, firing = [], [], {}, pd.DataFrame()
+        reading = read(
+            sae, store, "train", label if chains else None, edge_tokens, batch_size, device
+        )
+        rows, tables, firing = [], [], pd.DataFrame()
+        found: dict[int, Match] = {}
         if chains:
             classes = store.label_specs[label].classes
             chosen = read(sae, store, "test", label, limit_tokens, batch_size, device)

@@ -80,12 +80,12 @@ def lifetimes(
     sae: Any, store: Any, limit_tokens: int, batch_size: int, device: str
 ) -> tuple[Tensor, Tensor]:
     """Mean dwell (Kaplan–Meier, tokens) and share of active tokens [F] of each latent."""
-    life, active_F = None, 0
+    life = LifecycleTracker(sae.cfg.d_sae, store.seq_len, device=device)
+    active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=device)
     for batch in store.batches("train", batch_size):
         batch = batch.to(device)
         z_BTF = sae.encode(batch.x_BTD, batch.context)
         t = Tokens.of(batch, z_BTF, batch.x_BTD)
-        life = life or LifecycleTracker(z_BTF.shape[-1], store.seq_len, device=device)
         life.update(t.z_NF > 0, t.piece_N)
         active_F = active_F + (t.z_NF > 0).sum(0)
         if life.tokens >= limit_tokens:

@@ -73,7 +73,7 @@ class Endpoint:
         if listed is None:
             raise UserError(f"The model {self.model} gave no list of numbers but {answer[:80]!r}.")
         chosen = {int(number) for number in re.findall(r"\d+", listed[0])}
-        right = {True: [], False: []}
+        right: dict[bool, list[bool]] = {True: [], False: []}
         for i, (_, fires) in enumerate(asked):
             right[fires].append((i in chosen) == fires)
         if not all(right.values()):

@@ -57,7 +57,8 @@ def frequencies(readings: Iterable[Reading]) -> Frequencies:
     n = sum(part[2] for part in parts)
     if n == 0:
         raise ValueError("no valid token to choose parents on; ask for more tokens")
-    return Frequencies(*(sum(part[level] for part in parts).double() / n for level in (0, 1)))
+    level1_F = torch.stack([part[0] for part in parts]).sum(0).double() / n
+    return Frequencies(level1_F, torch.stack([part[1] for part in parts]).sum(0).double() / n)
 
 
 def matched_leaves(frequency: Frequencies, seed: int) -> Tensor:

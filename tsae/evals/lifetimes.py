@@ -141,7 +141,7 @@ def patterns(
 
     Latents that are active at a quarter of the tokens or more are left out.
     """
-    active_F = sum((t.z_NF > 0).sum(0) for t in tokens)
+    active_F = torch.stack([(t.z_NF > 0).sum(0) for t in tokens]).sum(0)
     named_F = torch.tensor([name != "" for name in class_of])
     usual_F = (active_F > 0) & (active_F < sum(map(len, tokens)) / 4)
     rank_F = torch.where(usual_F, active_F + named_F * active_F.max(), -1)  # named ones first
@@ -179,7 +179,7 @@ def patterns(
 def names(tokens: list[Tokens], label: str, store: Any) -> list[str]:
     """Per latent the class of ``label`` on which it fires with the best F1, if that is enough."""
     classes = store.label_specs[label].classes
-    both_FC, active_F, class_C = 0.0, 0.0, 0.0
+    both_FC = active_F = class_C = torch.zeros(())
     for t in tokens:
         one_NC = (t.labels[label][:, None] == torch.arange(len(classes))).float()
         fires_NF = (t.z_NF > 0).float()

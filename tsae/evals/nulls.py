@@ -97,7 +97,7 @@ class ShuffledNull:
         self.cfg, self.groups, self.name = sae.cfg, sae.groups, f"shuffled({sae.name})"
         self.meta = {**sae.meta, "shuffle_window": window, "shuffle_seed": seed}
 
-    def permutation(self, context: Any, shape: tuple[int, int], device: Any) -> Tensor:
+    def permutation(self, context: Any, shape: torch.Size, device: Any) -> Tensor:
         """[B, T] positions: entry t is the token that is moved to t."""
         b, t = shape
         mask_BT = boundary_BT = None
@@ -115,13 +115,13 @@ class ShuffledNull:
         return (opens_BT.cumsum(1) + key_T.double()).argsort(1).to(device)
 
     def __call__(self, x_BTD: Tensor, context: Any = None) -> Any:
-        order = self.permutation(context, tuple(x_BTD.shape[:2]), x_BTD.device)
+        order = self.permutation(context, x_BTD.shape[:2], x_BTD.device)
         back = order.argsort(1)
         out = self.sae(_take(x_BTD, order), context)
         return out._replace(z=_take(out.z, back), x_hat=_take(out.x_hat, back))
 
     def encode(self, x_BTD: Tensor, context: Any = None) -> Tensor:
-        order = self.permutation(context, tuple(x_BTD.shape[:2]), x_BTD.device)
+        order = self.permutation(context, x_BTD.shape[:2], x_BTD.device)
         return _take(self.sae.encode(_take(x_BTD, order), context), order.argsort(1))
 
     def decode(self, z_BTF: Tensor) -> Tensor:

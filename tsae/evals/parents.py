@@ -1,6 +1,7 @@
 """Level 2 of a ``hierarchical`` SAE, read as an SAE of its own."""
 
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -20,8 +21,12 @@ class Parents:
         cfg = sae.cfg
         self.sae, self.meta, self.name = sae, sae.meta, f"parents({sae.name})"
         self.groups: dict[str, Tensor] = {}  # level 1's groups are of other latents
-        size = {"levels": 1, "ratio": 1, "d_sae": cfg.n_parents}
-        active = {"act": cfg.act2 or cfg.act, "k": cfg.parents_per_token, "k2": None}
+        size: dict[str, Any] = {"levels": 1, "ratio": 1, "d_sae": cfg.n_parents}
+        active: dict[str, Any] = {
+            "act": cfg.act2 or cfg.act,
+            "k": cfg.parents_per_token,
+            "k2": None,
+        }
         self.cfg = replace(cfg, **size, **active)
         self.parameters = sae.parameters
 

@@ -175,7 +175,11 @@ def measure(
     """Rows ``tpp`` (groups ``n=10`` and ``document|n=10``; n labels), ``scr`` (``n=10``; n label
     pairs, sections as units) and ``scr_gap`` (``all``). Chosen by labels and seed alone."""
     found = {}
-    reading = {"batch_size": batch_size, "device": device, "scales": ("document", "section")}
+    reading: dict[str, Any] = {
+        "batch_size": batch_size,
+        "device": device,
+        "scales": ("document", "section"),
+    }
     for name, sae in tqdm(saes.items(), desc="perturbation", disable=not progress):
         train = units.read(sae, store, "train", limit_tokens=selection_tokens, **reading)
         test = units.read(sae, store, "test", limit_tokens=limit_tokens, **reading)
@@ -216,7 +220,7 @@ def measure(
 def _with_documents(read: Mapping[str, Units]) -> Units:
     """The sections, with the label of their document as well (by document id)."""
     section, document = read["section"], read["document"]
-    first = {}
+    first: dict[int, int] = {}
     for i, doc in enumerate(document.doc_U):
         first.setdefault(int(doc), i)
     at_U = np.array([first[int(doc)] for doc in section.doc_U])

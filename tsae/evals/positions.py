@@ -83,7 +83,7 @@ def read(
 
 def mean_of(store: Any, limit_tokens: int, batch_size: int, device: str) -> Tensor:
     """x̄ [D] float64 of the tokens that :func:`read` gives. Raises ValueError without any."""
-    total, n = 0.0, 0
+    total, n = torch.zeros((), dtype=torch.float64), 0
     for t, _ in read(store, limit_tokens, batch_size, device):
         total, n = total + t.x_ND.sum(0, dtype=torch.float64), n + len(t)
     if n == 0:

@@ -121,8 +121,8 @@ def tasks(
             enough = enough[np.argsort(-counts[0][enough], kind="stable")][:max_classes]
             if len(np.flatnonzero(counts[0])) == 2:
                 enough = enough[:1]
-            for c in sorted(enough):
-                generator = np.random.default_rng([seed, *map(ord, name), int(c)])
+            for c in sorted(enough.tolist()):
+                generator = np.random.default_rng([seed, *map(ord, name), c])
                 drawn = [balanced(u, c, per_class, generator) for u in (train_U, test_U)]
                 if min(len(y) for _, y in drawn) >= 2 * min_count:
                     yield Task(scale, f"{name}={classes[c]}", *drawn[0], *drawn[1])
@@ -172,7 +172,7 @@ def measure(
         s: max(1, n // token_units)
         for s, n in (("train", selection_tokens), ("test", limit_tokens))
     }
-    reading = {"batch_size": batch_size, "device": device}
+    reading: dict[str, Any] = {"batch_size": batch_size, "device": device}
     chosen = {"max_classes": max_classes, "per_class": per_class, "min_count": min_count}
     all_ks = (*ks, None)
     residual: list[tuple] | None = None

@@ -125,6 +125,7 @@ class Recovery:
 
     def _count(self, t: Tokens) -> None:
         y_NC, z_NF = self.true_variables(t), t.z_NF.float()
+        assert self.threshold_QF is not None
         for q, threshold_F in enumerate(self.threshold_QF):
             active_NF = (z_NF > threshold_F).float()
             self.tp_QFC[q] += active_NF.T @ y_NC
@@ -141,12 +142,13 @@ class Recovery:
             self._calibrate()
         if self.threshold_QF is None:
             raise ValueError("no selection documents: call select before update")
+        threshold_QF = self.threshold_QF
 
         def best(tp_QFC: Tensor, active_QF: Tensor) -> tuple[Tensor, Tensor]:
             f1_QFC = 2 * tp_QFC / (active_QF[..., None] + self.true_C).clamp(min=1)
             flat = f1_QFC.flatten(0, 1).argmax(0)
             q, latent_C = flat // f1_QFC.shape[1], flat % f1_QFC.shape[1]
-            return latent_C, self.threshold_QF[q, latent_C]
+            return latent_C, threshold_QF[q, latent_C]
 
         self.chosen = {
             "plain": best(self.tp_QFC[:1], self.active_QF[:1]),
@@ -167,6 +169,7 @@ class Recovery:
         """Take in test documents; the first call fixes the choices made from the selection."""
         if self.chosen is None:
             self._choose()
+        assert self.chosen is not None
         if not len(t):
             return
         y_NC = self.true_variables(t)
@@ -232,6 +235,7 @@ class Recovery:
 
     def best_latents(self) -> dict[str, int]:
         """``scale:label=class`` → the latent that was chosen for it (threshold 0)."""
+        assert self.chosen is not None
         latent_C = self.chosen["plain"][0]
         return {self.group(c): int(latent_C[c]) for c in self.scored().nonzero().squeeze(1)}
 

@@ -125,7 +125,7 @@ def matched_events(reading: Read, matches: Mapping[int, Match]) -> tuple[Activit
     """Where each distinct conjunction begins, one column each, and every class's column."""
     columns = reading.values_NF.tocsc()
     distinct: dict[tuple, int] = {}
-    events = []
+    events: list[Any] = []
     for m in matches.values():
         if m[:2] in distinct:
             continue

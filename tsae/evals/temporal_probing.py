@@ -53,7 +53,7 @@ def measure(
     if n_splits < 1:
         raise ValueError(f"n_splits={n_splits!r} is not allowed; n_splits must be at least 1.")
     chosen = [t for t in world.task_names() if task_names is None or t in task_names]
-    found = {name: ([], []) for name in saes}
+    found: dict[str, tuple[list, list]] = {name: ([], []) for name in saes}
     first_pair = 0
     for task in tqdm(chosen, desc="temporal probing", disable=not progress):
         items = world.probe_items(task)

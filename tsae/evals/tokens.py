@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat, SupportsInt
 
 import pandas as pd
 import torch
@@ -57,7 +57,10 @@ class Tokens:
     def where(self, keep_N: Tensor) -> "Tokens":
         """The tokens where ``keep_N`` is True; use it to keep whole documents."""
         return Tokens(
-            *(a[keep_N] for a in (self.x_ND, self.x_hat_ND, self.z_NF, self.piece_N)),
+            self.x_ND[keep_N],
+            self.x_hat_ND[keep_N],
+            self.z_NF[keep_N],
+            self.piece_N[keep_N],
             self.boundary_N[keep_N],
             self.doc_N[keep_N],
             {name: label_N[keep_N] for name, label_N in self.labels.items()},
@@ -109,7 +112,7 @@ def latent_groups(sae: Any, n_latents: int, device: str | torch.device) -> dict[
     return groups
 
 
-def row(metric: str, group: str, value: float, n: int) -> dict[str, Any]:
+def row(metric: str, group: str, value: SupportsFloat, n: SupportsInt) -> dict[str, Any]:
     """One row of the tidy results table; ``n`` is how many cases the value rests on."""
     return {"metric": metric, "group": group, "value": float(value), "n": int(n)}
 

@@ -46,7 +46,11 @@ def measure(
     cfg = DetectorConfig(**{**given, **(detector or {})})
     also = classes_of(store.label_specs, text or {})
     name, classes = label
-    where = {"limit_tokens": selection_tokens, "batch_size": batch_size, "device": device}
+    where: dict[str, Any] = {
+        "limit_tokens": selection_tokens,
+        "batch_size": batch_size,
+        "device": device,
+    }
     out = {}
     for key, sae in saes.items():
         if not hasattr(sae, "W_dec"):

@@ -84,6 +84,8 @@ def labels_of(specs: Mapping[str, Any], scale: str) -> list[str]:
 
 def _joined(parts: list[Units]) -> Units:
     return Units(
-        *(np.concatenate([part[i] for part in parts]) for i in range(3)),
+        np.concatenate([part.x_UD for part in parts]),
+        np.concatenate([part.z_UF for part in parts]),
+        np.concatenate([part.doc_U for part in parts]),
         {name: np.concatenate([p.labels[name] for p in parts]) for name in parts[0].labels},
     )

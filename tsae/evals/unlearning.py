@@ -109,12 +109,12 @@ class Plan(NamedTuple):
 
     def edit(self, bench: Bench, multiplier: float) -> Edit:
         """The edit of this plan at one multiplier."""
-        options = {**bench.options, "relative": bench.config.relative}
+        options: dict[str, Any] = {**bench.options, "relative": bench.config.relative}
         if self.make is not None:
             return self.make(multiplier=multiplier, **options)
         if self.links:
-            push = {"beta": bench.config.chain.beta, "gamma": bench.config.chain.gamma}
-            return ChainClamp(bench.sae, self.links, multiplier, **push, **options)
+            options |= {"beta": bench.config.chain.beta, "gamma": bench.config.chain.gamma}
+            return ChainClamp(bench.sae, self.links, multiplier, **options)
         if self.detector is not None:
             options["detector"] = self.detector
         kind = Clamp if self.detector is None else Adaptive
@@ -149,7 +149,8 @@ def plan(bench: Bench, config: UnlearnConfig) -> tuple[list[Plan], list[dict[str
                         leaves, make = made.levels(strategy, t, n, forget.share_F - retain.share_F)
                         plans.append(Plan(strategy, setting, leaves, make=make))
                     continue
-                detector, links = made.detector(strategy, chosen), ()
+                detector = made.detector(strategy, chosen)
+                links: tuple[Link, ...] = ()
                 rates = config.false_positive_rates if strategy.startswith("probe") else (None,)
                 latents, group = chosen, f"{strategy}|{setting}"
                 if strategy.endswith("random"):
@@ -161,7 +162,7 @@ def plan(bench: Bench, config: UnlearnConfig) -> tuple[list[Plan], list[dict[str
                         continue
                 for rate in rates:
                     here, at = detector, setting
-                    if rate is not None:
+                    if rate is not None and detector is not None:
                         here, at = detector.at(rate), f"{setting}|fpr={rate:g}"
                     if here is not None:
                         measured, group = here.measured_rate, f"{strategy}|{at}"

@@ -16,7 +16,7 @@ from tsae.evals.core import predictable
 from tsae.evals.forget_text import classes_of, forget_label, levels_after
 from tsae.evals.tokens import row
 from tsae.interventions import Clamp, Edit, Text
-from tsae.saes.base import SequenceContext
+from tsae.saes.base import FilledContext
 from tsae.worlds import knowledge
 from tsae.worlds.knowledge import NEIGHBOURHOODS, Question
 
@@ -28,7 +28,7 @@ class HeldOut(NamedTuple):
     """A batch of held-out text; ``ce_N`` is the clean model's CE at the positions ``scored_BT``."""
 
     tokens_BT: Tensor
-    context: SequenceContext
+    context: FilledContext
     doc_BT: Tensor
     retain_BT: Tensor
     scored_BT: Tensor
@@ -101,7 +101,7 @@ class Bench:
         if self.label is None:
             return self._prompts(which == "forget")
         name, classes = self.label
-        where = {"inside": which == "forget", "limit_tokens": limit}
+        where: dict[str, Any] = {"inside": which == "forget", "limit_tokens": limit}
         where |= {"batch_size": size, "device": self.device, "also": self.also}
         return interventions.labelled(self.store, "train", name, classes, **where)
 
@@ -111,7 +111,11 @@ class Bench:
             return iter(())
         name, classes = self.label
         size = max(1, self.config.batch_size // 4)
-        where = {"inside": False, "limit_tokens": self.config.ce_tokens, "batch_size": size}
+        where: dict[str, Any] = {
+            "inside": False,
+            "limit_tokens": self.config.ce_tokens,
+            "batch_size": size,
+        }
         where |= {"device": self.device, "also": self.also}
         return interventions.labelled(self.store, "test", name, classes, **where)
 
@@ -135,12 +139,12 @@ class Bench:
             context = edit.within(self.context(tokens_BT)).context_of(raw_BTD)
             yield Text(raw_BTD.float() * self.store.scale, context, context.mask_BT)
 
-    def context(self, tokens_BT: Tensor) -> SequenceContext:
+    def context(self, tokens_BT: Tensor) -> FilledContext:
         """Of prompts padded on the right with 0: padding masked, boundaries by the learned rule."""
         real_BT = (tokens_BT != 0).flip(1).cumsum(1).flip(1) > 0  # BOS may be token 0 too
         boundary_BT = torch.zeros_like(tokens_BT, dtype=torch.uint8)
         boundary_BT[:, 1:] = self.levels_V[tokens_BT[:, :-1]]
-        return SequenceContext(real_BT, boundary_BT)
+        return FilledContext(real_BT, boundary_BT)
 
     def _held_out(self) -> Iterator[HeldOut]:
         seen = 0
@@ -255,8 +259,9 @@ class Bench:
                 self.model, h.tokens_BT, self.store.layer, edit.within(h.context)
             )
             rise_N = cross_entropy(logits, h.tokens_BT, h.scored_BT) - h.ce_N
-            columns = {"doc": h.doc_BT[:, :-1], "retain": h.retain_BT[:, :-1]}
-            columns = {k: v[h.scored_BT].cpu().numpy() for k, v in columns.items()}
+            labels = {"doc": h.doc_BT[:, :-1], "retain": h.retain_BT[:, :-1]}
+            columns = {k: v[h.scored_BT].cpu().numpy() for k, v in labels.items()}
+            assert edit.touched_BT is not None
             frames.append(pd.DataFrame({**columns, "num": rise_N.cpu().numpy(), "den": 1.0}))
             for i, part_BT in enumerate((h.context.mask_BT, h.retain_BT)):
                 touched[i] += int((edit.touched_BT & part_BT).sum()), int(part_BT.sum())

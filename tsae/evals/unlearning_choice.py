@@ -26,7 +26,7 @@ def chosen_documents(documents: pd.DataFrame) -> pd.DataFrame:
     rows = documents[documents["metric"].isin(list(wanted))].copy()
     rows["name"] = rows["metric"].map(wanted)
     rows["strategy"] = rows["group"].str.split("|").str[0]
-    order = {}
+    order: dict[tuple[str, Any], int] = {}
     for name, part in rows.groupby("name"):
         order |= {(name, doc): i % 2 for i, doc in enumerate(sorted(part["doc"].unique()))}
     keys = zip(rows["name"], rows["doc"], strict=True)

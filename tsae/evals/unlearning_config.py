@@ -6,9 +6,11 @@ from tsae.evals.attacks import ATTACKS
 from tsae.interventions import ChainConfig, DetectorConfig
 from tsae.saes.base import require
 
-STRATEGIES = ("clamp", "adaptive", "hold", "probe", "probe-random", "chain", "random")
 LEVELS = ("hierarchical", "leaves")
-STRATEGIES += LEVELS
+STRATEGIES = (
+    *("clamp", "adaptive", "hold", "probe", "probe-random", "chain", "random"),
+    *LEVELS,
+)
 N_CANDIDATES = 256  # leaves, by how much more often they fire on forget text, that are ranked
 
 

@@ -126,7 +126,7 @@ def read_curves(directories: Iterable[str | Path]) -> pd.DataFrame:
 def read_configs(directories: Iterable[str | Path]) -> pd.DataFrame:
     """How the SAEs of several runs are set, ablations and seeds aside: world, variant, act, field
     and the value as JSON, each once."""
-    rows = {}
+    rows: dict[tuple[str, ...], str] = {}
     for directory in map(Path, directories):
         keys = read_json(directory / "run.json", CheckpointError)["keys"]
         if keys["ablation"]:

@@ -1,7 +1,7 @@
 """Figures of the paper, each from tidy tables alone.
 
 Every function returns a matplotlib ``Figure``; ``smoke=True`` prints "smoke size: not results" on
-it. What a figure needs and the tables lack is one :class:`~tsae.errors.UserError`.
+it. What a figure needs and the tables lack is one :class:`tsae.errors.UserError`.
 """
 
 import io
@@ -38,7 +38,7 @@ def save(figure: Figure, directory: str | Path, name: str) -> list[Path]:
     """Write ``name.pdf`` (outline fonts) and ``name.png``, and return the two paths.
 
     The same figure gives the same bytes on every run: no date, no program version. Raises
-    :class:`~tsae.errors.UserError` when the disk is full.
+    :class:`tsae.errors.UserError` when the disk is full.
     """
     paths = []
     stripped = {

@@ -265,7 +265,7 @@ def positions(results: pd.DataFrame) -> Figure:
         panel.set_xlabel("position")
     axes[0, 0].set_ylabel("fraction of variance explained")
     dashed = {"color": "black", "linestyle": "--", "marker": "o", "markerfacecolor": "white"}
-    style.legend(figure, systems, 3, **{"on the first positions": dashed})
+    style.legend(figure, systems, 3, lines={"on the first positions": dashed})
     for entry in figure.legends[0].get_lines()[: len(systems)]:
         entry.set_linestyle("-")  # a dash says here what was trained on, not which system
     return figure

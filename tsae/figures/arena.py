@@ -1,6 +1,7 @@
 """All systems on all main metrics at a glance."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -88,7 +89,11 @@ def arena(results: pd.DataFrame) -> Figure:
         panel.set_xlim(-0.6, len(names) - 0.4)
         panel.grid(False)
         style.title(panel, world)
-    blue = {"linestyle": "none", "markerfacecolor": "#6BAED6", "markeredgecolor": "black"}
+    blue: dict[str, Any] = {
+        "linestyle": "none",
+        "markerfacecolor": "#6BAED6",
+        "markeredgecolor": "black",
+    }
     handles = [
         Line2D([], [], marker="o", label="learned (number: rank)", **blue),
         Line2D([], [], marker="s", label="null", **blue),

@@ -1,6 +1,7 @@
 """Chains in time: the graph of dependencies, a chain firing over a text, the adaptive score."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import igraph
 import pandas as pd
@@ -68,15 +69,15 @@ def graph(edges: pd.DataFrame, n_edges: int = 32) -> Figure:
     for node, (x, y) in place.items():
         axes.text(x, y, names[node], fontsize=6.5, ha="center", va="center",
                   bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "linewidth": 0.6})  # fmt: skip
-    xs, ys = zip(*place.values(), strict=True)
-    axes.set(xlim=(min(xs) - 0.6, max(xs) + 0.6), ylim=(min(ys) - 0.5, max(ys) + 0.5))
+    across, up = zip(*place.values(), strict=True)
+    axes.set(xlim=(min(across) - 0.6, max(across) + 0.6), ylim=(min(up) - 0.5, max(up) + 0.5))
     axes.axis("off")
     axes.set_title(f"Strongest dependencies between steps ({name})")
-    lines = {
+    lines: dict[str, Any] = {
         "true arrow": {"color": RIGHT, "linestyle": "-"},
         "not in the world's graph": {"color": WRONG, "linestyle": "--"},
     }
-    style.legend(figure, [], **lines)
+    style.legend(figure, [], lines=lines)
     return figure
 
 

@@ -1,6 +1,7 @@
 """What parents are composed of, on which time scale both levels live, and what clamping does."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ CODINGS = {"level1": "level 1", "level2": "level 2 (parents)", "leaves": "leaves
 COLOURS = {"level1": "#0072B2", "level2": "#D55E00", "leaves": "#777777"}
 DASHES = {"level1": "-", "level2": "--", "leaves": ":"}
 RIVALS = {"hierarchical": "parents", "leaves": "leaves, gated alike", "clamp": "leaves"}
-RIVAL_LOOKS = {
+RIVAL_LOOKS: dict[str, dict[str, Any]] = {
     "hierarchical": {"color": "#D55E00", "marker": "o"},
     "leaves": {"color": "#0072B2", "marker": "s", "markerfacecolor": "none"},
     "clamp": {"color": "#777777", "marker": "^", "markerfacecolor": "none"},
@@ -83,7 +84,7 @@ def _bipartite(panel: Axes, parents: pd.DataFrame, edges: pd.DataFrame) -> None:
     colours = ["#D55E00", "#0072B2", "#009E73"]
     for (_, node), colour in zip(parents.iterrows(), colours, strict=False):
         mine = kept[kept["parent"] == node["parent"]]
-        y = np.mean([place[child] for child in mine["child"]])
+        y = float(np.mean([place[child] for child in mine["child"]]))
         for child, weight in zip(mine["child"], mine["weight"], strict=True):
             width = 0.4 + 2.6 * weight / mine["weight"].max()
             panel.plot([0.43, 0.54], [y, place[child]], color=colour, lw=width, alpha=0.75)

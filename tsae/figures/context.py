@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -129,7 +130,9 @@ def shuffle_gap(results: pd.DataFrame) -> Figure:
     worlds = tidy.ordered(frame["world"])
     figure, axes = style.panels(1, len(worlds), style.COLUMN, 2.3)
     lines = zip(GAPS.items(), style.MARKERS, style.DASHES, strict=False)
-    looks = {m: {"label": name, "marker": k, "linestyle": d} for (m, name), k, d in lines}
+    looks: dict[str, Any] = {
+        m: {"label": name, "marker": k, "linestyle": d} for (m, name), k, d in lines
+    }
     for panel, world in zip(axes[0], worlds, strict=True):
         for i, (metric, look) in enumerate(looks.items()):
             mine = frame[(frame["world"] == world) & (frame["metric"] == metric)]
@@ -239,7 +242,7 @@ def isolation(isolation: pd.DataFrame) -> Figure:
         Line2D([], [], ls="", marker=LATENT_GROUPS[g], color=colours[g], ms=4, label=g)
         for g in groups
     ]
-    blank = {"ls": "", "marker": "o", "mfc": "none", "mec": "grey", "ms": 4}
+    blank: dict[str, Any] = {"ls": "", "marker": "o", "mfc": "none", "mec": "grey", "ms": 4}
     handles.append(Line2D([], [], label="random control", **blank))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure

@@ -176,5 +176,7 @@ def effects(results: pd.DataFrame) -> Figure:
             style.title(panel, world)
     named = {"long": "long-lived", "short": "short-lived"}
     named |= {f"random_{key}": f"random, as often as {name}" for key, name in named.items()}
-    style.legend(figure, [], **{named[key]: {**looks[key], "linestyle": "none"} for key in SETS})
+    style.legend(
+        figure, [], lines={named[key]: {**looks[key], "linestyle": "none"} for key in SETS}
+    )
     return figure

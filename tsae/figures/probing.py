@@ -69,5 +69,5 @@ def probing(results: pd.DataFrame) -> Figure:
         row[0].set_ylabel("accuracy (chance ½)")
     for panel in axes[-1]:
         panel.set_xlabel("latents the probe may use, k")
-    style.legend(figure, systems, columns=5, **{"residual stream": RESIDUAL})
+    style.legend(figure, systems, columns=5, lines={"residual stream": RESIDUAL})
     return figure

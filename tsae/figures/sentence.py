@@ -27,7 +27,7 @@ def heatmap(
     there; columns: its tokens; vertical lines: boundaries that start at a token (dotted: sentence,
     dashed: section, solid: document). ``world`` and ``sequence`` default to the first in the
     table. Needs the heatmap table (world, variant, sequence, position, token, boundary, latent,
-    name, value). Raises :class:`~tsae.errors.UserError` for a world, variant or sequence that is
+    name, value). Raises :class:`tsae.errors.UserError` for a world, variant or sequence that is
     not in it.
     """
     columns = ("world", "variant", "sequence", "position", "token", "boundary", "latent", "value")
@@ -78,11 +78,13 @@ def heatmap(
                 line = BOUNDARIES[level][1]
                 panel.axvline(place, color="#D55E00", linewidth=1.0, linestyle=line)
         panel.set(xlabel="", ylabel="")
-        panel.set_title(f"{tidy.display(variant)} on {tidy.WORLDS.get(world, world)}", loc="left")
+        panel.set_title(
+            f"{tidy.display(variant)} on {tidy.WORLDS.get(str(world), world)}", loc="left"
+        )
         panel.tick_params(axis="both", length=0, labelsize=5.5)
         panel.tick_params(axis="x", labelrotation=90)
     lines = {name: {"color": "#D55E00", "linestyle": line} for name, line in BOUNDARIES.values()}
-    style.legend(figure, [], 3, **{f"{name} starts": look for name, look in lines.items()})
+    style.legend(figure, [], 3, lines={f"{name} starts": look for name, look in lines.items()})
     return figure
 
 

@@ -20,7 +20,7 @@ def pareto(results: pd.DataFrame) -> Figure:
     (ablation ``k=16`` and the like, with ``base`` where the sweep has a budget of its own). Nulls
     are hollow. The scale is logarithmic in 1 − FVE, so that a null that explains little does not
     squeeze the rest. Needs metrics ``fve`` and ``l0``, group all. Raises
-    :class:`~tsae.errors.UserError` that names the missing metric.
+    :class:`tsae.errors.UserError` that names the missing metric.
     """
     frame = tidy.prepare(results)
     swept = frame["ablation"].str.match(tidy.SWEEP)

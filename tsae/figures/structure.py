@@ -1,6 +1,7 @@
 """The gain of temporal variants against how temporal the text is."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,7 +64,7 @@ def structure(gains: pd.DataFrame) -> Figure:
         panel.set_title(tidy.display(variant))
     for panel in axes[-1]:
         panel.set_xlabel("tokens in place")
-    black = {"color": "black", "marker": "o"}
+    black: dict[str, Any] = {"color": "black", "marker": "o"}
     handles = [
         Line2D([], [], label="− TopK", **black),
         Line2D([], [], label="− its own shuffled null", ls=":", mfc="white", **black),

@@ -2,8 +2,9 @@
 
 import functools
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import matplotlib.ticker
@@ -123,10 +124,17 @@ def legend_height(systems: list[str]) -> float:
     return 0.15 * -(-len(systems) // legend_columns(systems))
 
 
-def legend(figure: Figure, systems: Iterable[str], columns: int = 4, **lines) -> None:
+def legend(
+    figure: Figure,
+    systems: Iterable[str],
+    columns: int = 4,
+    lines: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """One legend below the panels; ``lines`` are further entries as Line2D settings."""
     handles = [Line2D([], [], label=tidy.display(name), **look(name)) for name in systems]
-    handles += [Line2D([], [], label=label, **settings) for label, settings in lines.items()]
+    handles += [
+        Line2D([], [], label=label, **settings) for label, settings in (lines or {}).items()
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 

@@ -72,5 +72,5 @@ def temporal_probing(results: pd.DataFrame) -> Figure:
         if column == 0:
             panel.set_ylabel("accuracy, one latent" if row % 2 else "accuracy, all latents")
     lines = {label: {**look, "linestyle": "none"} for label, look in REFERENCES.values()}
-    style.legend(figure, systems, 6, **lines)
+    style.legend(figure, systems, 6, lines=lines)
     return figure

@@ -1,5 +1,7 @@
 """How codes move in time: smoothness, mean dwell and dwell times, each beside its nulls."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -51,12 +53,14 @@ def smoothness(results: pd.DataFrame) -> Figure:
             mine = null[(null["world"] == world) & (null["system"] == system)]["value"]
             if len(mine):
                 row[0].plot([mine.mean()] * 2, [y - 0.42, y + 0.42], color="black", linewidth=1.6)
-    tick = {"color": "black", "linestyle": "none", "ms": 4}
+    tick: dict[str, Any] = {"color": "black", "linestyle": "none", "ms": 4}
     style.legend(
         figure,
         [],
-        **{"tokens shuffled": {**tick, "marker": "|", "ms": 7, "mew": 1.6}},
-        **{f"{name} group": {**tick, "marker": mark} for name, mark in GROUP_MARKERS.items()},
+        lines={
+            "tokens shuffled": {**tick, "marker": "|", "ms": 7, "mew": 1.6},
+            **{f"{name} group": {**tick, "marker": mark} for name, mark in GROUP_MARKERS.items()},
+        },
     )
     return figure
 

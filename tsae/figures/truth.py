@@ -1,5 +1,7 @@
 """Recovery of the microworld's true latents, by time scale."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -71,7 +73,13 @@ def recovery(results: pd.DataFrame, documents: pd.DataFrame) -> Figure:
             panel.set_title(f"{tidy.WORLDS.get(world, world)}: {scale} latents")
             panel.set_xlabel("F1 of the best latent")
             panel.set_xlim(0, 1)
-    tick = {"color": "black", "marker": "|", "linestyle": "none", "ms": 7, "mew": 1.6}
-    line = {"color": "black", "linewidth": 1.4}
-    style.legend(figure, [], **{"frequency-matched null": tick, "95% interval": line})
+    tick: dict[str, Any] = {
+        "color": "black",
+        "marker": "|",
+        "linestyle": "none",
+        "ms": 7,
+        "mew": 1.6,
+    }
+    line: dict[str, Any] = {"color": "black", "linewidth": 1.4}
+    style.legend(figure, [], lines={"frequency-matched null": tick, "95% interval": line})
     return figure

@@ -45,21 +45,25 @@ def folded(sae: SAE) -> tuple[Tensor, str | None]:
         for x_ND in torch.eye(sae.cfg.d_in, device=sae.W_enc.device).split(_ROWS_AT_ONCE):
             x_NWD = (x_ND + sae.b_dec)[:, None].expand(-1, sae.cfg.window, -1)
             pairs = sae.features(x_NWD, SequenceContext().filled(x_NWD))
-            pre = sum(u @ W for u, W in pairs).unflatten(0, x_NWD.shape[:2])
+            first, *lagged = (u @ W for u, W in pairs)
+            pre = sum(lagged, first).unflatten(0, x_NWD.shape[:2])
             rows.append(pre[:, -1])
         lost = f"the window of {sae.cfg.window} tokens is read at the current token alone"
         return torch.cat(rows), lost
     static = type(sae).features is SAE.features and type(sae).encode is SAE.encode
     static = static or isinstance(sae, ConvSAE)  # of window 1
-    lost = None if static else "only the static part is kept: what other tokens add is left out"
-    return sae.W_enc.detach().clone(), lost
+    W_enc = sae.W_enc.detach().clone()
+    if static:
+        return W_enc, None
+    return W_enc, "only the static part is kept: what other tokens add is left out"
 
 
 def thresholds(act: torch.nn.Module, n_latents: int) -> Tensor | None:
     """The value [F] that each latent's pre-activation must exceed; None under topk and relu."""
     if isinstance(act, activations.Grouped):
         parts = [thresholds(a, n) for a, n in zip(act.parts, act.sizes, strict=True)]
-        return None if any(part is None for part in parts) else torch.cat(parts)
+        known = [part for part in parts if part is not None]
+        return torch.cat(known) if len(known) == len(parts) else None
     if isinstance(act, activations.BatchTopK):
         return act.threshold.detach().clamp_min(0.0).expand(n_latents).clone()
     if isinstance(act, activations.JumpReLU):

@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from tsae.interventions.edit import Edit
-from tsae.saes.base import DOCUMENT, SAE, SequenceContext, require
+from tsae.saes.base import DOCUMENT, SAE, FilledContext, require
 
 SCORES = ("ema", "cusum")
 EVIDENCE = ("mass", "logistic")
@@ -80,6 +80,7 @@ class Detector:
 
     def at(self, rate: float) -> "Detector":
         """The same detector with h set for another false-positive rate."""
+        assert self.scores_N is not None
         threshold = float(self.scores_N[math.floor(rate * len(self.scores_N) + 1e-9)])
         measured = float((self.scores_N > threshold).double().mean())
         cfg = replace(self.cfg, false_positive_rate=rate)
@@ -92,16 +93,16 @@ class Detector:
             return z_BTR @ w_F + c
         return torch.where(z_BTR > self.q_K, z_BTR, 0.0).sum(-1)
 
-    def score(self, z_BTR: Tensor, context: SequenceContext) -> Tensor:
+    def score(self, z_BTR: Tensor, context: FilledContext) -> Tensor:
         """s [B, T] of the codes that are read."""
         return running(self.evidence(z_BTR), context, self.cfg, self.drift)
 
-    def above(self, z_BTR: Tensor, context: SequenceContext) -> Tensor:
+    def above(self, z_BTR: Tensor, context: FilledContext) -> Tensor:
         """[B, T] bool: valid tokens at which the score is above the threshold."""
         return (self.score(z_BTR, context) > self.threshold) & context.mask_BT
 
 
-def running(mass_BT: Tensor, context: SequenceContext, cfg: DetectorConfig, drift: float) -> Tensor:
+def running(mass_BT: Tensor, context: FilledContext, cfg: DetectorConfig, drift: float) -> Tensor:
     """s [B, T] of an evidence u [B, T]; see the module's equations."""
     starts_BT = context.boundary_BT >= DOCUMENT
     s_B = torch.zeros_like(mass_BT[:, 0])
@@ -131,7 +132,7 @@ def calibrate(
     cfg: DetectorConfig | None = None,
     forget_batches: Iterable[Any] | None = None,
 ) -> Detector:
-    """Set q, κ and h on retained text (:class:`~tsae.interventions.ranking.Text` or store batches).
+    """Set q, κ and h on retained text (:class:`tsae.interventions.ranking.Text` or store batches).
 
     The measured rate equals the asked one up to 1/n and ties (a score that is 0 nearly everywhere
     has h = 0 and a lower rate). ``forget_batches``: for the logistic evidence, which reads all
@@ -156,7 +157,9 @@ def calibrate(
         [z.to_dense()[..., read_K][keep] for z, keep in zip(codes, keeps, strict=True)]
     )
     q_K = exceeded_at_most(z_NK, cfg.latent_rate)
-    weights = separating(sae, scipy.sparse.vstack(kept), forget_batches) if logistic else None
+    weights = None
+    if logistic and forget_batches is not None:
+        weights = separating(sae, scipy.sparse.vstack(kept), forget_batches)
     rough = Detector(cfg, q_K, 0.0, math.inf, 0.0, weights)
     mass = [rough.evidence(z.to_dense()) for z in codes]
     u_N = torch.cat([u[keep] for u, keep in zip(mass, keeps, strict=True)]).double()
@@ -214,7 +217,7 @@ class Adaptive(Edit):
             return self.latents
         return torch.arange(self.sae.cfg.d_sae, device=self.latents.device)
 
-    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: SequenceContext) -> Tensor:
+    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: FilledContext) -> Tensor:
         old_BTK = z_BTF[..., self.latents]
         read_BTR = old_BTK if self.detector.weights is None else z_BTF
         active_BT1 = self.detector.above(read_BTR, context)[..., None]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tsae.analysis.chains import Chain
 from tsae.interventions.edit import Edit
-from tsae.saes.base import DOCUMENT, SAE, SequenceContext, require
+from tsae.saes.base import DOCUMENT, SAE, FilledContext, require
 
 
 class Link(NamedTuple):
@@ -78,7 +78,7 @@ class ChainClamp(Edit):
         sources = sorted({link.source for link in self.links})
         return torch.tensor(sources, device=self.latents.device)
 
-    def expected(self, z_BTF: Tensor, context: SequenceContext) -> Tensor:
+    def expected(self, z_BTF: Tensor, context: FilledContext) -> Tensor:
         """``Σ_k γ^k Σ_j C_k[j→i] z_j[t−k]`` [B, T, K] of the members."""
         document_BT = (context.boundary_BT >= DOCUMENT).cumsum(1)
         member = {latent: n for n, latent in enumerate(self.latents.tolist())}
@@ -94,7 +94,7 @@ class ChainClamp(Edit):
             out_BTK[:, lag:].index_add_(2, column, past * linked_BT[..., None])
         return out_BTK
 
-    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: SequenceContext) -> Tensor:
+    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: FilledContext) -> Tensor:
         expected_BTK = self.expected(z_BTF, context)
         # ``target`` is −m per cent of a norm; over the typical norm √d that is −g.
         minus_g_BT1 = self.target(x_BTD) / math.sqrt(self.sae.cfg.d_in)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tsae.interventions.edit import Edit
-from tsae.saes.base import SequenceContext
+from tsae.saes.base import FilledContext
 
 
 class Clamp(Edit):
@@ -18,7 +18,7 @@ class Clamp(Edit):
 
     strategy = "clamp"
 
-    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: SequenceContext) -> Tensor:
+    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: FilledContext) -> Tensor:
         old_BTK = z_BTF[..., self.latents]
         new_BTF = z_BTF.clone()
         new_BTF[..., self.latents] = torch.where(old_BTK > 0, self.target(x_BTD), old_BTK)

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from tsae.saes.base import DOCUMENT, SAE, SequenceContext, require
+from tsae.saes.base import DOCUMENT, SAE, FilledContext, SequenceContext, require
 
 
 class Edit(ABC):
@@ -94,15 +94,18 @@ class Edit(ABC):
         self.context = context
         return self
 
-    def context_of(self, raw_BTD: Tensor) -> SequenceContext:
+    def context_of(self, raw_BTD: Tensor) -> FilledContext:
         """The context at the length of ``raw``, with BOS and massive tokens masked.
 
         Raises ValueError when the given context is of another batch or longer than ``raw``.
         """
-        mask_BT, boundary_BT = self.context
+        given = self.context
         shape, device = raw_BTD.shape[:2], raw_BTD.device
         filled = []
-        for part, value, kind in ((mask_BT, True, torch.bool), (boundary_BT, 0, torch.uint8)):
+        for part, value, kind in (
+            (given.mask_BT, True, torch.bool),
+            (given.boundary_BT, 0, torch.uint8),
+        ):
             whole = torch.full(shape, value, dtype=kind, device=device)
             if part is not None:
                 if part.shape[0] != shape[0] or part.shape[1] > shape[1]:
@@ -116,7 +119,7 @@ class Edit(ABC):
         mask_BT[:, 0] = False
         boundary_BT[:, :2] = DOCUMENT  # context is cut at BOS and at the first token after it
         mask_BT &= raw_BTD.norm(dim=-1) <= self.massive_norm
-        return SequenceContext(mask_BT, boundary_BT)
+        return FilledContext(mask_BT, boundary_BT)
 
     def target(self, x_BTD: Tensor) -> Tensor:
         """The value [B, T, 1] to which a latent is set."""
@@ -125,10 +128,10 @@ class Edit(ABC):
         return torch.full_like(x_BTD[..., :1], -self.multiplier * self.unit)
 
     @abstractmethod
-    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: SequenceContext) -> Tensor:
+    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: FilledContext) -> Tensor:
         """The new codes z' [B, T, F]; may depend on the same and earlier tokens alone."""
 
-    def codes(self, raw_BTD: Tensor) -> tuple[Tensor, Tensor, SequenceContext]:
+    def codes(self, raw_BTD: Tensor) -> tuple[Tensor, Tensor, FilledContext]:
         """Normalised x [B, T, d], its codes z [B, T, F], and the context they were made in."""
         context = self.context_of(raw_BTD)
         x_BTD = raw_BTD.float() * self.scale

@@ -55,7 +55,7 @@ def tracked(
     sae: SAE, texts: Iterable[Any], cfg: ChainConfig, seed: int = 0
 ) -> TemporalCorrelationTracker:
     """A tracker that has read the kept tokens of ``texts`` (see
-    :class:`~tsae.interventions.ranking.Text`) as codes of ``sae``, whatever its variant.
+    :class:`tsae.interventions.ranking.Text`) as codes of ``sae``, whatever its variant.
 
     Tokens that are not kept are in nobody's past or present; W is learned along the way, one step
     a batch. Draws from a generator of its own, so that nothing else depends on it.

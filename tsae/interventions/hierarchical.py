@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tsae.interventions.adaptive import exceeded_at_most
 from tsae.interventions.edit import Edit
-from tsae.saes.base import SAE, SequenceContext, require
+from tsae.saes.base import SAE, FilledContext, require
 from tsae.saes.hierarchical import HierarchicalSAE
 
 EDGE = 1e-3
@@ -49,7 +49,7 @@ def rank_above(
 ) -> Above:
     """Rank the columns of ``codes(text)`` [B, T, K]; those never above their q on forget text go.
 
-    ``forget``, ``retain``: :class:`~tsae.interventions.ranking.Text` or store batches. Raises
+    ``forget``, ``retain``: :class:`tsae.interventions.ranking.Text` or store batches. Raises
     ``ValueError`` on an empty text or a threshold outside [0, 1).
     """
     require(0 <= retain_threshold < 1, "retain_threshold", retain_threshold, "in [0, 1)")
@@ -92,7 +92,9 @@ def children(W_PF: Tensor, parents: Tensor, n_leaves: int) -> tuple[Tensor, Tens
     return leaves, torch.where(weight_KN > EDGE, weight_KN / largest_K1, 0.0)
 
 
-def rank_parents(sae: SAE, forget: Iterable, retain: Iterable, retain_threshold: float) -> Above:
+def rank_parents(
+    sae: HierarchicalSAE, forget: Iterable, retain: Iterable, retain_threshold: float
+) -> Above:
     """:func:`rank_above` of the parents that have children."""
     has_P = (sae.composition > EDGE).any(1)
     ids = has_P.nonzero()[:, 0]
@@ -117,7 +119,7 @@ def rank_leaves(
 
 
 def clamp_above(
-    strategy: str, sae: SAE, above: Above, n_leaves: int
+    strategy: str, sae: Any, above: Above, n_leaves: int
 ) -> tuple[Tensor, Callable[..., Edit]]:
     """The leaves that ``hierarchical`` or ``leaves`` sets, at most ``n_leaves``, and its maker.
 
@@ -127,8 +129,8 @@ def clamp_above(
         ids, q_K = above.latents[:n_leaves], above.q_K[:n_leaves]
         return ids, partial(LeafClamp, sae, ids, q_K=q_K)
     ids = children(sae.composition, above.latents, n_leaves)[0]
-    chosen = {"q_K": above.q_K, "n_leaves": n_leaves}
-    return ids, partial(HierarchicalClamp, sae, above.latents, **chosen)
+    q_K = above.q_K
+    return ids, partial(HierarchicalClamp, sae, above.latents, q_K=q_K, n_leaves=n_leaves)
 
 
 class HierarchicalClamp(Edit):
@@ -138,10 +140,11 @@ class HierarchicalClamp(Edit):
     """
 
     strategy = "hierarchical"
+    sae: HierarchicalSAE
 
     def __init__(
         self,
-        sae: SAE,
+        sae: HierarchicalSAE,
         parents: Tensor | Iterable[int],
         multiplier: float,
         scale: float,
@@ -160,7 +163,7 @@ class HierarchicalClamp(Edit):
         leaves, self.share_KN = children(sae.composition, self.parents, n_leaves)
         super().__init__(sae, leaves, multiplier, scale, relative, **options)
 
-    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: SequenceContext) -> Tensor:
+    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: FilledContext) -> Tensor:
         h2_NP = self.sae.parent_codes(z_BTF.flatten(0, 1), context.mask_BT.flatten())[0]
         speaks_NK = h2_NP[:, self.parents] > self.q_K
         share_N = torch.where(speaks_NK[..., None], self.share_KN, 0.0).amax(1)
@@ -194,7 +197,7 @@ class LeafClamp(Edit):
         require(same, "q_K", len(q_K), f"of the {len(self.latents)} chosen latents")
         self.q_K = q_K.to(self.latents.device)
 
-    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: SequenceContext) -> Tensor:
+    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: FilledContext) -> Tensor:
         old_BTK = z_BTF[..., self.latents]
         new_BTF = z_BTF.clone()
         new_BTF[..., self.latents] = torch.where(old_BTK > self.q_K, self.target(x_BTD), old_BTK)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tsae.saes.base import SAE, SequenceContext, require
+from tsae.saes.base import SAE, FilledContext, require
 
 
 class Text(NamedTuple):
@@ -17,7 +17,7 @@ class Text(NamedTuple):
     """
 
     x_BTD: Tensor
-    context: SequenceContext
+    context: FilledContext
     keep_BT: Tensor
 
 
@@ -51,7 +51,7 @@ def labelled(
         rows = keep_BT.any(1)
         if not rows.any():
             continue
-        context = SequenceContext(*(part[rows] for part in batch.context))
+        context = FilledContext(*(part[rows] for part in batch.context))
         yield Text(batch.x_BTD[rows], context, keep_BT[rows])
         kept += int(keep_BT.sum())
         if limit_tokens is not None and kept >= limit_tokens:

@@ -180,7 +180,7 @@ def encode(
         reference = not has_sparse_products(bias_F.device)
     flat = [tensor for pair in pairs for tensor in pair]
     values, rows, cols, crow, pre = _Encode.apply(select, reference, first, bias_F, *flat)
-    return Codes(values, rows, cols, crow, tuple(pre.shape)), pre
+    return Codes(values, rows, cols, crow, (len(pre), pre.shape[1])), pre
 
 
 def decode(codes: Codes, W_dec: Tensor, reference: bool | None = None) -> Tensor:

@@ -15,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = Parser(prog="tsae.pipeline", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = Parser(add_help=False)
     shared.add_argument("--profile", default="laptop", help="a file of workflow/profiles")
     shared.add_argument("--root", type=Path, default=ROOT, help="the repository")
     shared.add_argument("--model", help="model folder of a local world")

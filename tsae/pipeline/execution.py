@@ -130,7 +130,7 @@ def run_notebook(stage: Stage, root: Path) -> None:
         )
 
 
-def describe(error: Exception) -> tuple[str, str]:
+def describe(error: Any) -> tuple[str, str]:
     """(one line, all details) of what stopped a stage."""
     name, message = type(error).__name__, str(error)
     details = ANSI.sub("", message)

@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 
 from tsae.saes.base import DOCUMENT, SAE, Phase, SAEConfig, SAEOutput, SequenceContext
+from tsae.saes.context import FilledContext
 from tsae.saes.registry import build, load, names, register
 
 for _module in pkgutil.iter_modules(__path__):
@@ -11,6 +12,7 @@ for _module in pkgutil.iter_modules(__path__):
 
 __all__ = [
     "DOCUMENT",
+    "FilledContext",
     "SAE",
     "Phase",
     "SAEConfig",

@@ -5,6 +5,8 @@ by construction, ``select(pre_NF, mask_N)`` naming the active entries for the sp
 token outside the mask has the code zero. ``pre`` is ReLU'd by every activation: codes are >= 0.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -236,6 +238,8 @@ class ReservedTopK(nn.Module):
 
 class Grouped(nn.Module):
     """One activation for each block of latents, so that no block is starved of its share of k."""
+
+    parts: Any
 
     def __init__(self, parts: list[nn.Module], sizes: list[int]):
         super().__init__()

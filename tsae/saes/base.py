@@ -19,7 +19,7 @@ from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
 from tsae.saes.config import Phase, SAEConfig, require
-from tsae.saes.context import DOCUMENT, SequenceContext
+from tsae.saes.context import DOCUMENT, FilledContext, SequenceContext
 
 __all__ = [
     "DOCUMENT",
@@ -51,6 +51,9 @@ class SAE(nn.Module):
     """
 
     name: str
+    act: Any  # a module of tsae.saes.activations; the sparse ones among them have ``select``
+    idle_tokens: Tensor
+    sparsity_weight: Tensor
 
     def __init__(self, cfg: SAEConfig):
         super().__init__()
@@ -82,7 +85,7 @@ class SAE(nn.Module):
 
     # ---- encoding -------------------------------------------------------------------------
 
-    def checked(self, x_BTD: Tensor, context: SequenceContext | None) -> SequenceContext:
+    def checked(self, x_BTD: Tensor, context: SequenceContext | None) -> FilledContext:
         """Fill in the context; raise ``ValueError`` on a wrong shape."""
         if x_BTD.ndim != 3 or x_BTD.shape[-1] != self.cfg.d_in:
             raise ValueError(
@@ -90,11 +93,11 @@ class SAE(nn.Module):
             )
         return (context or SequenceContext()).filled(x_BTD)
 
-    def centred(self, x_BTD: Tensor, context: SequenceContext) -> Tensor:
+    def centred(self, x_BTD: Tensor, context: FilledContext) -> Tensor:
         """``x - b_dec`` with invalid tokens set to 0, so that none reaches another's context."""
         return torch.where(context.mask_BT[..., None], x_BTD - self.b_dec, 0.0)
 
-    def features(self, x_BTD: Tensor, context: SequenceContext) -> list[tuple[Tensor, Tensor]]:
+    def features(self, x_BTD: Tensor, context: FilledContext) -> list[tuple[Tensor, Tensor]]:
         """Pairs (u [N, d_j], W [d_j, F]) with ``pre = sum u W + b_enc``; N = B * T.
 
         The first is always ``x - b_dec`` (0 at invalid tokens) and ``W_enc``.
@@ -102,7 +105,7 @@ class SAE(nn.Module):
         return [(self.centred(x_BTD, context).flatten(0, 1), self.W_enc)]
 
     def codes(
-        self, x_BTD: Tensor, context: SequenceContext
+        self, x_BTD: Tensor, context: FilledContext
     ) -> tuple[Codes | None, Tensor | None, Tensor]:
         """Sparse codes, dense codes [N, F] and pre-activations [N, F] of all tokens.
 
@@ -110,7 +113,8 @@ class SAE(nn.Module):
         the dense ones, which nothing then needs to hold.
         """
         mask_N = context.mask_BT.flatten()
-        pairs, bias_F = self.features(x_BTD, context), self.b_enc
+        pairs = self.features(x_BTD, context)
+        bias_F: Tensor = self.b_enc
         if hasattr(self.act, "select") and not self.dense_path:
             if not x_BTD.requires_grad:
                 # Of the gradient of x - b_dec only the sum over tokens is wanted, which the bias
@@ -158,11 +162,14 @@ class SAE(nn.Module):
         mask_N = context.mask_BT.flatten()
         n = mask_N.sum().clamp_min(1)
         codes, z_NF, pre_NF = self.codes(x_BTD, context)
-        decoded = z_NF @ self.W_dec if codes is None else sparse.decode(codes, self.W_dec)
+        if codes is None:
+            assert z_NF is not None
+            decoded, active = z_NF @ self.W_dec, z_NF > 0
+        else:
+            decoded, active = sparse.decode(codes, self.W_dec), codes.values > 0
         target_ND = self.centred(x_BTD, context).flatten(0, 1)  # 0 at invalid tokens, as the codes
         sse = nn.functional.mse_loss(decoded, target_ND, reduction="sum")
         terms = {"mse": sse / (n * self.cfg.d_in)}
-        active = z_NF > 0 if codes is None else codes.values > 0
         l0 = active.count_nonzero() / n
         terms.update(self.sparsity_terms(z_NF, pre_NF, mask_N, l0))
         if self.training:
@@ -174,7 +181,7 @@ class SAE(nn.Module):
         return terms
 
     def sparsity_terms(
-        self, z_NF: Tensor, pre_NF: Tensor, mask_N: Tensor, l0: Tensor
+        self, z_NF: Tensor | None, pre_NF: Tensor, mask_N: Tensor, l0: Tensor
     ) -> dict[str, Tensor]:
         """The sparsity term of relu and jumprelu; steers its weight when ``match_l0``."""
         if self.cfg.act not in ("relu", "jumprelu"):
@@ -184,6 +191,7 @@ class SAE(nn.Module):
         if self.cfg.act == "jumprelu":
             penalty = self.act.l0(pre_NF, mask_N) / self.cfg.k
         else:
+            assert z_NF is not None  # relu has no sparse codes
             penalty = z_NF.sum() / mask_N.sum().clamp_min(1) / self.cfg.d_in
         if self.training and self.cfg.match_l0 and warm == 1:
             with torch.no_grad():
@@ -202,7 +210,7 @@ class SAE(nn.Module):
         return self.idle_tokens >= self.cfg.dead_after
 
     def aux_term(
-        self, x_BTD: Tensor, context: SequenceContext, error_ND: Tensor
+        self, x_BTD: Tensor, context: FilledContext, error_ND: Tensor
     ) -> dict[str, Tensor]:
         """AuxK (Gao et al. 2024): the k_aux strongest dead latents reconstruct the error.
 
@@ -226,7 +234,7 @@ class SAE(nn.Module):
     def extra_terms(
         self,
         x_BTD: Tensor,
-        context: SequenceContext,
+        context: FilledContext,
         codes: Codes | None,
         z_NF: Tensor | None,
         pre_NF: Tensor,

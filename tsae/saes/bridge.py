@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tsae.errors import CheckpointError
 from tsae.files import read_json
-from tsae.saes.base import SAE, SAEConfig, SAEOutput, SequenceContext
+from tsae.saes.base import SAE, FilledContext, SAEConfig, SAEOutput
 from tsae.saes.registry import load
 
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -80,7 +80,7 @@ def copy_static(parent: SAE, child: SAE) -> None:
 
 
 def match(
-    student: SAE, teacher: SAE, x_BTD: Tensor, context: SequenceContext
+    student: SAE, teacher: SAE, x_BTD: Tensor, context: FilledContext
 ) -> tuple[SAEOutput, dict[str, Tensor]]:
     """``mean_t |z - z_T|^2 / d`` + ``mean_t |x_hat - x_hat_T|^2 / d`` against the teacher T.
 

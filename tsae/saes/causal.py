@@ -18,7 +18,16 @@ from torch.utils.checkpoint import checkpoint
 from tsae import distributed
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
-from tsae.saes.base import DOCUMENT, SAE, SAEConfig, SAEOutput, SequenceContext, Stream, require
+from tsae.saes.base import (
+    DOCUMENT,
+    SAE,
+    FilledContext,
+    SAEConfig,
+    SAEOutput,
+    SequenceContext,
+    Stream,
+    require,
+)
 from tsae.saes.registry import register
 from tsae.tracking import (
     Active,
@@ -87,6 +96,7 @@ class CausalSAE(SAE):
     """The SAE of the module's equations; ``tracker`` holds C, and W with its learning."""
 
     cfg: CausalConfig
+    observed: tuple[Active, Tensor] | None
 
     def __init__(self, cfg: CausalConfig):
         super().__init__(cfg)
@@ -109,21 +119,23 @@ class CausalSAE(SAE):
         if hasattr(self.act, "select"):
             rows, cols, crow = self.act.select(pre_NF, mask_N)
             values = pre_NF[rows, cols].clamp_min(0.0)
-            active = strongest(Codes(values, rows, cols, crow, pre_NF.shape), self.cfg.slots)
+            active = strongest(
+                Codes(values, rows, cols, crow, (len(pre_NF), pre_NF.shape[1])), self.cfg.slots
+            )
         else:
             active = strongest(self.act(pre_NF, mask_N), self.cfg.slots)
         self.act.train(training)
         return active
 
     @torch.no_grad()
-    def prior(self, active: Active, context: SequenceContext) -> Tensor:
+    def prior(self, active: Active, context: FilledContext) -> Tensor:
         """``Σ_ℓ Σ_j C_ℓ[j→·] z⁰_j[t−ℓ]`` [N, F]."""
         out_NF = self.b_enc.new_zeros(len(active.ids_NM), self.cfg.d_sae)
         for lagged in history(active, documents(context), self.cfg.window, self.cfg.bits):
             self.tracker.add_prior(out_NF, lagged.rows_n, lagged.past, lagged.lag)
         return out_NF
 
-    def pre_activations(self, x_BTD: Tensor, context: SequenceContext) -> Tensor:
+    def pre_activations(self, x_BTD: Tensor, context: FilledContext) -> Tensor:
         """``pre`` [N, F] by dense products; C is not moved."""
         pre = sum(u @ W for u, W in self.features(x_BTD, context)) + self.b_enc
         if not self.cfg.feedback:
@@ -145,11 +157,13 @@ class CausalSAE(SAE):
     # ---- training -------------------------------------------------------------------------
 
     def codes(
-        self, x_BTD: Tensor, context: SequenceContext
+        self, x_BTD: Tensor, context: FilledContext
     ) -> tuple[Codes | None, Tensor | None, Tensor]:
         if not self.cfg.feedback:
             codes, z_NF, pre_NF = super().codes(x_BTD, context)
-            self.observe(strongest(z_NF if codes is None else codes, self.cfg.slots), context)
+            dense_or_sparse = z_NF if codes is None else codes
+            assert dense_or_sparse is not None
+            self.observe(strongest(dense_or_sparse, self.cfg.slots), context)
             return codes, z_NF, pre_NF
         mask_N = context.mask_BT.flatten()
         pairs = self.features(x_BTD, context)
@@ -157,7 +171,7 @@ class CausalSAE(SAE):
             static = sum(u @ W for u, W in pairs) + self.b_enc
             pre = static + self.rho * self.fed_back(static.detach(), context)
             return None, self.act(pre, mask_N), pre
-        prior_NF = None
+        prior_NF: Tensor
 
         def select(pre_NF: Tensor) -> sparse.Selection:
             nonlocal prior_NF
@@ -172,7 +186,7 @@ class CausalSAE(SAE):
         codes = codes._replace(values=values)
         return codes, None, pre
 
-    def fed_back(self, static_NF: Tensor, context: SequenceContext) -> Tensor:
+    def fed_back(self, static_NF: Tensor, context: FilledContext) -> Tensor:
         """The prior of a training batch, which then moves C.
 
         C of before the batch is used, or a token's prior would contain the token itself. Only the
@@ -187,7 +201,7 @@ class CausalSAE(SAE):
             self.observe(active, context)
         return prior_NF
 
-    def observe(self, active: Active, context: SequenceContext) -> None:
+    def observe(self, active: Active, context: FilledContext) -> None:
         """Move C while training, and keep the codes for the loss of W: those of the whole batch,
         which every rank sees, so that all hold the same C."""
         if self.training:
@@ -202,14 +216,15 @@ class CausalSAE(SAE):
     def extra_terms(
         self,
         x_BTD: Tensor,
-        context: SequenceContext,
+        context: FilledContext,
         codes: Codes | None,
-        z_NF: Tensor,
+        z_NF: Tensor | None,
         pre_NF: Tensor,
     ) -> dict[str, Tensor]:
         """``relation``: the loss of W on the batch's codes, while training."""
         if not self.training:
             return {}
+        assert self.observed is not None  # ``codes`` has observed the batch
         (active, document_N), self.observed = self.observed, None
         relation = self.tracker.relation
         if self.cfg.learning == "norm":
@@ -226,18 +241,20 @@ class CausalSAE(SAE):
         return CausalStream(self, batch_size)
 
 
-def opens_document(context: SequenceContext) -> Tensor:
+def opens_document(context: FilledContext) -> Tensor:
     """Whether a document starts at each token [B, T]; a sequence always starts one."""
     return context.boundary_BT >= DOCUMENT
 
 
-def documents(context: SequenceContext) -> Tensor:
+def documents(context: FilledContext) -> Tensor:
     """The number [N] of each token's document."""
     return opens_document(context).flatten().cumsum(0)
 
 
 class CausalStream(Stream):
     """A circular buffer of the last ``window`` tokens' static codes."""
+
+    sae: CausalSAE
 
     def __init__(self, sae: CausalSAE, batch_size: int):
         super().__init__(sae, batch_size)

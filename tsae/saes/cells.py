@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from tsae.saes.base import DOCUMENT, SequenceContext
+from tsae.saes.base import DOCUMENT, FilledContext
 
 
 class Pieces(NamedTuple):
@@ -27,7 +27,7 @@ class Pieces(NamedTuple):
     sizes: Tensor
 
 
-def pieces_of(context: SequenceContext) -> Pieces:
+def pieces_of(context: FilledContext) -> Pieces:
     """Cut the valid tokens of a filled context into pieces at document starts."""
     rows_n = context.mask_BT.flatten().nonzero()[:, 0]
     document_n = (context.boundary_BT >= DOCUMENT).flatten().cumsum(0)[rows_n]
@@ -83,8 +83,8 @@ class _Cells(torch.autograd.Function):
         earlier = torch.arange(sizes[0], len(h), device=h.device)
         earlier -= size[:-1].repeat_interleave(size[1:])
         c_before = torch.cat([torch.zeros_like(c[: sizes[0]]), c[earlier]])
-        slopes = [g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)]
-        slopes = torch.stack([*slopes, squashed * o * (1 - o)], 1)  # by i, f, g, and o
+        of_ifg = [g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)]
+        slopes = torch.stack([*of_ifg, squashed * o * (1 - o)], 1)  # by i, f, g, and o
         slope_c = o * (1 - squashed * squashed)
         dgates = torch.empty_like(slopes)  # in the order i, f, g, o
         W_GH = torch.cat([W_hh[: 2 * H], W_hh[3 * H :], W_hh[2 * H : 3 * H]])
@@ -116,9 +116,9 @@ def run_lstm(lstm: nn.LSTM, x_nD: Tensor, pieces: Pieces, tbptt: int | None = No
     if x_nD.device.type == "cpu":
         i, f, g, o = torch.arange(4 * lstm.hidden_size).chunk(4)
         order = torch.cat([i, f, o, g])  # so that one call does all that is squashed alike
-        bias = (lstm.bias_ih_l0 + lstm.bias_hh_l0)[order]
-        given = nn.functional.linear(packed, lstm.weight_ih_l0[order], bias)
-        h = _Cells.apply(given, lstm.weight_hh_l0[order], pieces.sizes.tolist(), tbptt)
+        W_ih, W_hh, b_ih, b_hh = lstm.all_weights[0]
+        given = nn.functional.linear(packed, W_ih[order], (b_ih + b_hh)[order])
+        h = _Cells.apply(given, W_hh[order], pieces.sizes.tolist(), tbptt)
     else:
         parts, state, done = [], None, 0
         for sizes in pieces.sizes.split(tbptt or len(pieces.sizes)):

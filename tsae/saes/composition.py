@@ -29,6 +29,12 @@ class Composition(nn.Module):
     seen.
     """
 
+    W: Tensor
+    curvature: Tensor
+    energy1: Tensor
+    energy2: Tensor
+    fits: Tensor
+
     def __init__(self, n_children: int, n_parents: int, lambda_w: float):
         super().__init__()
         self.lambda_w = lambda_w

@@ -70,9 +70,9 @@ class SAEConfig:
         require(0 < self.threshold_ema < 1, "threshold_ema", self.threshold_ema, "between 0 and 1")
         for field in ("bandwidth", "threshold_start"):
             require(getattr(self, field) > 0, field, getattr(self, field), "above 0")
-        for field in fields(self):  # JSON turns tuples into lists
-            if isinstance(getattr(self, field.name), list):
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        for field in (known.name for known in fields(self)):  # JSON turns tuples into lists
+            if isinstance(getattr(self, field), list):
+                object.__setattr__(self, field, tuple(getattr(self, field)))
 
 
 def split_by_shares(total: int, shares: tuple[float, ...]) -> list[int]:

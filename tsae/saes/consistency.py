@@ -20,6 +20,7 @@ def block_of(
     From sparse codes only the active entries of these tokens are read.
     """
     if codes is None:
+        assert z_NF is not None
         return z_NF[rows_P, start:stop]
     place_N = torch.full((codes.shape[0],), -1, device=rows_P.device)
     place_N[rows_P] = torch.arange(rows_P.numel(), device=rows_P.device)

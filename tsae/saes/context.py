@@ -20,7 +20,7 @@ class SequenceContext(NamedTuple):
     mask_BT: Tensor | None = None
     boundary_BT: Tensor | None = None
 
-    def filled(self, x_BTD: Tensor) -> "SequenceContext":
+    def filled(self, x_BTD: Tensor) -> "FilledContext":
         """Both tensors present, on the device of ``x``. Raises ``ValueError`` on a wrong shape."""
         shape = x_BTD.shape[:2]
         mask, boundary = self
@@ -33,4 +33,11 @@ class SequenceContext(NamedTuple):
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, x has {tuple(shape)}.")
         boundary = boundary.to(x_BTD.device).clone()
         boundary[:, 0] = DOCUMENT
-        return SequenceContext(mask.to(x_BTD.device), boundary)
+        return FilledContext(mask.to(x_BTD.device), boundary)
+
+
+class FilledContext(SequenceContext):
+    """A context of which both tensors are there, as :meth:`SequenceContext.filled` returns it."""
+
+    mask_BT: Tensor
+    boundary_BT: Tensor

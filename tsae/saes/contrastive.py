@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from tsae.kernels.sparse import Codes
-from tsae.saes.base import DOCUMENT, SequenceContext, require
+from tsae.saes.base import DOCUMENT, FilledContext, require
 from tsae.saes.matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from tsae.saes.registry import register
 
@@ -99,9 +99,9 @@ class ContrastiveSAE(MatryoshkaSAE):
     def extra_terms(
         self,
         x_BTD: Tensor,
-        context: SequenceContext,
+        context: FilledContext,
         codes: Codes | None,
-        z_NF: Tensor,
+        z_NF: Tensor | None,
         pre_NF: Tensor,
     ) -> dict[str, Tensor]:
         """``prefixes`` (the high prefix's error) and ``contrast`` = alpha/d C, weighted."""
@@ -111,16 +111,17 @@ class ContrastiveSAE(MatryoshkaSAE):
             terms["contrast"] = self.cfg.alpha / self.cfg.d_in * contrast
         return terms
 
-    def high(self, codes: Codes | None, z_NF: Tensor) -> Tensor:
+    def high(self, codes: Codes | None, z_NF: Tensor | None) -> Tensor:
         """The high latents' codes h [N, F_high], dense, with their gradient."""
         n_high = self.sizes[0]
         if codes is None:
+            assert z_NF is not None
             return z_NF[:, :n_high]
         kept = (codes.cols < n_high).nonzero()[:, 0]
         empty = codes.values.new_zeros(codes.shape[0], n_high)
         return empty.index_put((codes.rows[kept], codes.cols[kept]), codes.values[kept])
 
-    def contrast(self, h_NH: Tensor, context: SequenceContext) -> Tensor:
+    def contrast(self, h_NH: Tensor, context: FilledContext) -> Tensor:
         """``C`` of the module's equations over at most ``pairs`` pairs; 0 with fewer than two."""
         mask_N, opens_N = context.mask_BT.flatten(), context.boundary_BT.flatten() >= DOCUMENT
         t_N = torch.arange(len(mask_N), device=mask_N.device)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tsae.kernels.sparse import Codes, group_energy, lag_dots
 from tsae.saes import activations
-from tsae.saes.base import DOCUMENT, SAE, SAEConfig, SequenceContext, Stream, require
+from tsae.saes.base import DOCUMENT, SAE, FilledContext, SAEConfig, Stream, require
 from tsae.saes.config import split_by_shares
 from tsae.saes.consistency import block_of, info_nce, sampled_pairs
 from tsae.saes.registry import register
@@ -85,6 +85,8 @@ class ConvSAE(SAE):
     """The temporal convolution of the module's equations."""
 
     cfg: ConvConfig
+    group_F: Tensor
+    weight_G: Tensor
 
     def __init__(self, cfg: ConvConfig):
         super().__init__(cfg)
@@ -138,7 +140,7 @@ class ConvSAE(SAE):
 
     # ---- boundaries -----------------------------------------------------------------------
 
-    def closed(self, x_BTD: Tensor, context: SequenceContext) -> Tensor:
+    def closed(self, x_BTD: Tensor, context: FilledContext) -> Tensor:
         """``b`` [B, T] in [0, 1]: how far each token closes the context before it."""
         document = (context.boundary_BT >= DOCUMENT).to(x_BTD.dtype)
         if self.cfg.gate == "none":
@@ -161,16 +163,16 @@ class ConvSAE(SAE):
 
     # ---- encoder --------------------------------------------------------------------------
 
-    def features(self, x_BTD: Tensor, context: SequenceContext) -> list[tuple[Tensor, Tensor]]:
+    def features(self, x_BTD: Tensor, context: FilledContext) -> list[tuple[Tensor, Tensor]]:
         x = self.centred(x_BTD, context)
-        pairs = [(x.flatten(0, 1), self.W_enc)]
+        pairs: list[tuple[Tensor, Tensor]] = [(x.flatten(0, 1), self.W_enc)]
         gates = self.lag_gates(self.closed(x, context))
         if not gates:
             return pairs
         if self.cfg.lag_rank is None:
             for j, g in enumerate(gates, start=1):
-                lagged = nn.functional.pad(x, (0, 0, j, 0))[:, : x.shape[1]] * g[..., None]
-                pairs.append((lagged.flatten(0, 1), self.W_lag[j - 1]))
+                past = nn.functional.pad(x, (0, 0, j, 0))[:, : x.shape[1]] * g[..., None]
+                pairs.append((past.flatten(0, 1), self.W_lag[j - 1]))
             return pairs
         # One projection for all lags, then each block shifts by its own lag: no [B,T,w,d] copy.
         # The bias is projected apart, so that its gradient is a product of vectors.
@@ -192,7 +194,7 @@ class ConvSAE(SAE):
     def extra_terms(
         self,
         x_BTD: Tensor,
-        context: SequenceContext,
+        context: FilledContext,
         codes: Codes | None,
         z_NF: Tensor | None,
         pre_NF: Tensor,
@@ -238,12 +240,14 @@ class ConvSAE(SAE):
         """``|z_g|^2`` [N, G]."""
         if codes is not None:
             return group_energy(codes, self.group_F, len(self.sizes))
+        assert z_NF is not None
         return torch.stack([b.square().sum(1) for b in z_NF.split(self.sizes, 1)], 1)
 
     def dots(self, codes: Codes | None, z_NF: Tensor | None, lags: tuple[int, ...]) -> Tensor:
         """``z_g[t] . z_g[t-lag]`` [L, N, G] for every lag."""
         if codes is not None:
             return lag_dots(codes, lags, self.group_F, len(self.sizes))
+        assert z_NF is not None
         products = [z_NF * nn.functional.pad(z_NF[:-lag], (0, 0, lag, 0)) for lag in lags]
         blocks = [torch.stack([b.sum(1) for b in p.split(self.sizes, 1)], 1) for p in products]
         return torch.stack(blocks)
@@ -254,6 +258,8 @@ class ConvSAE(SAE):
 
 class ConvStream(Stream):
     """A preallocated circular buffer of the last w-1 centred tokens and their running gates."""
+
+    sae: ConvSAE
 
     def __init__(self, sae: ConvSAE, batch_size: int):
         super().__init__(sae, batch_size)
@@ -277,7 +283,8 @@ class ConvStream(Stream):
         x = torch.where(mask_B[:, None], x_BD - sae.b_dec, 0.0)
         pair = torch.stack([self.previous_BD, x], 1)
         both = torch.stack([boundary_B, boundary_B], 1)
-        self.gate_BS *= 1.0 - sae.closed(pair, SequenceContext(None, both))[:, 1:]
+        context = FilledContext(torch.ones_like(both, dtype=torch.bool), both)
+        self.gate_BS *= 1.0 - sae.closed(pair, context)[:, 1:]
         pre = x @ sae.W_enc + sae.b_enc
         slots = self.buffer_BSD.shape[1]
         for j in range(1, cfg.window):

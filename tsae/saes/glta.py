@@ -22,7 +22,16 @@ from torch import Tensor, nn
 from tsae import distributed
 from tsae.kernels.scan import scan
 from tsae.kernels.sparse import Codes
-from tsae.saes.base import DOCUMENT, SAE, SAEConfig, SAEOutput, SequenceContext, Stream, require
+from tsae.saes.base import (
+    DOCUMENT,
+    SAE,
+    FilledContext,
+    SAEConfig,
+    SAEOutput,
+    SequenceContext,
+    Stream,
+    require,
+)
 from tsae.saes.registry import register
 
 SCHEDULES = ("learned", "decay")
@@ -74,11 +83,16 @@ class GLTASAE(SAE):
     """The adapting autoencoder of the module's equations."""
 
     cfg: GLTAConfig
+    raw_beta: Tensor
+    raw_theta: Tensor
+    raw_tau: Tensor
+    var_F: Tensor
+    variance_steps: Tensor
 
     def __init__(self, cfg: GLTAConfig):
         super().__init__(cfg)
         shape = () if cfg.scope == "global" else (cfg.d_sae,)
-        tau = cfg.tau_start if cfg.tau in SCHEDULES else cfg.tau
+        tau = cfg.tau_start if isinstance(cfg.tau, str) else cfg.tau
         learned = dict.fromkeys(("beta", "theta"), cfg.train_adaptation)
         learned["tau"] = cfg.tau == "learned" and cfg.variance_scaling
         for name, start in (("beta", cfg.beta), ("theta", cfg.theta), ("tau", tau)):
@@ -149,7 +163,7 @@ class GLTASAE(SAE):
         self.var_F.lerp_(var_F.clamp_min(0.0), rate)
         self.variance_steps += 1
 
-    def adapted(self, x_BTD: Tensor, context: SequenceContext, track: bool = False) -> Tensor:
+    def adapted(self, x_BTD: Tensor, context: FilledContext, track: bool = False) -> Tensor:
         """``pre'`` [N, F]; ``track`` moves the variances first, as a training step does."""
         pre = sum(u @ W for u, W in self.features(x_BTD, context)) + self.b_enc
         if not self.cfg.train_adaptation and not self.theta.any():
@@ -166,7 +180,7 @@ class GLTASAE(SAE):
     # ---- the interface --------------------------------------------------------------------
 
     def codes(
-        self, x_BTD: Tensor, context: SequenceContext
+        self, x_BTD: Tensor, context: FilledContext
     ) -> tuple[Codes | None, Tensor | None, Tensor]:
         """As the base's, of ``pre'``: every latent's past shapes it, so its gradient is dense,
         while the decoder still sees the selected latents alone."""
@@ -176,7 +190,7 @@ class GLTASAE(SAE):
             return None, self.act(pre, mask_N), pre
         rows, cols, crow = self.act.select(pre.detach(), mask_N)
         values = pre.flatten().gather(0, rows * pre.shape[1] + cols).clamp_min(0.0)
-        codes = Codes(values, rows, cols, crow, tuple(pre.shape))
+        codes = Codes(values, rows, cols, crow, (len(pre), pre.shape[1]))
         return codes, None, pre
 
     def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
@@ -194,9 +208,9 @@ class GLTASAE(SAE):
     def extra_terms(
         self,
         x_BTD: Tensor,
-        context: SequenceContext,
+        context: FilledContext,
         codes: Codes | None,
-        z_NF: Tensor,
+        z_NF: Tensor | None,
         pre_NF: Tensor,
     ) -> dict[str, Tensor]:
         """``penalty`` = lambda (beta^2 + theta^2), where they are learned."""

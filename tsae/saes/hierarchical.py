@@ -23,7 +23,7 @@ from tsae import distributed
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
-from tsae.saes.base import SAE, Phase, SAEConfig, SAEOutput, SequenceContext, require
+from tsae.saes.base import SAE, FilledContext, Phase, SAEConfig, SAEOutput, SequenceContext, require
 from tsae.saes.bridge import check_static, copy_static, load_static, static_options
 from tsae.saes.composition import Composition
 from tsae.saes.registry import build, register
@@ -90,6 +90,10 @@ class HierarchicalSAE(SAE):
     """The two levels of the module's equations; the codes z are those of level 1."""
 
     cfg: HierarchicalConfig
+    act2: Any
+    composer: Composition
+    idle_parents: Tensor
+    parent_sparsity_weight: Tensor
 
     def __init__(self, cfg: HierarchicalConfig):
         super().__init__(cfg)
@@ -120,6 +124,7 @@ class HierarchicalSAE(SAE):
         """
         options = {"curriculum": ("level2", "joint"), **options}
         made = build("hierarchical", **static_options(sae, **options))
+        assert isinstance(made, cls)
         made.given = [check_static(sae, made.cfg)]
         copy_static(sae, made)
         made.meta = dict(sae.meta)
@@ -168,19 +173,21 @@ class HierarchicalSAE(SAE):
         terms = super().loss(x_BTD, context)
         return terms if self.l0_parents is None else {**terms, "l0_parents": self.l0_parents}
 
-    def codes(self, x_BTD: Tensor, context: SequenceContext) -> tuple[Codes | None, Tensor, Tensor]:
+    def codes(
+        self, x_BTD: Tensor, context: FilledContext
+    ) -> tuple[Codes | None, Tensor | None, Tensor]:
         """As the base; a frozen level 1 encodes as at inference, its threshold frozen too."""
         self.act.train(self.training and self.W_dec.requires_grad)
         return super().codes(x_BTD, context)
 
     def sparsity_terms(
-        self, z_NF: Tensor, pre_NF: Tensor, mask_N: Tensor, l0: Tensor
+        self, z_NF: Tensor | None, pre_NF: Tensor, mask_N: Tensor, l0: Tensor
     ) -> dict[str, Tensor]:
         """As the base; nothing while level 1 is frozen, when steering its weight would drift."""
         return super().sparsity_terms(z_NF, pre_NF, mask_N, l0) if self.W_dec.requires_grad else {}
 
     def aux_term(
-        self, x_BTD: Tensor, context: SequenceContext, error_ND: Tensor
+        self, x_BTD: Tensor, context: FilledContext, error_ND: Tensor
     ) -> dict[str, Tensor]:
         """As the base; nothing while level 1 is frozen."""
         return super().aux_term(x_BTD, context, error_ND) if self.W_dec.requires_grad else {}
@@ -188,9 +195,9 @@ class HierarchicalSAE(SAE):
     def extra_terms(
         self,
         x_BTD: Tensor,
-        context: SequenceContext,
+        context: FilledContext,
         codes: Codes | None,
-        z_NF: Tensor,
+        z_NF: Tensor | None,
         pre_NF: Tensor,
     ) -> dict[str, Tensor]:
         cfg = self.cfg
@@ -199,6 +206,7 @@ class HierarchicalSAE(SAE):
         mask_N = context.mask_BT.flatten()
         n = mask_N.sum().clamp_min(1)
         h1 = z_NF if codes is None else codes
+        assert h1 is not None
         h2, pre2 = self.parent_codes(h1, mask_N)
         error = (x_BTD.flatten(0, 1) - self.decode_parents(h2)) * mask_N[:, None]
         composed = self.composer(h1)
@@ -214,7 +222,7 @@ class HierarchicalSAE(SAE):
                 fired = distributed.anywhere((h2 > 0).any(0))
                 self.idle_parents.add_(distributed.count(int(n))).masked_fill_(fired, 0)
             terms.update(self.parent_aux(pre2, mask_N, error.detach()))
-            dense = z_NF if codes is None else codes.dense()
+            dense = h1 if isinstance(h1, Tensor) else h1.dense()
             self.composer.measure(codes, dense, h2, composed - h2, n)
         return terms
 
@@ -230,6 +238,7 @@ class HierarchicalSAE(SAE):
         else:
             penalty = h2.sum() / mask_N.sum().clamp_min(1) / cfg.d_in
         if self.training and cfg.match_l0 and warm == 1:
+            assert self.l0_parents is not None
             with torch.no_grad():
                 l0 = distributed.mean(self.l0_parents, mask_N.sum())
                 steer = (l0 / k2).log().clamp(-1, 1).mul(0.02).exp()

@@ -23,7 +23,16 @@ from torch import Tensor, nn
 
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
-from tsae.saes.base import SAE, Phase, SAEConfig, SAEOutput, SequenceContext, Stream, require
+from tsae.saes.base import (
+    SAE,
+    FilledContext,
+    Phase,
+    SAEConfig,
+    SAEOutput,
+    SequenceContext,
+    Stream,
+    require,
+)
 from tsae.saes.bridge import check_static, copy_static, load_static, match, origin, static_options
 from tsae.saes.cells import pieces_of, run_lstm
 from tsae.saes.recurrence import Recurrence, RecurrentStream
@@ -105,6 +114,7 @@ class LSTMSAE(SAE):
         :class:`CheckpointError` when ``sae`` is not static, ``ValueError`` on a bad option.
         """
         made = build("lstm", **static_options(sae, **options))
+        assert isinstance(made, cls)
         made.teacher = [check_static(sae, made.cfg)]
         copy_static(sae, made)
         made.meta = dict(sae.meta)
@@ -125,16 +135,18 @@ class LSTMSAE(SAE):
         k = min(self.cfg.memory_k, self.cfg.d_sae)
         values, cols = pre_NF.detach().topk(k, dim=1, sorted=False)
         weights = values.clamp_min(0.0) * mask_N[:, None]
-        P = self.recurrent.memory.P
-        return nn.functional.embedding_bag(cols, P, mode="sum", per_sample_weights=weights)
+        memory = self.recurrent.memory
+        assert memory is not None
+        return nn.functional.embedding_bag(cols, memory.P, mode="sum", per_sample_weights=weights)
 
-    def states(self, x_ND: Tensor, pre_NF: Tensor | None, context: SequenceContext) -> Tensor:
+    def states(self, x_ND: Tensor, pre_NF: Tensor | None, context: FilledContext) -> Tensor:
         """[h; m] [N, H + r], whichever of the two there are; 0 at invalid tokens."""
         parts, recurrent, pieces = [], self.recurrent, pieces_of(context)
         x_nD = x_ND[pieces.rows_n]
         if recurrent.lstm is not None:
             parts.append(run_lstm(recurrent.lstm, x_nD, pieces, self.cfg.tbptt))
         if recurrent.memory is not None:
+            assert pre_NF is not None  # the caller has it from ``static_pre``
             c_nR = self.projected(pre_NF, context.mask_BT.flatten())[pieces.rows_n]
             parts.append(recurrent.memory(c_nR, pieces.position_n))
         u_nS = torch.cat(parts, 1).to(x_ND.dtype)
@@ -152,11 +164,11 @@ class LSTMSAE(SAE):
         with torch.no_grad():
             return torch.addmm(self.b_enc, x_ND, self.W_enc)
 
-    def features(self, x_BTD: Tensor, context: SequenceContext) -> list[tuple[Tensor, Tensor]]:
+    def features(self, x_BTD: Tensor, context: FilledContext) -> list[tuple[Tensor, Tensor]]:
         return self.features_and_pre(x_BTD, context)[0]
 
     def features_and_pre(
-        self, x_BTD: Tensor, context: SequenceContext
+        self, x_BTD: Tensor, context: FilledContext
     ) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
         """The pairs of :meth:`features` and the first one's product, where it was needed."""
         pairs = super().features(x_BTD, context)
@@ -169,12 +181,13 @@ class LSTMSAE(SAE):
         return [*pairs, (u_NS, self.recurrent.weight())], pre_NF
 
     def codes(
-        self, x_BTD: Tensor, context: SequenceContext
+        self, x_BTD: Tensor, context: FilledContext
     ) -> tuple[Codes | None, Tensor | None, Tensor]:
         """As the base, with the static product made once for memory and codes."""
         if self.off or self.dense_path or not hasattr(self.act, "select"):
             return super().codes(x_BTD, context)
-        mask_N, bias_F = context.mask_BT.flatten(), self.b_enc
+        mask_N = context.mask_BT.flatten()
+        bias_F: Tensor = self.b_enc
         pairs, first = self.features_and_pre(x_BTD, context)
         if not x_BTD.requires_grad:  # the short way to the gradient of b_dec, as in the base
             bias_F = bias_F - (self.b_dec - self.b_dec.detach()) @ self.W_enc.detach()
@@ -212,7 +225,7 @@ class LSTMSAE(SAE):
         return terms if self.off else {**terms, **self.recurrent.openness()}
 
     def aux_term(
-        self, x_BTD: Tensor, context: SequenceContext, error_ND: Tensor
+        self, x_BTD: Tensor, context: FilledContext, error_ND: Tensor
     ) -> dict[str, Tensor]:
         """AuxK through the static encoder: reviving the dead needs no second run of the LSTM."""
         self.muted = True
@@ -224,7 +237,7 @@ class LSTMSAE(SAE):
     def extra_terms(
         self,
         x_BTD: Tensor,
-        context: SequenceContext,
+        context: FilledContext,
         codes: Codes | None,
         z_NF: Tensor | None,
         pre_NF: Tensor,
@@ -233,20 +246,25 @@ class LSTMSAE(SAE):
             return {}
         terms = {}
         # While rho leaves 0 no gate has earned its price yet.
-        if self.cfg.gated and self.phase != "introduce":
+        if self.recurrent.gate is not None and self.phase != "introduce":
             open_F = self.recurrent.gate.open_probability()
             terms["gate"] = self.cfg.lambda_gate * open_F.mean()
         if self.kept:
             mask_N = context.mask_BT.flatten()[:, None]
-            decoded = z_NF @ self.W_dec if codes is None else sparse.decode(codes, self.W_dec)
+            if codes is None:
+                assert z_NF is not None
+                decoded = z_NF @ self.W_dec
+            else:
+                decoded = sparse.decode(codes, self.W_dec)
             error = (x_BTD.flatten(0, 1) - decoded - self.b_dec) * mask_N
             gain = (error - self.kept[0]).square().sum() - error.square().sum()
             terms["recurrent"] = gain / (mask_N.sum().clamp_min(1) * self.cfg.d_in)
         return terms
 
-    def distil(self, x_BTD: Tensor, context: SequenceContext) -> dict[str, Tensor]:
+    def distil(self, x_BTD: Tensor, context: FilledContext) -> dict[str, Tensor]:
         """See :func:`tsae.saes.bridge.match`."""
         if not self.teacher:
+            assert self.cfg.teacher is not None  # or there would be no such phase
             self.teacher = [load_static(self.cfg.teacher, self.cfg, self.W_dec.device)]
         out, terms = match(self, self.teacher[0], x_BTD, context)
         if self.training:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes, rows_to_crow
-from tsae.saes.base import SAE, SAEConfig, SequenceContext, require
+from tsae.saes.base import SAE, FilledContext, SAEConfig, SequenceContext, require
 from tsae.saes.config import split_by_shares
 from tsae.saes.registry import register
 
@@ -45,6 +45,7 @@ class MatryoshkaSAE(SAE):
     """The nested dictionaries of the module's equations."""
 
     cfg: MatryoshkaConfig
+    block_F: Tensor
 
     def __init__(self, cfg: MatryoshkaConfig):
         super().__init__(cfg)
@@ -73,6 +74,7 @@ class MatryoshkaSAE(SAE):
         """
         P = len(self.sizes) - 1
         if codes is None:
+            assert z_NF is not None
             blocks = zip(z_NF.split(self.sizes, 1), self.W_dec.split(self.sizes), strict=True)
             return [z @ W for z, W in list(blocks)[:P]]
         block = self.block_F[codes.cols]
@@ -87,7 +89,7 @@ class MatryoshkaSAE(SAE):
     def extra_terms(
         self,
         x_BTD: Tensor,
-        context: SequenceContext,
+        context: FilledContext,
         codes: Codes | None,
         z_NF: Tensor | None,
         pre_NF: Tensor,
@@ -96,7 +98,7 @@ class MatryoshkaSAE(SAE):
         if len(self.sizes) == 1:
             return {}
         target_ND = self.centred(x_BTD, context).flatten(0, 1)
-        total, prefix_ND = 0.0, torch.zeros_like(target_ND)
+        total, prefix_ND = target_ND.new_zeros(()), torch.zeros_like(target_ND)
         blocks = self.decoded_blocks(codes, z_NF)
         for weight, block_ND in zip(self.prefix_weights, blocks, strict=False):  # the last is mse
             prefix_ND = prefix_ND + block_ND

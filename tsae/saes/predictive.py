@@ -29,7 +29,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tsae.saes.base import DOCUMENT, SAE, SAEConfig, SAEOutput, SequenceContext, Stream, require
+from tsae.saes.base import (
+    DOCUMENT,
+    SAE,
+    FilledContext,
+    SAEConfig,
+    SAEOutput,
+    SequenceContext,
+    Stream,
+    require,
+)
 from tsae.saes.registry import register
 
 
@@ -91,7 +100,7 @@ class PredictiveSAE(SAE):
         """[B, T, heads * w] -> [B, heads, T, w]."""
         return a_BTW.unflatten(-1, (self.cfg.n_heads, -1)).transpose(1, 2)
 
-    def readable(self, context: SequenceContext) -> Tensor:
+    def readable(self, context: FilledContext) -> Tensor:
         """[B, T, S]: may token t read token s: s earlier, valid, in t's document and window."""
         document_BT = (context.boundary_BT >= DOCUMENT).cumsum(1)
         t_T = torch.arange(document_BT.shape[1], device=document_BT.device)

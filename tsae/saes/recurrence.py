@@ -1,9 +1,14 @@
 r"""The recurrent parts of the ``lstm`` variant: feature memory, sparse gate, and its stream."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from tsae.saes.base import DOCUMENT, SAE, SAEConfig, Stream
+from tsae.saes.base import DOCUMENT, Stream
+
+if TYPE_CHECKING:
+    from tsae.saes.lstm import LSTMSAE, LSTMConfig
 
 BLOCK = 48
 """Tokens whose memory is read in one product."""
@@ -92,7 +97,7 @@ class HardConcrete(nn.Module):
 class Recurrence(nn.Module):
     """Everything temporal about the ``lstm`` variant; what is absent (size 0) has no parameters."""
 
-    def __init__(self, cfg: SAEConfig):
+    def __init__(self, cfg: "LSTMConfig"):
         super().__init__()
         d, F, hidden, rank = cfg.d_in, cfg.d_sae, cfg.hidden, cfg.rank
         self.lstm = nn.LSTM(d, hidden, batch_first=True) if hidden else None
@@ -123,7 +128,9 @@ class Recurrence(nn.Module):
 class RecurrentStream(Stream):
     """One token after another: h, c, and a circular buffer of projected codes for each text."""
 
-    def __init__(self, sae: SAE, batch_size: int):
+    sae: "LSTMSAE"
+
+    def __init__(self, sae: "LSTMSAE", batch_size: int):
         super().__init__(sae, batch_size)
         cfg, empty = sae.cfg, sae.b_dec
         self.h_BH = empty.new_zeros(batch_size, cfg.hidden)

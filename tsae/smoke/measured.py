@@ -1,5 +1,7 @@
 """The tidy tables of the two smoke runs."""
 
+from typing import Any
+
 import pandas as pd
 
 from tsae import report
@@ -15,7 +17,7 @@ def tables() -> dict[str, pd.DataFrame]:
     directories = sae_dirs()
     setting = open_setting(world_dir())
     found = read_saes(directories, setting.store)
-    sizes = {"limit_tokens": 4000, "selection_tokens": 4000, "null_tokens": 4000}
+    sizes: dict[str, Any] = {"limit_tokens": 4000, "selection_tokens": 4000, "null_tokens": 4000}
     made = run_evaluation(
         setting, found, splice_tokens=1000, n_context_sequences=8, progress=False, **sizes
     )

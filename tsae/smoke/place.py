@@ -3,8 +3,9 @@
 import hashlib
 import tempfile
 from pathlib import Path
+from typing import Any
 
-WORLD = {
+WORLD: dict[str, Any] = {
     "options": {
         "n_train_docs": 800,
         "n_test_docs": 160,
@@ -16,11 +17,11 @@ WORLD = {
     },
     "tokens": {"train": 40_000, "test": 8_000},
 }
-RUNS = (
+RUNS: tuple[dict[str, Any], ...] = (
     {"variant": "topk"},
     {"variant": "conv", "options": {"window": 4, "lag_rank": 16, "gate_level": 3}},
 )
-SIZE = {"k": 8, "d_sae": 128, "steps": 60, "lr": 1e-3, "warmup_steps": 10}
+SIZE: dict[str, Any] = {"k": 8, "d_sae": 128, "steps": 60, "lr": 1e-3, "warmup_steps": 10}
 
 
 def root() -> Path:

@@ -1,6 +1,6 @@
 """LaTeX tables of temporal adaptation: every setting, and what is claimed with its interval."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 
@@ -31,8 +31,10 @@ TRAINED = {
 def made(found: Mapping[str, pd.DataFrame], smoke: bool = False) -> dict[str, str]:
     """The tables of this file that the tidy tables allow, by name."""
     tables = {}
-    cases = {"adaptation": (settings_table, ("results",))}
-    cases["adaptation_intervals"] = (intervals_table, ("results", "documents"))
+    cases: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
+        "adaptation": (settings_table, ("results",)),
+        "adaptation_intervals": (intervals_table, ("results", "documents")),
+    }
     for name, (table, needs) in cases.items():
         if all(need in found and len(found[need]) for need in needs):
             try:

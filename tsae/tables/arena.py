@@ -156,5 +156,5 @@ def bounded(frame: pd.DataFrame, metric: str, group: str, documents: pd.DataFram
     low, high = interval(counts)
     if flip:
         low, high = 1 - high, 1 - low
-    low, high = (tidy.number(metric, end, rows["value"].iloc[0]) for end in (low, high))
-    return rf"{text}\,{{\scriptsize[{low}, {high}]}}"
+    ends = (tidy.number(metric, end, rows["value"].iloc[0]) for end in (low, high))
+    return rf"{text}\,{{\scriptsize[{', '.join(ends)}]}}"

@@ -66,7 +66,7 @@ def verdicts(documents: pd.DataFrame, baseline: str = "topk") -> dict[tuple[str,
     Decided by the paired bootstrap interval over documents (95%) of the column's counts.
     """
     main = documents[documents["ablation"] == ""]
-    verdict = {}
+    verdict: dict[tuple[str, ...], int] = {}
     for world, here in main.groupby("world"):
         reference = here[here["variant"] == baseline]
         for variant in (v for v in here["variant"].unique() if v != baseline):

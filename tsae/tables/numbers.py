@@ -167,7 +167,8 @@ def facts(given: Mapping[str, object]) -> dict[str, str]:
     macros = {}
     for key, value in given.items():
         if isinstance(value, Real) and float(value).is_integer():  # NumPy's numbers too
-            text = f"{int(value):,}" if abs(value) >= 10_000 else str(int(value))
+            whole = round(float(value))
+            text = f"{whole:,}" if abs(whole) >= 10_000 else str(whole)
             macros["fact" + camel(key)] = text.replace(",", r"\,")
         else:
             macros["fact" + camel(key)] = escape(str(value))
@@ -199,7 +200,7 @@ def numbers_tex(
     r"""The text of ``generated/numbers.tex``: every macro in use, sorted, one a line.
 
     ``main_tex`` is the source of the paper, ``part`` the part of it that is filled. A macro that
-    it uses and the results do not give is a :class:`~tsae.errors.UserError` that names it. A
+    it uses and the results do not give is a :class:`tsae.errors.UserError` that names it. A
     ``partial`` run, one that leaves out worlds or stages, prints "not measured in this run" there
     instead; smoke runs are partial.
     ``\ifsmoke`` and ``\ifpartial`` tell the paper which it is.

@@ -29,7 +29,7 @@ def probing_table(results: pd.DataFrame, smoke: bool = False) -> str:
     if rows.empty:
         raise UserError("The results hold no 'probe_accuracy': run family temporal_probing.")
     groups = sorted(rows["group"].unique(), key=tidy.natural)
-    body = []
+    body: list[str] = []
     for world in tidy.ordered(rows["world"]):
         here = frame[frame["world"] == world]
         tasks = [g for g in groups if "|" not in g and (here["group"] == g).any()]

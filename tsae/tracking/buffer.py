@@ -15,7 +15,12 @@ class CircularFeatureBuffer:
     """
 
     def __init__(
-        self, batch_size: int, slots: int, window: int = 4, bits: int = 8, device: str = "cpu"
+        self,
+        batch_size: int,
+        slots: int,
+        window: int = 4,
+        bits: int = 8,
+        device: str | torch.device = "cpu",
     ):
         for field, value in (("batch_size", batch_size), ("slots", slots), ("window", window)):
             if value < 1:

@@ -58,6 +58,7 @@ def read(name: str) -> Exam:
     sentence, for a missing or foreign file and where the hub cannot be reached.
     """
     path = Path(name)
+    rows: Iterable[Any]
     if path.is_file():
         subject = path.stem
         for split in _SPLITS:
@@ -77,7 +78,7 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
             rows = [row for row in csv.reader(file) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise WorldError(f"{path} is not UTF-8 CSV ({error}); copy it again.") from None
-    found = []
+    found: list[dict[str, Any]] = []
     for row in rows:
         if len(row) != 6 or row[5].strip() not in tuple(LETTERS):
             raise WorldError(
@@ -113,7 +114,8 @@ def _hub_rows(name: str) -> Iterable[Any]:
 
 def _row(row: Any, where: str) -> tuple[str, tuple[str, ...], int]:
     if isinstance(row, Mapping):
-        question, choices, answer = (row.get(key) for key in ("question", "choices", "answer"))
+        given: list[Any] = [row.get(key) for key in ("question", "choices", "answer")]
+        question, choices, answer = given
         right = isinstance(choices, list | tuple) and len(choices) == len(LETTERS)
         right = right and all(isinstance(choice, str) for choice in choices)
         if isinstance(question, str) and right and answer in range(len(LETTERS)):

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class Question(NamedTuple):
 Logits = Callable[[Tensor], Tensor]
 
 
-def logits_function(model: object) -> Logits:
+def logits_function(model: Any) -> Logits:
     """``tokens_BT → logits_BTV`` for a TransformerBridge; any other callable is taken as it is."""
     if hasattr(model, "original_model"):
         return lambda tokens_BT: model(tokens_BT, return_type="logits", prepend_bos=False)
@@ -51,13 +51,14 @@ def choice_scores(
     if not questions:
         raise ValueError("questions is empty; a world with questions is needed")
     logits = logits_function(model)
-    rows = []  # (tokens fed, question, choice or None for all at once)
+    rows: list[
+        tuple[tuple[int, ...], int, int | None]
+    ] = []  # (tokens fed, question, choice or None for all at once)
     for q, question in enumerate(questions):
         if all(len(choice) == 1 for choice in question.choices):
             rows.append((question.prompt, q, None))
         else:
-            for c, choice in enumerate(question.choices):
-                rows.append((question.prompt + choice[:-1], q, c))
+            rows += [(question.prompt + x[:-1], q, c) for c, x in enumerate(question.choices)]
     rows.sort(key=lambda row: len(row[0]))
     scores_QC = np.full((len(questions), max(len(q.choices) for q in questions)), -np.inf)
     for start in range(0, len(rows), batch_size):
@@ -74,8 +75,8 @@ def choice_scores(
                 ids = torch.tensor([choice[0] for choice in question.choices])
                 scores_QC[q, : len(ids)] = logp_JV[0, ids].numpy()
             else:
-                choice = torch.tensor(question.choices[c])
-                scores_QC[q, c] = logp_JV.gather(1, choice[:, None]).sum().item()
+                choice_J = torch.tensor(question.choices[c])
+                scores_QC[q, c] = logp_JV.gather(1, choice_J[:, None]).sum().item()
     return scores_QC
 
 

@@ -115,8 +115,8 @@ def _blimp(path: Path, term: str, encode: Encode, bos_id: int) -> list[ProbeItem
         if row["linguistics_term"] != term:
             continue
         good, bad = encode(row["sentence_good"]), encode(row["sentence_bad"])
-        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(good, bad, strict=False))
-        shared = len(list(pairs))
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(good, bad, strict=False))
+        shared = len(list(same))
         if shared == 0 or shared >= min(len(good), len(bad)):
             continue
         forms = _first_difference(row["sentence_good"], row["sentence_bad"])

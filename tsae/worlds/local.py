@@ -63,6 +63,7 @@ class LocalWorld(World):
             return []
         if self.config.questions == CLOZE:
             return cloze.questions(self.encode, self.bos_id, self.config.seed)
+        assert isinstance(self.config.questions, dict)
         chat = self._chat if self._tokenizer.chat_template else None
         longest = self._context_length or exams.LONGEST
         return exams.questions(self.config.questions, self.encode, self.bos_id, longest, chat)

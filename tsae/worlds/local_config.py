@@ -1,6 +1,7 @@
 """Options of the worlds that are made from a saved model."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from tsae.worlds import exams, linguistics
 
@@ -36,8 +37,9 @@ class LocalConfig:
         ):
             raise ValueError(f"layer is {self.layer!r}; allowed is an integer or None")
         paths = self.text.values() if isinstance(self.text, dict) else [self.text]
-        for name, values in {"model": [self.model], "text": paths or [None]}.items():
-            for value in values or [None]:
+        given: dict[str, list[Any]] = {"model": [self.model], "text": list(paths) or [None]}
+        for name, values in given.items():
+            for value in values:
                 if not isinstance(value, str) or not value:
                     raise ValueError(f"{name} is {value!r}; allowed is a path as a string")
         if isinstance(self.questions, str) and self.questions != CLOZE:

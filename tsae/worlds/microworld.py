@@ -140,7 +140,10 @@ def build(
     microworld_model.train(config, tokens_NT, recall_NT, vocab_size, directory, progress)
     weights = directory / "model.safetensors"
     model = microworld_model.load(weights, config, vocab_size).eval().requires_grad_(False)
-    record = {"config": asdict(config), "fingerprint": _fingerprint(config, weights)}
+    record: dict[str, Any] = {
+        "config": asdict(config),
+        "fingerprint": _fingerprint(config, weights),
+    }
     record["vocabulary"] = text.vocabulary.digest
     record |= _held_out(config, text, model) | _examine(config, text, model)
     record["vocab_size"], record["train_tokens"] = vocab_size, int((tokens_NT != bos).sum())

@@ -67,7 +67,8 @@ def optimizers(model: TransformerBridge, config: MicroworldConfig) -> list[torch
     With AdamW alone the facts are learnt after twice as many tokens. Muon: Jordan et al. 2024,
     steps scaled to AdamW's root mean square (Liu et al. 2025).
     """
-    inner, outer = [], []
+    inner: list[torch.nn.Parameter] = []
+    outer: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         hidden = parameter.ndim == 2 and ("layers." in name or "blocks." in name)
         (inner if hidden else outer).append(parameter)

@@ -6,6 +6,7 @@ tested on neither's like. Made for SmolLM2; any model whose tokenizer has the fo
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 
 from tsae.errors import WorldError
 from tsae.worlds.tasks import ProbeItem, ends_at
@@ -134,7 +135,7 @@ def agreement() -> Found:
                 noun = BETWEEN[(word + 2 * place + template) % len(BETWEEN)][number]
                 middle += f" {NEAR[template % len(NEAR)][place]} the {noun}"
             for label in (0, 1):
-                labels = {"label": label, "template": template, "word": word}
+                labels: dict[str, Any] = {"label": label, "template": template, "word": word}
                 labels["condition"] = f"attractors={sum(number != label for number in numbers)}"
                 yield f"{opening} {head[label]}{middle}", (forms[label], forms[1 - label]), labels
 
@@ -150,7 +151,7 @@ def coreference() -> Found:
         for (template, frame), word in product(enumerate(frames), range(len(WOMEN))):
             people = (WOMEN[word], MEN[word])
             for label in (0, 1):
-                labels = {"label": label, "template": template, "word": word}
+                labels: dict[str, Any] = {"label": label, "template": template, "word": word}
                 text = frame.format(people[label], people[1 - label])
                 labels["condition"] = condition
                 yield text, (forms[label], forms[1 - label]), labels
@@ -167,7 +168,7 @@ def sense() -> Found:
         forms = entry[3:]
         for condition, pause in PAUSES.items():
             for label in (0, 1):
-                labels = {"label": label, "template": template, "word": word}
+                labels: dict[str, Any] = {"label": label, "template": template, "word": word}
                 labels["condition"] = condition
                 text = frame.format(cues[label], pause, name)
                 yield text, (forms[label], forms[1 - label]), labels

@@ -37,11 +37,11 @@ class SmolLM2World(local.LocalWorld):
     """The local world of SmolLM2, with minimal pairs of its own beside those asked for."""
 
     def task_names(self) -> list[str]:
-        """See :meth:`World.task_names` and :mod:`tsae.worlds.minimal_pairs`."""
+        """See :meth:`tsae.worlds.base.World.task_names` and :mod:`tsae.worlds.minimal_pairs`."""
         return [*minimal_pairs.TASKS, *super().task_names()]
 
     def probe_items(self, task: str) -> "list[ProbeItem]":
-        """See :meth:`World.probe_items`."""
+        """See :meth:`tsae.worlds.base.World.probe_items`."""
         if task in minimal_pairs.TASKS:
             return minimal_pairs.make(task, self.encode, self.bos_id)
         return super().probe_items(task)
