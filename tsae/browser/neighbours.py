@@ -12,7 +12,7 @@ class Neighbour(NamedTuple):
     """Latent ``latent`` starts ``lag`` tokens before or after the shown one does.
 
     ``share`` of the shown one's starts, ``lift`` = share over what independence gives, ``times``
-    times; ``name`` as in :class:`Peaks`.
+    in all; ``name`` as in :class:`Peaks`.
     """
 
     latent: int
