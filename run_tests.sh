@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set-up, then every check: ruff, mypy, pytest, and the notebooks from fresh kernels (nbval).
+# Set-up, then every check: ruff, mypy, API pages, pytest, and the notebooks from fresh kernels (nbval).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit 2
 . workflow/setup.sh
@@ -25,6 +25,7 @@ check() {
 check lint .venv/bin/ruff check .
 check format .venv/bin/ruff format --check .
 check types .venv/bin/mypy
+check docs .venv/bin/python workflow/api.py
 check pytest .venv/bin/python -m pytest tests -q -n 2
 check notebooks .venv/bin/python -m pytest --nbval-lax --nbval-cell-timeout=600 -q -n 2 --dist loadfile notebooks/*.ipynb
 

@@ -1,4 +1,4 @@
-"""Command line: ``python -m tsae.pipeline all|run|plan|numbers|tidy``; one line for whatever is wrong."""
+"""Command line: ``python -m tsae.pipeline all|run|plan|numbers|readme|tidy``; one line for whatever is wrong."""
 
 import argparse
 import os
@@ -32,6 +32,8 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "numbers", parents=[shared], help="numbers.tex again, from the committed tables"
     )
+    readme = commands.add_parser("readme", help="README's table again, from results/full")
+    readme.add_argument("--root", type=Path, default=ROOT, help="the repository")
     tidy = commands.add_parser("tidy", help="drop timings and machine metadata from notebooks")
     tidy.add_argument("notebooks", nargs="+")
     return top
@@ -77,6 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
             settings = profile.read(profile.find(given.profile, given.root))
             part = profile.part_of_paper(settings)
             print(f"wrote {rewrite_numbers(given.profile, given.root, part)}")
+        elif given.command == "readme":
+            from tsae.tables.readme import rewrite
+
+            print(f"wrote {rewrite(given.root)}")
         elif given.command == "run":
             run_stage(given, overrides)
         else:
