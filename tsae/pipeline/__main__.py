@@ -1,4 +1,4 @@
-"""Command line: ``python -m tsae.pipeline all|run|plan|numbers|readme|tidy``; one line for whatever is wrong."""
+"""Command line: ``python -m tsae.pipeline COMMAND``; one line for whatever is wrong."""
 
 import argparse
 import os
