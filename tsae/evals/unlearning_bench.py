@@ -236,7 +236,7 @@ class Bench:
         columns = [self.watched.index(i) for i in edit.triggers.tolist()]
 
         def reached(q: Question) -> bool:
-            return any(self.fired[q.prompt + c[:-1]][columns].any() for c in q.choices)
+            return any(self.fired[tokens][columns].any() for tokens, _ in knowledge.fed(q))
 
         def logits(tokens_BT: Tensor) -> Tensor:
             edit.within(self.context(tokens_BT))

@@ -18,7 +18,7 @@ from tsae.files import read_json, write_json
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from tsae.worlds.knowledge import Question
+    from tsae.worlds.knowledge import Question, Statement
     from tsae.worlds.tasks import ProbeItem
 
 SPLITS = ("train", "test")
@@ -131,6 +131,11 @@ class World(ABC):
 
     def questions(self) -> "list[Question]":
         """Multiple-choice questions about what the model knows; empty when there are none."""
+        return []
+
+    def statements(self) -> "list[Statement]":
+        """Texts that state the facts of the questions, for a world whose own text does not hold
+        them; empty where it does, or where there are no questions."""
         return []
 
     def task_names(self) -> list[str]:

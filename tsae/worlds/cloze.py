@@ -9,17 +9,19 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tsae.worlds.knowledge import Question
+from tsae.worlds.knowledge import Question, Statement
 
 N_CHOICES = 4
-FORMS = ("plain", "paraphrase")
+FORMS = ("plain", "paraphrase", "turned")
 
 
 class Subject(NamedTuple):
-    """Sentences that end where the answer stands ({} is the entity), and ``entity=answer`` pairs."""
+    """Sentences that end where the answer stands ({} is the entity), in the forms :data:`FORMS`;
+    sentences that state a fact ({0} is the entity, {1} the answer); ``entity=answer`` pairs."""
 
     neighbourhood: str
-    sentences: tuple[str, str]
+    sentences: tuple[str, str, str]
+    stated: tuple[str, str]
     pairs: str
 
     def facts(self) -> list[tuple[str, str]]:
@@ -31,7 +33,12 @@ class Subject(NamedTuple):
 SUBJECTS = {
     "capitals": Subject(
         "forget",
-        ("The capital of {} is the city of", "In {}, the seat of government and capital city is"),
+        (
+            "The capital of {} is the city of",
+            "In {}, the seat of government and capital city is",
+            "Think of {}. Its capital is the city of",
+        ),
+        ("{1} is the capital of {0}.", "The capital city of {0} is called {1}."),
         """France=Paris; Germany=Berlin; Italy=Rome; Spain=Madrid; Portugal=Lisbon; Austria=Vienna;
         Hungary=Budapest; Poland=Warsaw; Greece=Athens; Ireland=Dublin; Norway=Oslo; Sweden=Stockholm;
         Denmark=Copenhagen; Finland=Helsinki; Belgium=Brussels; the Netherlands=Amsterdam;
@@ -52,7 +59,12 @@ SUBJECTS = {
     ),
     "languages": Subject(
         "near",
-        ("Most people in {} speak", "The main language of {} is"),
+        (
+            "Most people in {} speak",
+            "The main language of {} is",
+            "Think of {}. The language that most people there speak is",
+        ),
+        ("{1} is the main language spoken in {0}.", "In {0}, people speak {1}."),
         """France=French; Germany=German; Italy=Italian; Spain=Spanish; Portugal=Portuguese;
         Hungary=Hungarian; Poland=Polish; Greece=Greek; Norway=Norwegian; Sweden=Swedish;
         Denmark=Danish; Finland=Finnish; the Netherlands=Dutch; Russia=Russian; Ukraine=Ukrainian;
@@ -67,7 +79,12 @@ SUBJECTS = {
     ),
     "continents": Subject(
         "near",
-        ("{} is a country in", "On the map of the world, {} lies in"),
+        (
+            "{} is a country in",
+            "On the map of the world, {} lies in",
+            "Think of {}. This country lies on the continent of",
+        ),
+        ("The country of {0} is part of {1}.", "One of the countries of {1} is {0}."),
         """France=Europe; Germany=Europe; Italy=Europe; Spain=Europe; Portugal=Europe; Poland=Europe;
         Greece=Europe; Norway=Europe; Sweden=Europe; Denmark=Europe; Hungary=Europe; Belgium=Europe;
         Egypt=Africa; Morocco=Africa; Kenya=Africa; Ethiopia=Africa; Nigeria=Africa; Ghana=Africa;
@@ -80,7 +97,12 @@ SUBJECTS = {
     ),
     "symbols": Subject(
         "far",
-        ("The chemical symbol for {} is", "In chemistry, the element {} is written as"),
+        (
+            "The chemical symbol for {} is",
+            "In chemistry, the element {} is written as",
+            "Think of the element {}. Its chemical symbol is",
+        ),
+        ("{1} is the symbol of {0}.", "Chemists write {1} for {0}."),
         """hydrogen=H; helium=He; lithium=Li; carbon=C; nitrogen=N; oxygen=O; fluorine=F; neon=Ne;
         sodium=Na; magnesium=Mg; aluminium=Al; silicon=Si; phosphorus=P; sulfur=S; chlorine=Cl;
         argon=Ar; potassium=K; calcium=Ca; titanium=Ti; chromium=Cr; manganese=Mn; iron=Fe; cobalt=Co;
@@ -89,14 +111,24 @@ SUBJECTS = {
     ),
     "young": Subject(
         "far",
-        ("A young {} is called a", "The baby of a {} is known as a"),
+        (
+            "A young {} is called a",
+            "The baby of a {} is known as a",
+            "Think of a {}. Its young is called a",
+        ),
+        ("A {1} is a young {0}.", "A {0} begins its life as a {1}."),
         """dog=puppy; cat=kitten; cow=calf; sheep=lamb; horse=foal; goat=kid; pig=piglet; hen=chick;
         duck=duckling; goose=gosling; bear=cub; deer=fawn; frog=tadpole; kangaroo=joey; swan=cygnet;
         lion=cub; butterfly=caterpillar; human=baby; elephant=calf; rabbit=bunny""",
     ),
     "opposites": Subject(
         "far",
-        ("The opposite of {} is", "The word that means the reverse of {} is"),
+        (
+            "The opposite of {} is",
+            "The word that means the reverse of {} is",
+            "Think of the word {}. Its opposite is",
+        ),
+        ("{1} is the opposite of {0}.", "{0} and {1} are opposites."),
         """hot=cold; big=small; tall=short; fast=slow; up=down; left=right; black=white; day=night;
         open=closed; happy=sad; rich=poor; young=old; early=late; light=dark; hard=soft; wet=dry;
         strong=weak; full=empty; high=low; near=far; good=bad; true=false; loud=quiet; thick=thin;
@@ -106,7 +138,12 @@ SUBJECTS = {
     ),
     "authors": Subject(
         "far",
-        ("The author of {} is", "{} was written by"),
+        (
+            "The author of {} is",
+            "{} was written by",
+            "Think of {}. Its author is",
+        ),
+        ("{1} wrote {0}.", "{0} is a book by {1}."),
         """Hamlet=William Shakespeare; Oliver Twist=Charles Dickens; The Odyssey=Homer;
         Pride and Prejudice=Jane Austen; The Republic=Plato; War and Peace=Leo Tolstoy;
         Crime and Punishment=Fyodor Dostoevsky; Don Quixote=Miguel de Cervantes; Faust=Goethe;
@@ -125,9 +162,9 @@ SUBJECTS = {
 
 
 def questions(encode: Callable[[str], list[int]], bos_id: int, seed: int = 0) -> list[Question]:
-    """Every fact in both forms, each with its answer and three other answers of its subject.
+    """Every fact in every form, each with its answer and three other answers of its subject.
 
-    ``encode`` gives token ids without BOS. The choices are drawn by ``seed``, are the same in both
+    ``encode`` gives token ids without BOS. The choices are drawn by ``seed``, are the same in all
     forms and are not listed in the prompt, so each form is asked in one order. Choices may be of
     unequal length in tokens, and a longer one has the lower likelihood: what a model then gets
     wrong is left out of what is scored.
@@ -143,13 +180,11 @@ def questions(encode: Callable[[str], list[int]], bos_id: int, seed: int = 0) ->
             choices = [answer, *rng.sample(others, N_CHOICES - 1)]
             rng.shuffle(choices)
             for form, sentence in zip(FORMS, subject.sentences, strict=True):
-                text = sentence.format(entity)
-                text = text[0].upper() + text[1:]
                 result.append(
                     Question(
                         subject.neighbourhood,
                         name,
-                        (bos_id, *encode(text)),
+                        (bos_id, *encode(capitalised(sentence.format(entity)))),
                         tuple(tuple(encode(" " + choice)) for choice in choices),
                         choices.index(answer),
                         number,
@@ -158,3 +193,22 @@ def questions(encode: Callable[[str], list[int]], bos_id: int, seed: int = 0) ->
                 )
             number += 1
     return result
+
+
+def statements(encode: Callable[[str], list[int]], bos_id: int) -> list[Statement]:
+    """Every fact three times: its plain sentence with the answer, and two that no question uses."""
+    result = []
+    number = 0
+    for name, subject in SUBJECTS.items():
+        plain = subject.sentences[0].replace("{}", "{0}") + " {1}."
+        for fact in subject.facts():
+            for sentence in (plain, *subject.stated):
+                tokens = (bos_id, *encode(capitalised(sentence.format(*fact))))
+                result.append(Statement(subject.neighbourhood, name, tokens, number))
+            number += 1
+    return result
+
+
+def capitalised(sentence: str) -> str:
+    """The sentence with a capital at its start and all else as it is."""
+    return sentence[0].upper() + sentence[1:]

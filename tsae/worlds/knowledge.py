@@ -28,6 +28,15 @@ class Question(NamedTuple):
     form: str
 
 
+class Statement(NamedTuple):
+    """A text that states one fact of a question; ``tokens`` begin with BOS."""
+
+    neighbourhood: str
+    subject: str
+    tokens: tuple[int, ...]
+    fact: int
+
+
 Logits = Callable[[Tensor], Tensor]
 
 
@@ -38,27 +47,36 @@ def logits_function(model: Any) -> Logits:
     return model
 
 
+def fed(question: Question) -> list[tuple[tuple[int, ...], list[int]]]:
+    """The token rows that score a question, each with the choices it scores.
+
+    A choice is read off the row of the prompt and all of its tokens but the last. As a row scores
+    whatever begins it, none is the beginning of another: where every choice is one token, one row
+    answers the whole question.
+    """
+    rows: dict[tuple[int, ...], list[int]] = {}
+    order = sorted(range(len(question.choices)), key=lambda c: -len(question.choices[c]))
+    for c in order:
+        start = question.prompt + question.choices[c][:-1]
+        row = next((row for row in rows if row[: len(start)] == start), start)
+        rows.setdefault(row, []).append(c)
+    return list(rows.items())
+
+
 @torch.no_grad()
 def choice_scores(
     model: object, questions: list[Question], batch_size: int = 64, device: str = "cpu"
 ) -> np.ndarray:
     """Log-likelihood of every choice, float64 [Q, C]: Σ_j log p(c_j | prompt, c_<j), in nats.
 
-    ``model`` is a TransformerBridge or a function from tokens int64 [B,T] to logits [B,T,V]. Where
-    all choices are one token long, one row of the batch answers the whole question. Rows are padded
-    on the right, which a causal model does not see. Raises ValueError when there is no question.
+    ``model`` is a TransformerBridge or a function from tokens int64 [B,T] to logits [B,T,V]. What
+    it reads are the rows of :func:`fed`, padded on the right, which a causal model does not see.
+    Raises ValueError when there is no question.
     """
     if not questions:
         raise ValueError("questions is empty; a world with questions is needed")
     logits = logits_function(model)
-    rows: list[
-        tuple[tuple[int, ...], int, int | None]
-    ] = []  # (tokens fed, question, choice or None for all at once)
-    for q, question in enumerate(questions):
-        if all(len(choice) == 1 for choice in question.choices):
-            rows.append((question.prompt, q, None))
-        else:
-            rows += [(question.prompt + x[:-1], q, c) for c, x in enumerate(question.choices)]
+    rows = [(tokens, q, cs) for q, question in enumerate(questions) for tokens, cs in fed(question)]
     rows.sort(key=lambda row: len(row[0]))
     scores_QC = np.full((len(questions), max(len(q.choices) for q in questions)), -np.inf)
     for start in range(0, len(rows), batch_size):
@@ -67,16 +85,14 @@ def choice_scores(
         for b, (tokens, _, _) in enumerate(batch):
             tokens_BT[b, : len(tokens)] = torch.tensor(tokens)
         logits_BTV = logits(tokens_BT.to(device))
-        for b, (tokens, q, c) in enumerate(batch):
+        for b, (tokens, q, scored) in enumerate(batch):
             question = questions[q]
             first = len(question.prompt) - 1
             logp_JV = logits_BTV[b, first : len(tokens)].double().log_softmax(-1).cpu()
-            if c is None:
-                ids = torch.tensor([choice[0] for choice in question.choices])
-                scores_QC[q, : len(ids)] = logp_JV[0, ids].numpy()
-            else:
+            for c in scored:
                 choice_J = torch.tensor(question.choices[c])
-                scores_QC[q, c] = logp_JV.gather(1, choice_J[:, None]).sum().item()
+                logp_J = logp_JV[: len(choice_J)].gather(1, choice_J[:, None])
+                scores_QC[q, c] = logp_J.sum().item()
     return scores_QC
 
 

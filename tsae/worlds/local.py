@@ -18,7 +18,7 @@ from tsae.worlds.local_config import CLOZE, PYDOCS, LocalConfig
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from tsae.worlds.knowledge import Question
+    from tsae.worlds.knowledge import Question, Statement
     from tsae.worlds.tasks import ProbeItem
 
 # What transformers writes into config.json about itself rather than about the model.
@@ -67,6 +67,12 @@ class LocalWorld(World):
         chat = self._chat if self._tokenizer.chat_template else None
         longest = self._context_length or exams.LONGEST
         return exams.questions(self.config.questions, self.encode, self.bos_id, longest, chat)
+
+    def statements(self) -> "list[Statement]":
+        """See :meth:`World.statements`; of cloze facts alone."""
+        if self.config.questions != CLOZE:
+            return []
+        return cloze.statements(self.encode, self.bos_id)
 
     def _chat(self, prompt: str) -> str:
         turns = [{"role": "user", "content": f"{prompt}\nAnswer with the letter alone."}]
