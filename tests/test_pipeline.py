@@ -14,8 +14,8 @@ from tiny_project import finished, make_root, world, write_profile
 from tsae.errors import StoreError, UserError
 from tsae.pipeline import execute, plan
 from tsae.pipeline.__main__ import main
+from tsae.pipeline.alone import only_run, remove_unfinished
 from tsae.pipeline.execution import check_parameters, describe
-from tsae.pipeline.front import only_run
 from tsae.pipeline.provenance import check_sizes, read_manifest
 
 
@@ -49,12 +49,23 @@ def test_truncated_output_is_named(tmp_path):
 
 
 def test_second_run_of_a_profile_is_turned_away(tmp_path):
-    with only_run(tmp_path, "tiny"):
+    with only_run(tmp_path, "profile tiny"):
         with pytest.raises(UserError, match=f"at work .process {os.getpid()}."):
-            with only_run(tmp_path, "tiny"):
+            with only_run(tmp_path, "profile tiny"):
                 raise AssertionError("two runs held the lock")
-    with only_run(tmp_path, "tiny"):
+    with only_run(tmp_path, "profile tiny"):
         pass
+
+
+def test_what_a_killed_write_left_goes_and_what_is_being_written_stays(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                           capture_output=True, text=True)  # fmt: skip
+    dead, alive = int(ended.stdout), os.getpid()
+    (tmp_path / f"sae.tmp-{dead}").mkdir()
+    for name in (f"sae.tmp-{dead}/a", f"a.old-{dead}", f"b.tmp-{alive}", "c.tmp-x", "d"):
+        (tmp_path / name).touch()
+    remove_unfinished(list(tmp_path.rglob("*")))
+    assert {path.name for path in tmp_path.rglob("*")} == {f"b.tmp-{alive}", "c.tmp-x", "d"}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +136,7 @@ def run_all(root: Path, **given) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=root, **pipes, **given)
 
 
-def test_killed_run_resumes_and_a_second_call_does_nothing(tmp_path):
+def test_killed_run_resumes_beside_another_and_a_further_call_does_nothing(tmp_path):
     variants = [{"variant": "topk"}, {"variant": "conv", "k": 9}]
     path = make_root(tmp_path, {"worlds": [world(variants=variants[:1])]})
     stages = plan(path, tmp_path)
@@ -141,8 +152,13 @@ def test_killed_run_resumes_and_a_second_call_does_nothing(tmp_path):
     (tmp_path / "slow").unlink()
     assert not list(tmp_path.glob("results/tiny/*/*/manifest.json"))
 
-    out, err = (resumed := run_all(tmp_path)).communicate(timeout=240)
-    assert resumed.returncode == 0, err
+    # Two at once: one makes everything, the other says in one line that it is not alone.
+    both = [run_all(tmp_path), run_all(tmp_path)]
+    told = {run.returncode: text for run in both if (text := run.communicate(timeout=240))}
+    assert set(told) == {0, 2}
+    assert told[2][1].startswith("Another run of profile tiny is at work (process ")
+    assert told[2][0] == "" and told[2][1].count("\n") == 1
+    out, err = told[0]
     assert err == "" and "made 3 stages" in out and "no paper/main.tex" in out
     sae = tmp_path / stages[1].directory / "sae.txt"
     assert sae.read_text() == "microworld 0topk"

@@ -1,6 +1,6 @@
 """Attacks on an unlearned model: the same facts asked for in ways that the edit was not made on.
 
-    dilution     a run of benign text stands before the whole question
+    dilution     a run of benign text stands before the whole question, in its plain form
     split        a run of benign text parts the question from the sentence that asks
     paraphrase   only the forms in which no text states the fact, where the world has such forms
 
@@ -71,6 +71,8 @@ def disguised(
     of_fact: dict[tuple, tuple[int, ...]] = {}
     out = []
     for q in questions:
+        if attack == "dilution" and q.form != "plain":
+            continue
         key = (q.subject, q.fact)
         if key not in of_fact:
             of_fact[key] = runs[int(draw.integers(len(runs)))]

@@ -1,11 +1,12 @@
 """Where a store says which text is to be forgotten, and which boundaries a prompt would have."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tsae.interventions import Text
 from tsae.saes.base import require
 from tsae.worlds.base import DOCUMENT, LabelSpec
 
@@ -34,6 +35,19 @@ def classes_of(
         for c in classes:
             require(c in specs[name].classes, "text", c, f"of {', '.join(specs[name].classes)}")
     return {name: [specs[name].classes.index(c) for c in cs] for name, cs in wanted.items()}
+
+
+def all_text(
+    store: Any, split: str, batch_size: int, limit_tokens: int, device: str = "cpu"
+) -> Iterator[Text]:
+    """Every valid token of a split, whole batches until there are ``limit_tokens``."""
+    seen = 0
+    for batch in store.batches(split, batch_size):
+        batch = batch.to(device)
+        yield Text(batch.x_BTD, batch.context, batch.context.mask_BT)
+        seen += int(batch.context.mask_BT.sum())
+        if seen >= limit_tokens:
+            return
 
 
 def levels_after(store: Any, vocab_size: int, limit_tokens: int) -> Tensor:

@@ -55,8 +55,7 @@ def unlearn(
     group = strategy: ``unlearn_score``, ``unlearn_qualifying`` (settings with enough retain
     accuracy). With group = neighbourhood: ``unlearn_known`` (share of questions the clean model
     knows). ``unlearn_rank_tokens`` (group ``forget:labels``, …): on how many tokens of what text
-    latents were ranked, documents whose label names the forget subject where the store has such a
-    label, else prompts (of questions that are not scored, if any are left). With group
+    latents were ranked (:meth:`Bench.texts`). With group
     ``adaptive|t=…|n=…``: ``unlearn_false_positive_rate``, on the text of the calibration.
 
     Document rows: accuracies with doc = fact id, num = right forms, den = forms; CE with doc =
@@ -132,9 +131,8 @@ def plan(bench: Bench, config: UnlearnConfig) -> tuple[list[Plan], list[dict[str
     forget = interventions.frequency(sae, bench.texts("forget"))
     retain = interventions.frequency(sae, bench.texts("retain"))
     overall = interventions.frequency(sae, bench.texts("all"))
-    source = "prompts" if bench.label is None else "labels"
     rows = [
-        row("unlearn_rank_tokens", f"{name}:{source}", measured.n, measured.n)
+        row("unlearn_rank_tokens", f"{name}:{bench.source}", measured.n, measured.n)
         for name, measured in (("forget", forget), ("retain", retain))
     ]
     made = Maker(bench, config)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from tsae import interventions, models
 from tsae.activations.shard import MASSIVE_FACTOR
 from tsae.errors import UserError
 from tsae.evals.core import predictable
-from tsae.evals.forget_text import classes_of, forget_label, levels_after
+from tsae.evals.forget_text import all_text, classes_of, forget_label, levels_after
 from tsae.evals.tokens import row
 from tsae.interventions import Clamp, Edit, Text
 from tsae.saes.base import FilledContext
@@ -85,6 +86,8 @@ class Bench:
                 )
         drawn = {item(q)[:2] for q in self.questions}
         self.others = [q for q in every if item(q)[:2] not in drawn] or every
+        self.stated = [s for s in world.statements() if (s.subject, s.fact) not in drawn]
+        self.read: dict[bool, list[Text]] = {}  # statements, once the model has read them
         self.levels_V = levels_after(store, world.vocab_size, config.rank_tokens).to(device)
         subjects = {q.subject for q in every if q.neighbourhood == "forget"}
         self.label = forget_label(store.label_specs, subjects)
@@ -94,19 +97,31 @@ class Bench:
     # ---- texts ----------------------------------------------------------------------------
 
     def texts(self, which: str) -> Iterator[Text]:
-        """Train text ``forget``, ``retain`` (all but forget) or ``all``, up to ``rank_tokens``."""
-        size, limit = max(1, self.config.batch_size // 4), self.config.rank_tokens
+        """Text ``forget``, ``retain`` (all but forget) or ``all``: train text up to ``rank_tokens``.
+
+        Where no label of the text names the forget subjects, forget are the statements of forget
+        facts that are not asked for, retain the other ones' and train text; where the world has no
+        statements either, the prompts of facts that are not asked for stand for both.
+        """
+        limit = self.config.rank_tokens
+        if self.source == "statements":
+            forget = self._statements(True) if which != "retain" else []
+            retain = self._statements(False) if which != "forget" else []
+            return chain(forget, retain, self._text("train", limit) if which != "forget" else ())
         if which == "all":
-            return self._train(size, limit)
+            return self._text("train", limit)
         if self.label is None:
             return self._prompts(which == "forget")
         name, classes = self.label
         where: dict[str, Any] = {"inside": which == "forget", "limit_tokens": limit}
+        size = max(1, self.config.batch_size // 4)
         where |= {"batch_size": size, "device": self.device, "also": self.also}
         return interventions.labelled(self.store, "train", name, classes, **where)
 
     def held_out_texts(self) -> Iterator[Text]:
-        """Retained text of the test split; empty where no label tells it."""
+        """Retained text of the test split; empty where nothing tells it."""
+        if self.source == "statements":
+            return self._text("test", self.config.ce_tokens)
         if self.label is None:
             return iter(())
         name, classes = self.label
@@ -119,22 +134,32 @@ class Bench:
         where |= {"device": self.device, "also": self.also}
         return interventions.labelled(self.store, "test", name, classes, **where)
 
-    def _train(self, batch_size: int, limit: int) -> Iterator[Text]:
-        seen = 0
-        for batch in self.store.batches("train", batch_size):
-            batch = batch.to(self.device)
-            yield Text(batch.x_BTD, batch.context, batch.context.mask_BT)
-            seen += int(batch.context.mask_BT.sum())
-            if seen >= limit:
-                return
+    @property
+    def source(self) -> str:
+        """What says which text is to be forgotten: labels, statements or prompts."""
+        if self.label is not None:
+            return "labels"
+        return "statements" if self.stated else "prompts"
+
+    def _text(self, split: str, limit: int) -> Iterator[Text]:
+        return all_text(self.store, split, max(1, self.config.batch_size // 4), limit, self.device)
+
+    def _statements(self, forget: bool) -> list[Text]:
+        if forget not in self.read:
+            chosen = [s.tokens for s in self.stated if (s.neighbourhood == "forget") == forget]
+            self.read[forget] = list(self._read(chosen))
+        return self.read[forget]
 
     def _prompts(self, forget: bool) -> Iterator[Text]:
-        wanted = [q for q in self.others if (q.neighbourhood == "forget") == forget]
+        chosen = [q.prompt for q in self.others if (q.neighbourhood == "forget") == forget]
+        return self._read(chosen)
+
+    def _read(self, rows: list[tuple[int, ...]]) -> Iterator[Text]:
         edit = Clamp(self.sae, [], 1.0, **self.options)
         n = self.config.batch_size
-        for start in range(0, len(wanted), n):
-            prompts = [torch.tensor(q.prompt) for q in wanted[start : start + n]]
-            tokens_BT = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(self.device)
+        for start in range(0, len(rows), n):
+            batch = [torch.tensor(tokens) for tokens in rows[start : start + n]]
+            tokens_BT = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True).to(self.device)
             raw_BTD = models.residual(self.model, tokens_BT, self.store.layer)
             context = edit.within(self.context(tokens_BT)).context_of(raw_BTD)
             yield Text(raw_BTD.float() * self.store.scale, context, context.mask_BT)

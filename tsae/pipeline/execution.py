@@ -15,6 +15,7 @@ from typing import Any
 from tsae.errors import UserError
 from tsae.files import disk_full_is_clear, write_json
 from tsae.pipeline import paper
+from tsae.pipeline.alone import only_run, remove_unfinished
 from tsae.pipeline.provenance import git_state, outputs, read_manifest, versions
 from tsae.pipeline.stages import Stage
 
@@ -59,15 +60,22 @@ def check_parameters(stage: Stage, root: Path) -> None:
 def execute(stage: Stage, root: str | Path) -> dict[str, Any]:
     """Run ``stage`` with ``root`` as working directory and return its manifest.
 
-    What a killed run left in the directory stays, so that the notebook can resume from it. Raises
-    :class:`UserError` whose one line names the stage, what is wrong and where the full log lies.
+    What a killed run left in the directory stays, so that the notebook can resume from it, but for
+    files that were being written. Raises :class:`UserError` whose one line names the stage, what is
+    wrong and where the full log lies, or the process that is making this stage already.
     """
-    root = Path(root)
+    directory = Path(root) / stage.directory
+    with only_run(directory, f"stage {stage.name}"):
+        with disk_full_is_clear(directory):
+            (directory / "error.log").unlink(missing_ok=True)
+            remove_unfinished(list(directory.rglob("*")))
+        return make(stage, Path(root))
+
+
+def make(stage: Stage, root: Path) -> dict[str, Any]:
+    """:func:`execute` in a directory that is this process's alone."""
     directory = root / stage.directory
     log = directory / "error.log"
-    with disk_full_is_clear(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        log.unlink(missing_ok=True)
     check_parameters(stage, root)
     started, clock = datetime.now(UTC), time.monotonic()
     try:

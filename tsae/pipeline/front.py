@@ -1,20 +1,18 @@
 """Everything a profile asks for, in one call: what is missing is made, what is there stays."""
 
-import fcntl
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tsae.errors import UserError
 from tsae.files import disk_full_is_clear
 from tsae.pipeline import paper, profile
+from tsae.pipeline.alone import only_run
 from tsae.pipeline.execution import FULL_DISK, check_parameters, duration, is_done, remaining
 from tsae.pipeline.provenance import check_sizes, read_manifest
 from tsae.pipeline.stages import Stage, plan
@@ -36,7 +34,7 @@ def run_all(name: str, root: Path, cores: int, overrides: Mapping[str, Any]) -> 
     settings = profile.read(path, overrides)
     canonical, part = bool(settings.get("canonical", False)), profile.part_of_paper(settings)
     stages = plan(path, root, overrides)
-    with only_run(root / "results" / name, name) as lock:
+    with only_run(root / "results" / name, f"profile {name}") as lock:
         for stage in stages:
             if is_done(stage, root):
                 check_sizes(root / stage.directory, read_manifest(root / stage.directory))
@@ -102,30 +100,6 @@ def check_names(stages: Sequence[Stage]) -> None:
                         f"stage {stage.name}: there is no {kind} {name!r}; choose one of: "
                         f"{', '.join(known)}."
                     )
-
-
-@contextmanager
-def only_run(directory: Path, name: str) -> Iterator[int]:
-    """Hold ``directory/.lock``, which the system releases whenever its last holder ends.
-
-    Yields the descriptor, for Snakemake to inherit. Raises :class:`UserError` if a run holds it.
-    """
-    with disk_full_is_clear(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        file = open(directory / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"Another run of profile {name} is at work (process {file.read().strip()}); "
-                "wait for it to end, or stop it."
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield file.fileno()
 
 
 def snakemake(

@@ -9,6 +9,7 @@ from pathlib import Path
 from tsae.errors import UserError
 from tsae.files import atomic
 from tsae.pipeline import notebooks
+from tsae.pipeline.alone import remove_unfinished
 from tsae.pipeline.stages import Stage, other_parts, paper_sources
 
 REPRODUCIBLE = {"SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1"}
@@ -103,6 +104,7 @@ def publish(stages: Sequence[Stage], root: Path, canonical: bool, part: str = ""
     written = 0
     for source, place in published(stages, root, canonical, part):
         content = notebooks.tidy_bytes(source) if source.suffix == ".ipynb" else source.read_bytes()
+        remove_unfinished(place.parent.glob(f"{place.name}.*"))
         if place.is_file() and place.read_bytes() == content:
             continue
         with atomic(place) as temporary:

@@ -8,12 +8,13 @@ from typing import Any
 
 from tsae.errors import UserError
 from tsae.files import read_json, sha256
+from tsae.pipeline.alone import LOCK
 
 PACKAGES = (
     "tsae", "torch", "transformer_lens", "transformers", "datasets", "numpy", "scipy",
     "scikit-learn", "pandas", "pyarrow", "matplotlib", "papermill", "snakemake",
 )  # fmt: skip
-NOT_OUTPUTS = {"manifest.json", "notebook.ipynb", "error.log", "latex.log"}
+NOT_OUTPUTS = {"manifest.json", "notebook.ipynb", "error.log", "latex.log", LOCK}
 
 
 def git_state(root: Path) -> dict[str, Any]:
