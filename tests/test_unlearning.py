@@ -14,8 +14,10 @@ from torch import nn
 
 from tsae import saes
 from tsae.errors import UserError
+from tsae.evals.asked import draw
+from tsae.evals.forget_text import forget_label, levels_after
 from tsae.evals.unlearning import UnlearnConfig, score_rows, unlearn
-from tsae.evals.unlearning_bench import Bench, draw, forget_label, levels_after
+from tsae.evals.unlearning_bench import Bench
 from tsae.saes import SequenceContext
 from tsae.worlds import knowledge
 from tsae.worlds.base import LabelSpec

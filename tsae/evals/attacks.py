@@ -96,12 +96,12 @@ def attacked(
     ``unlearn_attack_known`` with group ``neighbourhood|attack=…``; document rows like them."""
     rows, documents = [], []
     plain, fired = bench.questions, bench.fired
-    runs = benign(bench)
+    asked, runs = bench.under_attack(), benign(bench)
     for attack in attacks:
         levels_V = bench.levels_V.cpu()
         if attack != "paraphrase" and not runs:
             continue
-        bench.questions = disguised(plain, attack, runs, levels_V, bench.config.seed)
+        bench.questions = disguised(asked, attack, runs, levels_V, bench.config.seed)
         try:
             known = bench.ask_clean(torch.tensor(bench.watched))
         except (UserError, ValueError):  # the model answers nothing, or nothing is left to ask

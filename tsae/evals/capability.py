@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tsae import models
 from tsae.activations.shard import MASSIVE_FACTOR
+from tsae.evals.asked import draw, item
 from tsae.evals.forget_text import levels_after
 from tsae.evals.tokens import Measured, row
-from tsae.evals.unlearning_bench import draw, item
 from tsae.saes.base import FilledContext
 from tsae.worlds import knowledge
 from tsae.worlds.knowledge import NEIGHBOURHOODS, Question

@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 import torch
 
+from tsae.evals.asked import item
 from tsae.evals.tokens import Measured, row
-from tsae.evals.unlearning_bench import item
 from tsae.worlds import knowledge
 
 

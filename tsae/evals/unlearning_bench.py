@@ -1,6 +1,5 @@
 """What unlearning is judged on: known questions, held-out text, and text to rank latents on."""
 
-from collections import defaultdict
 from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor
 from tsae import interventions, models
 from tsae.activations.shard import MASSIVE_FACTOR
 from tsae.errors import UserError
+from tsae.evals.asked import draw, item
 from tsae.evals.core import predictable
 from tsae.evals.forget_text import all_text, classes_of, forget_label, levels_after
 from tsae.evals.tokens import row
@@ -36,34 +36,6 @@ class HeldOut(NamedTuple):
     ce_N: Tensor
 
 
-def draw(
-    questions: list[Question], n_facts: int, n_orders: int | None, seed: int
-) -> list[Question]:
-    """All forms and the first ``n_orders`` orders of ``n_facts`` random facts a neighbourhood."""
-    facts: dict[str, list[tuple]] = {name: [] for name in NEIGHBOURHOODS}
-    for q in questions:
-        facts[q.neighbourhood].append((q.subject, q.fact))
-    generator = np.random.default_rng(seed)
-    kept = set()
-    for name in NEIGHBOURHOODS:
-        distinct = sorted(set(facts[name]))
-        order = generator.permutation(len(distinct))
-        kept |= {(name, *distinct[i]) for i in order[:n_facts]}
-    orders: dict[tuple, int] = defaultdict(int)
-    drawn = []
-    for q in questions:
-        if (q.neighbourhood, q.subject, q.fact) in kept:
-            orders[item(q)] += 1
-            if n_orders is None or orders[item(q)] <= n_orders:
-                drawn.append(q)
-    return drawn
-
-
-def item(q: Question) -> tuple[str, int, str]:
-    """What is right or wrong as a whole: a fact in one form, under every order of its options."""
-    return q.subject, q.fact, q.form
-
-
 class Bench:
     """One SAE on one world: questions and texts prepared once, then edits judged one by one."""
 
@@ -77,14 +49,15 @@ class Bench:
         self.model = world.model(device)
         self.options = {"scale": store.scale, "massive_norm": MASSIVE_FACTOR * store.median_norm}
         every = world.questions()
-        self.questions = draw(every, config.n_facts, config.n_orders, config.seed)
+        self.drawn = draw(every, config.n_facts, config.n_orders, config.seed)
+        self.questions = [q for q in self.drawn if config.forms is None or q.form in config.forms]
         for name in NEIGHBOURHOODS:
             if all(q.neighbourhood != name for q in self.questions):
                 raise UserError(
                     f"World {world.name} has no {name} questions; unlearning needs a world with "
                     "forget, near and far questions."
                 )
-        drawn = {item(q)[:2] for q in self.questions}
+        drawn = {item(q)[:2] for q in self.drawn}
         self.others = [q for q in every if item(q)[:2] not in drawn] or every
         self.stated = [s for s in world.statements() if (s.subject, s.fact) not in drawn]
         self.read: dict[bool, list[Text]] = {}  # statements, once the model has read them
@@ -187,6 +160,13 @@ class Bench:
             seen += int(mask_BT.sum())
             if seen >= self.config.ce_tokens:
                 return
+
+    def under_attack(self) -> list[Question]:
+        """The questions that attacks change: those that are asked, and the forms that are not, of
+        ``attack_facts`` facts of each neighbourhood."""
+        forms, n_facts = {q.form for q in self.questions}, self.config.attack_facts
+        every = [*self.questions, *(q for q in self.drawn if q.form not in forms)]
+        return every if n_facts is None else draw(every, n_facts, None, self.config.seed)
 
     # ---- the clean model ------------------------------------------------------------------
 

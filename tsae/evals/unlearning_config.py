@@ -49,6 +49,11 @@ class UnlearnConfig:
     """Rates to which the detector of probe and probe-random is set, one setting each."""
     attacks: tuple[str, ...] = ()
     """Attacks on the best setting of each strategy: dilution, split, paraphrase."""
+    attack_facts: int | None = None
+    """Facts asked for under an attack in each neighbourhood; None for all that are asked for."""
+    forms: tuple[str, ...] | None = None
+    """Forms of questions on which settings are judged, such as ["plain"]; None for all. Attacks use
+    the other forms too."""
     text: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Labels and their classes to which the text is cut on which latents are ranked and detectors
     calibrated, such as {"theme": ["facts", "quiz"]}; empty for all text."""
@@ -92,5 +97,6 @@ class UnlearnConfig:
             require(attack in ATTACKS, "attacks", attack, f"of {', '.join(ATTACKS)}")
         for name in ("n_facts", "rank_tokens", "ce_tokens", "batch_size"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        ok = self.n_orders is None or self.n_orders > 0
-        require(ok, "n_orders", self.n_orders, "above 0, or None for all")
+        for name in ("n_orders", "attack_facts"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "above 0, or None for all")
