@@ -3,11 +3,14 @@
 import csv
 import json
 from collections import Counter
+from itertools import pairwise
 
 import pytest
+import torch
 
 from tsae.errors import WorldError
 from tsae.worlds import cloze, exams, linguistics
+from tsae.worlds.knowledge import Question, choice_scores, fed
 
 BOS = 256
 
@@ -47,7 +50,7 @@ def test_cloze_facts_are_many_and_well_formed():
 def test_cloze_questions_hold_the_right_answer_once():
     questions = cloze.questions(encode, BOS)
     truth = {name: dict(subject.facts()) for name, subject in cloze.SUBJECTS.items()}
-    assert len(questions) == 2 * sum(map(len, truth.values()))
+    assert len(questions) == 3 * sum(map(len, truth.values()))
     assert questions == cloze.questions(encode, BOS)
     assert questions != cloze.questions(encode, BOS, seed=1)
     for question in questions:
@@ -63,6 +66,45 @@ def test_cloze_questions_hold_the_right_answer_once():
     # The place of the answer says nothing.
     places = Counter(q.answer for q in questions)
     assert max(places.values()) < 0.3 * len(questions)
+
+
+def test_cloze_facts_are_stated_in_sentences_that_end_in_a_full_stop():
+    stated = cloze.statements(encode, BOS)
+    questions = cloze.questions(encode, BOS)
+    assert len(stated) == len(questions)
+    first = [decode(s.tokens[1:]) for s in stated[:3]]
+    assert first == [
+        "The capital of France is the city of Paris.",
+        "Paris is the capital of France.",
+        "The capital city of France is called Paris.",
+    ]
+    # A fact has one number in both, and no question but the plain one begins a statement.
+    names = {(q.neighbourhood, q.subject, q.fact) for q in questions}
+    assert {(s.neighbourhood, s.subject, s.fact) for s in stated} == names
+    texts = [decode(s.tokens[1:]) for s in stated]
+    assert all(text.endswith(".") and text[0].isupper() for text in texts)
+    other = [decode(q.prompt[1:]) for q in questions if q.form != "plain"]
+    assert not [text for text in texts if text.startswith(tuple(other))]
+
+
+def test_a_row_scores_every_choice_that_it_holds():
+    choices = ((5,), (6, 7), (6, 8), (9, 4, 3))
+    asked = Question("far", "s", (1, 2), choices, 0, 0, "plain")
+    assert dict(fed(asked)) == {(1, 2, 9, 4): [3, 0], (1, 2, 6): [1, 2]}
+    short = asked._replace(choices=((5,), (6,), (7,), (8,)))
+    assert fed(short) == [((1, 2), [0, 1, 2, 3])]
+
+
+def test_choices_that_share_a_row_score_as_alone():
+    """p(next = v) is given by the last token alone, so that each score is a sum of known logs."""
+    torch.manual_seed(0)
+    logits_VV = torch.randn(12, 12)
+    logp_VV = logits_VV.double().log_softmax(-1)
+    choices = ((5,), (6, 7), (6, 8), (9, 4, 3))
+    asked = Question("far", "s", (1, 2), choices, 0, 0, "plain")
+    found = choice_scores(lambda tokens_BT: logits_VV[tokens_BT], [asked])[0]
+    by_hand = [sum(logp_VV[a, b] for a, b in pairwise((2, *choice))) for choice in choices]
+    assert found.tolist() == pytest.approx([float(score) for score in by_hand])
 
 
 # ---- exams --------------------------------------------------------------------------------

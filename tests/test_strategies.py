@@ -128,7 +128,7 @@ def test_prompts_are_diluted_split_and_paraphrased():
     asked = [question((0, 5, 9, 6, 7)), question((0, 5, 6, 7), "paraphrase")]
     run = (11, 12)
     diluted = disguised(asked, "dilution", [run], levels)
-    assert [q.prompt for q in diluted] == [(0, 11, 12, 5, 9, 6, 7), (0, 11, 12, 5, 6, 7)]
+    assert [q.prompt for q in diluted] == [(0, 11, 12, 5, 9, 6, 7)]
     assert [q.prompt for q in disguised(asked, "split", [run], levels)] == [(0, 5, 9, 11, 12, 6, 7)]
     assert [q.form for q in disguised(asked, "paraphrase", [run], levels)] == ["paraphrase"]
     assert turn((0, 5, 9), levels) is None  # nothing is asked after the last token

@@ -14,6 +14,7 @@ from torch import nn
 
 from tsae import saes
 from tsae.errors import UserError
+from tsae.evals import known
 from tsae.evals.asked import draw
 from tsae.evals.forget_text import forget_label, levels_after
 from tsae.evals.unlearning import UnlearnConfig, score_rows, unlearn
@@ -21,7 +22,7 @@ from tsae.evals.unlearning_bench import Bench
 from tsae.saes import SequenceContext
 from tsae.worlds import knowledge
 from tsae.worlds.base import LabelSpec
-from tsae.worlds.knowledge import Question
+from tsae.worlds.knowledge import Question, Statement
 
 D, V, ANSWERS = 8, 14, 10
 
@@ -70,8 +71,8 @@ def make_questions():
 class ToyWorld:
     name, fingerprint, vocab_size = "toy", "f", V
 
-    def __init__(self, questions=None):
-        self.toy = ToyModel()
+    def __init__(self, questions=None, stated=()):
+        self.toy, self.stated = ToyModel(), list(stated)
         self.asked = make_questions() if questions is None else questions
 
     def model(self, device="cpu"):
@@ -79,6 +80,9 @@ class ToyWorld:
 
     def questions(self):
         return self.asked
+
+    def statements(self):
+        return self.stated
 
 
 # Train text, per sequence after BOS: forget documents hold entities 1-4, retain ones the rest.
@@ -261,6 +265,46 @@ def test_without_labels_prompts_are_ranked_on_and_named_as_such():
     rows, _ = unlearn(identity(), ToyStore(labelled=False), ToyWorld(), config(), progress=False)
     # 4 forget facts x 2 orders x (entity, colon); 4 others: (1 + 2 + 2 + 1 entities + 4 colons) x 2
     assert values(rows, "unlearn_rank_tokens") == {"forget:prompts": 16.0, "retain:prompts": 20.0}
+
+
+def test_what_states_the_facts_that_are_not_asked_for_is_ranked_on():
+    facts = [("forget", "poison", (0, i + 1, 10 + i), i) for i in range(4)]
+    facts += [("near", "balm", (0, 5, 6, 13), 4), ("near", "balm", (0, 6, 5, 13), 5)]
+    world = ToyWorld(stated=[Statement(*fact) for fact in facts])
+    settings = config(n_facts=1, rank_tokens=4)
+    bench = Bench(identity(), ToyStore(labelled=False), world, settings, "cpu")
+    asked = {q.fact for q in bench.questions}
+    left = [fact for *_, fact in facts if fact not in asked]
+    assert bench.source == "statements" and [s.fact for s in bench.stated] == left
+    # x is one axis an entity, axis i for fact i, and nothing for an answer; three facts are left.
+    (forget,) = bench.texts("forget")
+    assert forget.x_BTD[:, 1].argmax(-1).tolist() == left[:3]
+    assert forget.keep_BT.tolist() == [[0, 1, 1]] * 3
+    retain = list(bench.texts("retain"))
+    assert retain[0].keep_BT.tolist() == [[0, 1, 1, 1]]
+    # Train text follows: the first batch, with all of its valid tokens.
+    assert sum(int(text.keep_BT.sum()) for text in retain[1:]) == 12
+    assert len(list(bench.texts("all"))) == 1 + len(retain)
+    assert int(next(bench.held_out_texts()).keep_BT.sum()) == 6
+
+
+def test_settings_are_judged_on_the_named_forms_and_attacks_ask_the_others_too():
+    asked = [q._replace(form=form) for q in make_questions() for form in ("plain", "turned")]
+    settings = config(forms=["plain"], attack_facts=1)
+    bench = Bench(identity(), ToyStore(), ToyWorld(asked), settings, "cpu")
+    assert {q.form for q in bench.questions} == {"plain"} and len(bench.questions) == 16
+    attacked = bench.under_attack()
+    assert len({(q.neighbourhood, q.fact) for q in attacked}) == 3
+    assert len(attacked) == 3 * 2 * 2  # facts, orders, forms
+
+
+def test_known_facts_are_counted_by_subject():
+    found = known.measure({"a": None, "b": None}, None, ToyWorld(), batch_size=4, device="cpu")
+    assert found["a"].rows == found["b"].rows
+    counts = values(found["a"].rows, "known_facts")
+    # Of near fact 5 axis 1 says the answer, of far fact 7 no axis does.
+    assert counts == {"all": 7, "poison": 4, "balm": 2, "ships": 1}
+    assert values(found["a"].rows, "known_plain")["ships"] == 0.5
 
 
 def test_skipping_prompts_that_no_edit_reaches_changes_no_answer():

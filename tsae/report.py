@@ -81,28 +81,32 @@ def write_tables(found: Mapping[str, pd.DataFrame], directory: str | Path) -> No
             found[name].to_parquet(temporary, index=False, compression="zstd")
 
 
-def drawings(found: Mapping[str, pd.DataFrame], smoke: bool, part: str = "") -> dict[str, Figure]:
+def drawings(
+    found: Mapping[str, pd.DataFrame], smoke: bool, part: str = "", shown: Iterable[str] = ()
+) -> dict[str, Figure]:
     """Every figure that the tables allow, by name; a missing part is left out by name alone.
 
-    The schema of the systems, which holds no data, belongs to the main ``part`` of the paper.
+    ``shown``: draw these alone. The schema of the systems, which holds no data, belongs to the main
+    ``part`` of the paper.
     """
-    results = found["results"]
-    drawn = {} if part else {"systems": figures.systems(smoke=smoke)}
-    drawn |= {
-        "pareto": figures.pareto(results, smoke=smoke),
-        "smoothness": figures.smoothness(results, smoke=smoke),
-        "dwell": figures.dwell(found["dwell"], smoke=smoke),
-        "heatmap": figures.heatmap(found["heatmap"], smoke=smoke),
-        "recovery": figures.recovery(results, found["documents"], smoke=smoke),
-        "curves": figures.curves(found["curves"], smoke=smoke),
+    results, shown = found["results"], set(shown)
+    basic = {} if part else {"systems": lambda: figures.systems(smoke=smoke)}
+    basic |= {
+        "pareto": lambda: figures.pareto(results, smoke=smoke),
+        "smoothness": lambda: figures.smoothness(results, smoke=smoke),
+        "dwell": lambda: figures.dwell(found["dwell"], smoke=smoke),
+        "heatmap": lambda: figures.heatmap(found["heatmap"], smoke=smoke),
+        "recovery": lambda: figures.recovery(results, found["documents"], smoke=smoke),
+        "curves": lambda: figures.curves(found["curves"], smoke=smoke),
     }
     if results["metric"].str.startswith("unlearn_").any():
-        drawn["unlearning"] = figures.unlearning(results, smoke=smoke)
+        basic["unlearning"] = lambda: figures.unlearning(results, smoke=smoke)
     if (results["ablation"] != "").any():
-        drawn["ablation"] = figures.ablation(compared(results), smoke=smoke)
+        basic["ablation"] = lambda: figures.ablation(compared(results), smoke=smoke)
+    drawn = {name: drawing() for name, drawing in basic.items() if not shown or name in shown}
     for family in figures_further.FURTHER:
         drawn |= family.drawn(found, smoke)
-    return drawn
+    return {name: figure for name, figure in drawn.items() if not shown or name in shown}
 
 
 def compared(results: pd.DataFrame) -> pd.DataFrame:
@@ -113,10 +117,14 @@ def compared(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(
-    found: Mapping[str, pd.DataFrame], directory: str | Path, smoke: bool, part: str = ""
+    found: Mapping[str, pd.DataFrame],
+    directory: str | Path,
+    smoke: bool,
+    part: str = "",
+    shown: Iterable[str] = (),
 ) -> dict[str, Figure]:
     """:func:`drawings`, each also written as PDF and PNG."""
-    drawn = drawings(found, smoke, part)
+    drawn = drawings(found, smoke, part, shown)
     for name, figure in drawn.items():
         figures.save(figure, directory, name)
     return drawn
@@ -170,21 +178,25 @@ def write_latex(
     partial: bool = False,
     part: str = "",
     paper: str | Path = PAPER,
+    shown: Iterable[str] = (),
 ) -> list[str]:
-    """The LaTeX tables and :func:`numbers` that one ``part`` of the paper reads; returns their
-    names."""
+    """The LaTeX tables and :func:`numbers` that one ``part`` of the paper reads; of the tables
+    those ``shown`` alone, if given. Returns their names."""
     paper, results = Path(paper), found["results"]
     reference = pd.read_csv(paper / "reference_numbers.csv", dtype=str)
-    made = {
-        "numbers": numbers(found, smoke, partial, part, paper),
-        "table_main": tables.main_table(results, smoke=smoke),
-        "table_recovery": tables.recovery_table(results, found["differences"], smoke=smoke),
-        "table_reference": tables.reference_table(reference),
+    shown = {"numbers", *shown} if shown else set()
+    basic = {
+        "numbers": lambda: numbers(found, smoke, partial, part, paper),
+        "table_main": lambda: tables.main_table(results, smoke=smoke),
+        "table_recovery": lambda: tables.recovery_table(results, found["differences"], smoke=smoke),
+        "table_reference": lambda: tables.reference_table(reference),
     }
     if (results["ablation"] != "").any():
-        made["table_ablation"] = tables.ablation_table(results, smoke=smoke)
+        basic["table_ablation"] = lambda: tables.ablation_table(results, smoke=smoke)
+    made = {name: table() for name, table in basic.items() if not shown or name in shown}
     for family in tables_further.FURTHER:
         made |= family.made(found, smoke)
+    made = {name: text for name, text in made.items() if not shown or name in shown}
     for name, text in made.items():
         with atomic(Path(directory) / f"{name}.tex") as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -94,7 +94,8 @@ def pareto(results: pd.DataFrame) -> Figure:
 def attacks(results: pd.DataFrame) -> Figure:
     """Forget accuracy of each strategy's best setting under each attack, beside the plain one.
 
-    Needs ``unlearn_attack_forget_accuracy``, groups ``setting|attack=…``.
+    A panel a world and system; dashed: chance among four choices. Needs
+    ``unlearn_attack_forget_accuracy``, groups ``setting|attack=…``.
     """
     frame = tidy.main(tidy.prepare(results))
     rows = frame[frame["metric"] == "unlearn_attack_forget_accuracy"].copy()
@@ -108,17 +109,26 @@ def attacks(results: pd.DataFrame) -> Figure:
     rows = pd.concat([plain, rows])
     rows["strategy"] = rows["setting"].str.split("|").str[0]
     names = ["none", *sorted(set(rows["attack"]) - {"none"})]
+    cases = rows[["world", "system"]].drop_duplicates().sort_values(["world", "system"])
     strategies = ordered(rows["strategy"])
-    figure, ((axes,),) = style.panels(1, 1, style.COLUMN, 2.3)
-    for i, strategy in enumerate(strategies):
-        mine = rows[rows["strategy"] == strategy].groupby("attack")["value"].mean()
-        shift = 0.5 * (i - (len(strategies) - 1) / 2) / max(1, len(strategies))
-        at = [names.index(name) + shift for name in mine.index]
-        axes.plot(at, mine, label=title(strategy), **look(strategy))
-    axes.axhline(0.25, color="black", linewidth=0.7, linestyle="--")
-    axes.set(xticks=range(len(names)), ylabel="forget accuracy", ylim=(-0.03, 1.05))
-    axes.set_xticklabels(["plain", *names[1:]])
-    figure.legend(loc="outside lower center", ncols=2)
+    figure, axes = style.panels(
+        1, len(cases), style.COLUMN if len(cases) == 1 else style.PAGE, 2.3, sharey=True
+    )
+    for panel, case in zip(axes[0], cases.itertuples(), strict=True):
+        here = rows[(rows["world"] == case.world) & (rows["system"] == case.system)]
+        mine = ordered(here["strategy"])
+        for i, strategy in enumerate(mine):
+            values = here[here["strategy"] == strategy].groupby("attack")["value"].mean()
+            shift = 0.6 * (i - (len(mine) - 1) / 2) / max(1, len(mine))
+            at = [names.index(name) + shift for name in values.index]
+            panel.plot(at, values, **look(strategy))
+        panel.axhline(0.25, color="black", linewidth=0.7, linestyle="--")
+        panel.set(title=f"{tidy.WORLDS.get(case.world, case.world)}, {tidy.display(case.system)}")
+        panel.set(xticks=range(len(names)), ylim=(-0.03, 1.05))
+        panel.set_xticklabels(["plain", *names[1:]])
+    axes[0][0].set_ylabel("forget accuracy")
+    handles = [Line2D([], [], label=title(name), **look(name)) for name in strategies]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 if len(cases) == 1 else 3)
     return figure
 
 
