@@ -1,17 +1,19 @@
 """Kill the smoke pipeline with SIGKILL at random moments, let it go on, and compare what it makes.
 
-    python benchmarks/kills.py [--kills 20] [--seed 0] [--cores 1] [--profile smoke]
+    python benchmarks/kills.py [--kills 20] [--seed 0] [--profile smoke] [--keep DIR]
 
-A copy of the repository without results runs once undisturbed and then again, from nothing, with
-kills at moments drawn evenly over the undisturbed run's length. A moment is read as progress, so
-many stages done and so many seconds since, so that kills reach the last stages however much each
-one costs. A kill takes the whole process tree, kernels included, and the same command follows it.
+Two copies of the repository without results run side by side, one job at a time each: one without
+disturbance, one with kills. A kill takes the whole process tree, kernels included, and the same
+command follows it. Moments are drawn evenly over the expected seconds of the profile's plan and
+read as progress, so many stages done and so many CPU seconds of work since, so that kills reach the
+last stages whatever else the machine does and however much each kill costs.
 
 After each kill every stage that counts as done must be whole: a readable manifest, and each file
 with the SHA-256 that it names. A kill counts as recovered when that holds, the command after it ends
 well or is killed in its turn, and in the end every table, dictionary, figure and PDF is the
 undisturbed one bit for bit and no unfinished file is left. Prints one line a kill and "k/N kills
-recovered"; exit status 1 unless k = N. Writes to a temporary directory alone (--keep DIR keeps it).
+recovered"; exit status 1 unless k = N. Writes to a temporary directory alone (--keep DIR keeps it,
+and takes an undisturbed copy that is there already).
 """
 
 import argparse
@@ -23,13 +25,21 @@ import shutil
 import sys
 import tempfile
 import time
+from itertools import accumulate
 from pathlib import Path
 
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tsae.pipeline import plan  # noqa: E402
+from tsae.pipeline.profile import find  # noqa: E402
+
 PARTS = ("tsae", "notebooks", "workflow", "paper", "figures", "pyproject.toml")
 KINDS = {".parquet", ".safetensors", ".tex", ".pdf", ".png"}
+START = 10.0
+"""CPU seconds, about, that the command takes before its first stage is at work."""
 UNFINISHED = (".tmp-", ".old-")
 
 
@@ -46,9 +56,9 @@ def copy(root: Path) -> None:
             shutil.copy(source, root / part)
 
 
-def start(root: Path, profile: str, cores: int) -> psutil.Popen:
+def start(root: Path, profile: str) -> psutil.Popen:
     command = [sys.executable, "-m", "tsae.pipeline", "all", "--profile", profile]
-    command += ["--root", str(root), "--cores", str(cores)]
+    command += ["--root", str(root), "--cores", "1"]
     # The copy's own package, or an edit of the repository would change the run half way.
     environment = {**os.environ, "PYTHONPATH": str(root)}
     with open(root / "pipeline.log", "ab") as log:
@@ -106,32 +116,34 @@ def unfinished(root: Path) -> list[str]:
     return [str(path) for path in root.rglob("*") if any(mark in path.name for mark in UNFINISHED)]
 
 
-def undisturbed(root: Path, given: argparse.Namespace) -> list[float] | None:
-    """Run to the end; when each stage was done and when all was, in seconds. None if it failed."""
-    process, began, times = start(root, given.profile, given.cores), time.monotonic(), [0.0]
-    while process.poll() is None:
-        now = time.monotonic() - began
-        times += [now] * (len(manifests(root)) + 1 - len(times))
-        time.sleep(0.2)
-    return None if process.wait() else [*times, time.monotonic() - began]
+def progress(moment: float, expected: list[float]) -> tuple[int, float]:
+    """How many stages are done at a moment, and for how many seconds the next has been worked on;
+    ``expected``: the seconds of each stage."""
+    ends = list(accumulate(expected))
+    n_done = sum(end <= moment for end in ends)
+    return n_done, moment - ([0.0, *ends][n_done])
 
 
-def progress(moment: float, times: list[float]) -> tuple[int, float]:
-    """How many stages are done at a moment, and the seconds since the last one was; ``times``: 0
-    and when each stage was done."""
-    n_done = sum(t <= moment for t in times) - 1
-    return n_done, moment - times[n_done]
+def worked(process: psutil.Process) -> float:
+    """CPU seconds of a process and of all below it, those that have ended too."""
+    total = 0.0
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            total += sum(one.cpu_times()[:4])  # user, system, and both of children that ended
+        except psutil.NoSuchProcess:
+            pass
+    return total
 
 
 def killed(root: Path, given: argparse.Namespace, n_done: int, seconds: float) -> int | None:
-    """Go on until ``n_done`` stages are done and ``seconds`` more; how many processes were killed,
-    None if the command ended before."""
-    process, since = start(root, given.profile, given.cores), time.monotonic()
+    """Go on until ``n_done`` stages are done and then ``seconds`` of CPU; how many processes were
+    killed, None if the command ended before."""
+    process, before = start(root, given.profile), 0.0
     waiting = len(manifests(root)) < n_done
     while process.poll() is None:
         if waiting and len(manifests(root)) >= n_done:
-            waiting, since = False, time.monotonic()
-        if not waiting and time.monotonic() - since >= seconds:
+            waiting, before = False, worked(process)
+        if not waiting and worked(process) - before >= seconds:
             return kill(process)
         time.sleep(0.1)
     return None
@@ -147,11 +159,11 @@ def disturbed(root: Path, given: argparse.Namespace, moments: list[tuple[int, fl
         wrong = damage(root)
         well.append(not wrong)
         print(
-            f"  killed {n} processes with {len(manifests(root))} stages done, {seconds:.1f} s into "
-            f"the next; {', '.join(wrong) or 'all that is done is whole'}",
+            f"  killed {n} processes with {len(manifests(root))} stages done, {seconds:.1f} CPU s "
+            f"after stage {n_done}; {', '.join(wrong) or 'all that is done is whole'}",
             flush=True,
         )
-    status = start(root, given.profile, given.cores).wait()
+    status = start(root, given.profile).wait()
     print(f"  the command after the last kill ended with status {status}", flush=True)
     return well if status == 0 else [0] * len(well)
 
@@ -160,30 +172,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--profile", default="smoke")
     parser.add_argument("--keep", type=Path, help="directory to work in, kept afterwards")
     given = parser.parse_args()
+    expected = [START + stage.seconds for stage in plan(find(given.profile, ROOT), ROOT)]
+    generator = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        root = (given.keep or Path(scratch)).resolve() / "copy"
-        copy(root)
-        times = undisturbed(root, given)
-        if times is None:
-            print((root / "pipeline.log").read_text(errors="replace")[-2000:])
-            return 1
-        expected = made(root)
-        print(f"undisturbed: {times[-1]:.0f} s, {len(expected)} files to compare", flush=True)
-        generator = random.Random(given.seed)
+        whole, root = ((given.keep or Path(scratch)).resolve() / n for n in ("whole", "killed"))
+        if not whole.is_dir():
+            copy(whole)
+        undisturbed = start(whole, given.profile)
         recovered = total = 0
         while total < given.kills:
-            drawn = sorted(generator.uniform(0, times[-1]) for _ in range(given.kills - total))
-            moments = [progress(moment, times[:-1]) for moment in drawn]
+            moments = sorted(
+                generator.uniform(0, sum(expected)) for _ in range(given.kills - total)
+            )
             copy(root)
-            well = disturbed(root, given, moments)
-            found = made(root)
-            wrong = sorted(k for k in {*found, *expected} if found.get(k) != expected.get(k))
+            well = disturbed(root, given, [progress(moment, expected) for moment in moments])
+            if undisturbed.wait() != 0:
+                print((whole / "pipeline.log").read_text(errors="replace")[-2000:])
+                return 1
+            found, wanted = made(root), made(whole)
+            wrong = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
             wrong += unfinished(root)
-            print(f"{len(well)} kills: {'all files identical' if not wrong else wrong}", flush=True)
+            said = f"all {len(wanted)} files identical" if not wrong else wrong
+            print(f"{len(well)} kills in a run from nothing: {said}", flush=True)
             recovered += 0 if wrong else sum(well)
             total += len(well)
         print(f"{recovered}/{total} kills recovered", flush=True)
