@@ -179,9 +179,10 @@ def main() -> int:
     generator = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as scratch:
         whole, root = ((given.keep or Path(scratch)).resolve() / n for n in ("whole", "killed"))
-        if not whole.is_dir():
+        there = whole.is_dir()
+        if not there:
             copy(whole)
-        undisturbed = start(whole, given.profile)
+        undisturbed = None if there else start(whole, given.profile)
         recovered = total = 0
         while total < given.kills:
             moments = sorted(
@@ -189,6 +190,7 @@ def main() -> int:
             )
             copy(root)
             well = disturbed(root, given, [progress(moment, expected) for moment in moments])
+            undisturbed = undisturbed or start(whole, given.profile)
             if undisturbed.wait() != 0:
                 print((whole / "pipeline.log").read_text(errors="replace")[-2000:])
                 return 1
