@@ -185,9 +185,8 @@ def main() -> int:
         undisturbed = None if there else start(whole, given.profile)
         recovered = total = 0
         while total < given.kills:
-            moments = sorted(
-                generator.uniform(0, sum(expected)) for _ in range(given.kills - total)
-            )
+            n = given.kills - total
+            moments = [(i + generator.random()) / n * sum(expected) for i in range(n)]
             copy(root)
             well = disturbed(root, given, [progress(moment, expected) for moment in moments])
             undisturbed = undisturbed or start(whole, given.profile)
