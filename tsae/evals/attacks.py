@@ -1,7 +1,7 @@
 """Attacks on an unlearned model: the same facts asked for in ways that the edit was not made on.
 
     dilution     a run of benign text stands before the whole question, in its plain form
-    split        a run of benign text parts the question from the sentence that asks
+    split        a run of benign text parts the question from the sentence that asks, where it has two
     paraphrase   only the forms in which no text states the fact, where the world has such forms
 
 The benign text is a run of retained held-out tokens from a sentence's start to a sentence's end.
@@ -18,6 +18,7 @@ import torch
 from tsae.errors import UserError
 from tsae.evals.tokens import row
 from tsae.interventions import Edit
+from tsae.worlds.base import SENTENCE
 from tsae.worlds.knowledge import Question
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def disguised(
 ) -> list[Question]:
     """The questions under an attack; those to which it does not apply are left out.
 
-    ``levels_V``: the boundary level that starts after each token; ``split`` goes to the last place
-    in a prompt where a sentence starts.
+    ``levels_V``: the level that starts after each token; ``split`` goes to the last place in a
+    prompt where a sentence starts.
     """
     questions = list(questions)
     if attack == "paraphrase":
@@ -97,8 +98,11 @@ def attacked(
     rows, documents = [], []
     plain, fired = bench.questions, bench.fired
     asked, runs = bench.under_attack(), benign(bench)
+    levels_V = bench.levels_V.cpu()
+    if not any(turn(q.prompt, levels_V) for q in asked):  # the text has no rule for a sentence
+        ends = [bench.world.encode(mark)[-1] for mark in ".?!"]
+        levels_V = levels_V.index_fill(0, torch.tensor(ends), SENTENCE)
     for attack in attacks:
-        levels_V = bench.levels_V.cpu()
         if attack != "paraphrase" and not runs:
             continue
         bench.questions = disguised(asked, attack, runs, levels_V, bench.config.seed)

@@ -45,7 +45,8 @@ class Bench:
                 f"The activation store is of another world than {world.name}: "
                 "harvest this world into a new directory."
             )
-        self.sae, self.store, self.config, self.device = sae, store, config, device
+        self.sae, self.store, self.world = sae, store, world
+        self.config, self.device = config, device
         self.model = world.model(device)
         self.options = {"scale": store.scale, "massive_norm": MASSIVE_FACTOR * store.median_norm}
         every = world.questions()
