@@ -155,7 +155,7 @@ def disturbed(root: Path, given: argparse.Namespace, moments: list[tuple[int, fl
     for n_done, seconds in moments:
         n = killed(root, given, n_done, seconds)
         if n is None:
-            break
+            break  # it ended, well or with an error that the command below will tell again
         wrong = damage(root)
         well.append(not wrong)
         print(

@@ -20,6 +20,8 @@ from tsae.pipeline.provenance import git_state, outputs, read_manifest, versions
 from tsae.pipeline.stages import Stage
 
 KERNEL = "python3"
+KERNEL_SECONDS = 600
+"""How long a kernel may take to start; on a machine with much else to do a minute is not enough."""
 HEARTBEAT_SECONDS = 60.0
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 ENVIRONMENT = {
@@ -132,6 +134,7 @@ def run_notebook(stage: Stage, root: Path) -> None:
             str(root / stage.directory / "notebook.ipynb"),
             parameters=stage.parameters,
             kernel_name=KERNEL,
+            start_timeout=KERNEL_SECONDS,
             cwd=str(root),
             progress_bar=False,
             log_output=False,
