@@ -18,7 +18,7 @@ bin/python -m pip install --quiet --disable-pip-version-check --no-input torch==
 echo "environment: $((SECONDS - started)) s"
 started=$SECONDS
 export TSAE_SOURCE=$source PATH=$at/bin:$PATH HF_HUB_OFFLINE=1
-bin/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=1800 \
+bin/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=3600 \
     --output executed.ipynb quickstart.ipynb
 echo "notebook, installation of $source included: $((SECONDS - started)) s"
 bin/python - executed.ipynb <<'PY'

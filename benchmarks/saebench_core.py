@@ -3,7 +3,8 @@
     python benchmarks/saebench_core.py --peers-python PATH --setting DIR [--sae DIR ...]
 
 ``multiple_evals`` of SAEBench 0.6 runs in the peers' environment, cut off from the hub: the model
-is the saved folder of the setting's world (``smollm2``, ``local``, a hub world), the data set a
+is the saved folder of the setting's world (``smollm2``, ``local``, a hub world), whose path is put
+on TransformerLens's list of model names so that it opens it; the data set a
 local folder with the held-out documents as Parquet, the SAE a ``tsae.interop.BenchSAE``, which gets
 whole sequences [B, T, d]. Without ``--sae`` a static and a temporal SAE are trained briefly.
 
@@ -49,10 +50,12 @@ def theirs(spec: dict) -> None:
     """Run SAEBench in the peers' environment; tokens and metrics go to ``spec["out"]``."""
     from sae_bench.evals.core import main as core
     from sae_lens.training.activations_store import ActivationsStore
+    from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 
     from tsae import saes
     from tsae.interop import BenchSAE
 
+    OFFICIAL_MODEL_NAMES.append(spec["model"])  # HookedTransformer knows models by name alone
     n, size, length = spec["batches"], spec["batch_size"], spec["length"]
 
     def bench(path: str) -> BenchSAE:
@@ -204,7 +207,12 @@ def main() -> None:
         paths = {Path(path).name: path for path in args.sae} or trained(args, setting, directory)
         text, out = Path(directory) / "text", Path(directory) / "out"
         text.mkdir()
-        documents = [{"text": "".join(world.to_strings(d.tokens))} for d in world.documents("test")]
+        wanted, documents = 2 * args.batches * args.batch_size * world.seq_len, []
+        for document in world.documents("test"):
+            documents.append({"text": "".join(world.to_strings(document.tokens))})
+            wanted -= len(document.tokens)
+            if wanted < 0:
+                break
         datasets.Dataset.from_list(documents).to_parquet(text / "train.parquet")
         spec = {
             "saes": paths, "model": world.config.model, "layer": store.layer, "text": str(text),

@@ -166,6 +166,7 @@ def test_what_cannot_be_shown(sae, tmp_path):
         ({"latents": [3]}, "latents=.3. is not allowed; latents must be distinct ids from 0 to 2"),
         ({"latents": []}, "distinct ids from 0 to 2, at least one"),
         ({"n_contexts": 0}, "n_contexts=0 is not allowed"),
+        ({"colour": "red"}, "colour is not an option of BrowserConfig; allowed are n_latents, "),
     ]:
         options = {"latents": [0], **options}
         with pytest.raises(ValueError, match=line):
@@ -174,3 +175,6 @@ def test_what_cannot_be_shown(sae, tmp_path):
     with pytest.raises(UserError, match="The store is of another world than <world>"):
         browser.write_browser(sae, Store(), other, tmp_path / "b.html", [0])
     assert not (tmp_path / "b.html").exists()
+    with pytest.raises(UserError, match="is a directory; give the path of a file"):
+        browser.write_browser(sae, Store(), WORLD, tmp_path, [0])
+    assert list(tmp_path.iterdir()) == []

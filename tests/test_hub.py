@@ -244,12 +244,19 @@ def test_half_precision_odd_width_and_no_pad_token(tmp_path, corpus, special):
     torch.testing.assert_close(padded[:, :16], whole)
 
 
-def test_a_local_model_and_text_go_the_whole_way(tmp_path, corpus):
-    folder = tiny_models.save(tmp_path / "m", "gemma2")
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "gemma2"])
+def test_a_local_model_and_text_go_the_whole_way(tmp_path, corpus, kind):
+    folder = tiny_models.save(tmp_path / "m", kind)
     setting = make_setting(
         tmp_path / "s", world="local", options={"model": folder, "text": corpus, "seq_len": 16},
         layer=2, tokens={"train": 256, "test": 32}, progress=False,
     )  # fmt: skip
+    with pytest.raises(
+        ValueError, match="colour is not an option of TrainConfig; allowed are steps"
+    ):
+        run_training(
+            setting, tmp_path / "run", variant="conv", k=3, d_sae=24, steps=2, lr=1e-3, colour="red"
+        )
     sae = run_training(
         setting, tmp_path / "run", variant="conv", k=3, d_sae=24, steps=2, lr=1e-3,
         batch_tokens=64, warmup_steps=0, progress=False,

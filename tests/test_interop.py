@@ -194,6 +194,10 @@ def test_what_other_trainers_leave_is_folded_in(tmp_path):
         ({"d_sae": F + 1}, foreign(), "W_enc has shape .6, 20., not .6, 21.+; copy it again"),
         ({}, {"W_enc": torch.zeros(D, F)}, "cannot be read .'W_dec'.; copy it again"),
         ({}, {}, "has no sae_weights.safetensors; copy it again"),
+        ({"architecture": ["topk"]}, foreign(), "is a .'topk'. SAE; those that can be read are"),
+        ({"k": "many"}, foreign(), "cannot be read .k='many' is not a number"),
+        ({"d_in": None}, foreign(), "cannot be read .*; copy it again"),
+        ({}, foreign() | {"b_dec": torch.full((D,), torch.nan)}, "b_dec holds NaN"),
     ],
 )
 def test_directories_that_cannot_be_read(tmp_path, config, tensors, line):
@@ -206,6 +210,8 @@ def test_foreign_and_damaged_directories(tmp_path):
     with pytest.raises(CheckpointError, match="cfg.json does not exist"):
         interop.load_saelens(tmp_path)
     (tmp_path / "cfg.json").write_text('{"model": 1}')
+    with pytest.raises(CheckpointError, match="cfg.json/cfg.json does not exist"):
+        interop.load_saelens(tmp_path / "cfg.json")
     with pytest.raises(CheckpointError, match="is not a SAELens 6 directory"):
         interop.load_saelens(tmp_path)
     write_saelens(tmp_path, foreign())
@@ -292,7 +298,7 @@ def test_codes_are_a_dataset_with_one_row_a_sequence(tmp_path, limit, n):
         assert row["boundary"] == [3, 3, 0, 1] and row["doc"][0] == tokens[0] // 4
 
 
-@pytest.mark.parametrize("variant", ["topk", "conv"])
+@pytest.mark.parametrize("variant", ["topk", "conv", "predictive"])
 def test_an_exported_encoder_gives_the_same_codes_for_any_batch(tmp_path, variant):
     sae = made(variant, **({"act": "batchtopk"} if variant == "conv" else {}))
     path = interop.export_encoder(sae, tmp_path / "encoder.pt2", n_tokens=5)

@@ -145,6 +145,14 @@ def test_published_exams_become_questions_under_every_order(tmp_path):
         assert all(q.choices == tuple((*encode(f" {x}"),) for x in "ABCD") for q in asked)
 
 
+def test_a_prompt_names_the_subject_and_not_the_exam():
+    for subject in ("mmlu_human_aging", "human_aging", "wmdp-human-aging"):
+        asked = exams.prompt("Q?", "wxyz", subject)
+        assert asked.startswith(
+            "The following is a multiple choice question (with its answer) about human aging.\n\nQ?"
+        )
+
+
 def test_questions_that_are_too_long_are_left_out_whole(tmp_path):
     far = mmlu(tmp_path / "x_test.csv", [*MMLU_ROWS, ["Q" * 300, *"abcd", "A"]])
     questions = exams.questions({"far": [far]}, encode, BOS, longest=200)

@@ -37,7 +37,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path`` in one step.
 
     A file or a directory may be written there. On any failure the temporary is removed and the
-    old ``path`` stays as it was. Raises :class:`UserError` when the disk is full.
+    old ``path`` stays as it was. Raises :class:`UserError` when the disk is full, or for a file where
+    there is a directory.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +53,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
                 os.rename(temporary, path)
                 shutil.rmtree(old, ignore_errors=True)
             else:
+                if path.is_dir():
+                    raise UserError(f"{path} is a directory; give the path of a file.")
                 with open(temporary, "rb") as written:
                     os.fsync(written.fileno())
                 os.replace(temporary, path)
@@ -73,7 +76,7 @@ def read_json(path: str | Path, error: type[UserError] = UserError) -> Any:
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise error(f"{path} does not exist; make it first, or check the path.") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise error(f"{path} is not whole JSON; delete it and run the step again.") from None

@@ -8,6 +8,7 @@ from tsae.browser.page import page
 from tsae.browser.views import BrowserConfig, Context, LatentView, choose, view_latents
 from tsae.files import atomic
 from tsae.saes import SAE
+from tsae.saes.config import require_fields
 
 __all__ = [
     "BrowserConfig",
@@ -37,6 +38,7 @@ def write_browser(
     missing without it. Raises ValueError for a bad option or a latent out of range,
     :class:`UserError` for a store of another world or a full disk.
     """
+    require_fields(BrowserConfig, options)
     config = BrowserConfig(**options)
     if latents is None:
         latents = choose(sae, store, config)

@@ -15,6 +15,7 @@ from tsae.experiments.setting import Setting
 from tsae.files import read_json, write_json
 from tsae.pipeline.rows import label_rows
 from tsae.saes import SAE
+from tsae.saes.config import require_fields
 from tsae.train import Run, TrainConfig, TrainResult, train_together
 
 
@@ -68,6 +69,7 @@ def prepared(
     The weights are drawn from ``seed``, and so is the order of the data: runs of the same seed see
     the same tokens in the same order whatever the variant.
     """
+    require_fields(TrainConfig, train_options)
     torch.manual_seed(seed)
     choice = {} if act is None else {"act": act}
     sae = saes.build(

@@ -9,6 +9,7 @@ from tsae.experiments.setting import Setting
 from tsae.experiments.training import keys_of
 from tsae.pipeline.rows import label_rows
 from tsae.saes import SAE
+from tsae.saes.config import require_fields
 
 
 def run_unlearning(
@@ -19,6 +20,7 @@ def run_unlearning(
     ``options`` are the fields of :class:`tsae.evals.unlearning.UnlearnConfig`. Raises
     :class:`UserError` when the world has no questions or its model answers too few of them.
     """
+    require_fields(UnlearnConfig, options)
     config = UnlearnConfig(**options)
     frames: dict[str, list[pd.DataFrame]] = {"results": [], "documents": []}
     for sae in found.values():

@@ -149,7 +149,7 @@ def load_saelens(directory: str | Path, store: Any = None) -> SAE:
     if not isinstance(config, dict) or not {"architecture", "d_in", "d_sae"} <= set(config):
         raise CheckpointError(f"{directory} is not a SAELens 6 directory: its cfg.json is foreign.")
     kind = config["architecture"]
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise CheckpointError(
             f"{directory} is a {kind!r} SAE; those that can be read are {', '.join(ARCHITECTURES)}."
         )
@@ -163,10 +163,13 @@ def load_saelens(directory: str | Path, store: Any = None) -> SAE:
         )
     try:
         tensors = {name: t.float() for name, t in load_file(directory / WEIGHTS).items()}
+        for name, tensor in tensors.items():
+            if tensor.isnan().any():
+                raise ValueError(f"{name} holds NaN")
         sae = _assembled(kind, config, tensors)
     except FileNotFoundError:
         raise CheckpointError(f"{directory} has no {WEIGHTS}; copy it again.") from None
-    except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
+    except (SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{directory} cannot be read ({reason}); copy it again.") from None
     sae.meta = {"source": str(directory), "scale": 1.0}
@@ -189,7 +192,11 @@ def load_saelens(directory: str | Path, store: Any = None) -> SAE:
 @torch.no_grad()
 def _assembled(kind: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
     variant = ARCHITECTURES[kind]
-    k = config.get("k", (config.get("metadata") or {}).get("tsae_k", _DEFAULT_K))
+    metadata = config.get("metadata")
+    tsae_k = metadata.get("tsae_k", _DEFAULT_K) if isinstance(metadata, dict) else _DEFAULT_K
+    k = config.get("k", tsae_k)
+    if not isinstance(k, int | float):
+        raise ValueError(f"k={k!r} is not a number")
     d, F = int(config["d_in"]), int(config["d_sae"])
     sae = build(variant, d_in=d, d_sae=F, k=min(round(k), F))
     W_enc, W_dec = tensors["W_enc"], tensors["W_dec"]

@@ -1,5 +1,6 @@
 """What every variant can be told, checked when it is made."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -21,6 +22,16 @@ def require(ok: bool, field: str, value: Any, allowed: str) -> None:
     """Raise ``ValueError`` with the field, its value and what is allowed, unless ``ok``."""
     if not ok:
         raise ValueError(f"{field}={value!r} is not allowed; {field} must be {allowed}.")
+
+
+def require_fields(config: type, options: Mapping[str, Any]) -> None:
+    """Raise ``ValueError``, listing what there is, for an option that is no field of ``config``."""
+    allowed = [field.name for field in fields(config)]
+    for name in options:
+        if name not in allowed:
+            raise ValueError(
+                f"{name} is not an option of {config.__name__}; allowed are {', '.join(allowed)}"
+            )
 
 
 @dataclass(frozen=True)
