@@ -98,7 +98,7 @@ class Rows:
 
     def __init__(self, world, store, tokens_NBT: torch.Tensor, special: list[int], own: bool):
         self.scale, self.layer = store.scale, store.layer
-        self.massive = 10 * store.median_norm
+        self.median_norm = store.median_norm
         self.world, self.tokens_NBT, self.special, self.own = world, tokens_NBT, special, own
 
     def batches(self, split: str, batch_size: int):
@@ -115,7 +115,7 @@ class Rows:
             rows_B1 = torch.arange(len(tokens_BT))[:, None]
             doc_BT = rows_B1.expand_as(tokens_BT)
             if self.own:
-                mask_BT = mask_BT & (raw_BTD.norm(dim=-1) <= self.massive)
+                mask_BT = mask_BT & (raw_BTD.norm(dim=-1) <= 10 * self.median_norm)
                 starts_BT = tokens_BT == self.world.bos_id
                 boundary_BT[starts_BT] = 3
                 boundary_BT[:, 1:][starts_BT[:, :-1]] = 3

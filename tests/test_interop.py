@@ -1,6 +1,8 @@
 """SAELens, SAEBench, datasets and torch.export: what is written, by hand, and what is read back."""
 
+import errno
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -310,6 +312,16 @@ def test_an_exported_encoder_gives_the_same_codes_for_any_batch(tmp_path, varian
         boundary[:, 2] = 3
         expected = sae.encode(SCALE * x, SequenceContext(mask, boundary)) / SCALE
         torch.testing.assert_close(program(x, mask, boundary), expected)
+
+
+def test_a_full_disk_stops_an_export_in_one_sentence(tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="is full: free some space"):
+        interop.export_encoder(made("topk"), tmp_path / "encoder.pt2", n_tokens=5)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_encoder_that_cannot_be_exported_says_so(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """An encoder as a ``torch.export`` program: one file that runs without this package."""
 
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -50,10 +51,10 @@ def export_encoder(sae: SAE, path: str | Path, n_tokens: int = 128) -> Path:
             f"The {getattr(sae, 'name', 'given')!r} encoder cannot be exported ({reason}); "
             "save_saelens gives a form of it that reads one token."
         ) from error
+    # Through memory: torch's own writer ends the whole process on a full disk.
+    held = BytesIO()
+    torch.export.save(program, held)
     path = Path(path)
     with atomic(path) as unfinished:
-        # torch insists on the suffix
-        held = unfinished.with_name(unfinished.name + ".pt2")
-        torch.export.save(program, held)
-        held.rename(unfinished)
+        unfinished.write_bytes(held.getbuffer())
     return path
