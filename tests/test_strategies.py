@@ -1,12 +1,16 @@
 """Held detectors, logistic evidence, followed chains, attacks and picked settings, by hand."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
 
 from tsae import saes
 from tsae.evals.attacks import disguised, turn
+from tsae.evals.unlearning import Plan
 from tsae.evals.unlearning_choice import best_settings, chosen_documents, chosen_rows
+from tsae.evals.unlearning_config import UnlearnConfig
 from tsae.interventions import Adaptive, ChainConfig, DetectorConfig, Text, calibrate, follow
 from tsae.interventions.chain import Link
 from tsae.interventions.following import edge_table, tracked
@@ -113,6 +117,15 @@ def test_tracking_leaves_the_global_generator_alone():
     torch.manual_seed(3)
     tracked(sae, [text([[1.0, 0, 0, 0]] * 4)], ChainConfig(window=2, rank=2))
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_each_gamma_is_a_setting_of_its_own():
+    bench = SimpleNamespace(config=UnlearnConfig(chain_gammas=[0.5]), sae=identity(), options={})
+    bench.options["scale"] = 1.0
+    link = (Link(0, 1, 2, 0.5),)
+    for gamma, expected in ((0.5, 0.5), (None, 0.7)):
+        made = Plan("chain", "n=1", torch.tensor([1]), links=link, gamma=gamma).edit(bench, 100)
+        assert (made.gamma, made.beta, made.multiplier) == (expected, 1.0, 100)
 
 
 # ---- attacks ------------------------------------------------------------------------------------

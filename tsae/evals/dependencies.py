@@ -19,6 +19,7 @@ from tsae.analysis.dependencies import Activity, dependencies, direct
 from tsae.evals.chains import pattern_detection
 from tsae.evals.steps import Match, Read, begins, match, matched_events, read
 from tsae.evals.tokens import Measured, row
+from tsae.evals.unchained import false_discovery
 
 LEVEL = 0.05
 
@@ -128,6 +129,8 @@ def measure(
     shifts: int = 400,
     nulls: int = 20,
     everything: bool = True,
+    unchained: int = 0,
+    kind: str = "domain",
 ) -> dict[str, Measured]:
     """Edges between matched latents, over all latents, and their calibration; see the module.
 
@@ -140,6 +143,10 @@ def measure(
     ``dependency_false_discovery``, the share of ``nulls`` texts, in which each event series is
     moved in a circle by an offset of its own, where an edge was found at q ≤ .05.
 
+    ``unchained``: of how many texts without chains :func:`~tsae.evals.unchained.false_discovery` is
+    measured on groups ``labels``, ``joint`` and ``latents`` (where each latent begins); ``kind``: the
+    label that exchanged documents share.
+
     Matching reads ``limit_tokens`` of the test split, edges ``edge_tokens`` of the train split.
     Table ``edges``: source_name, target_name, source, target, lag, count, C, lift, te, p, q, direct,
     true, lag_min, lag_max, group. Without true chains only ``all`` is measured. SAEs alone:
@@ -148,6 +155,7 @@ def measure(
     chains = [e for e in world.chains() or [] if e.label == label] if world is not None else []
     options: dict[str, Any] = {"lags": range(1, longest + 1), "seed": seed}
     options |= {"max_edges": max_edges, "shifts": shifts}
+    reading_false = {"lags": options["lags"], "seed": seed}
     out, ceiling = {}, None
     for name, sae in tqdm(saes.items(), desc="dependencies", disable=not progress):
         reading = read(
@@ -162,6 +170,12 @@ def measure(
                 steps = Activity(reading.steps(len(classes)), reading.piece_N)
                 ids = {name: i for i, name in enumerate(classes)}
                 ceiling = detection(steps, ids, chains, "labels", **options)
+                if unchained:
+                    kind_N = read(
+                        sae, store, "train", kind, edge_tokens, batch_size, device
+                    ).label_N
+                    false = false_discovery(steps, kind_N, unchained, "labels", **reading_false)
+                    ceiling[0].extend(false)
             rows += ceiling[0]
             tables.append(ceiling[1])
             for group, many in (("single", 1), ("joint", members), ("matched", members)):
@@ -180,8 +194,14 @@ def measure(
                 tables.append(table)
                 if group == "joint":
                     firing = chain_firing(events, at, [classes[c] for c in found], table, reading)
-                    wrong = calibration(events, nulls, **options)
-                    rows.append(row("dependency_false_discovery", group, wrong, nulls))
+                    if nulls:
+                        wrong = calibration(events, nulls, **options)
+                        rows.append(row("dependency_false_discovery", group, wrong, nulls))
+                    if unchained:
+                        rows += false_discovery(events, kind_N, unchained, group, **reading_false)
+        if unchained and chains:
+            starts = Activity(begins(reading.on(), reading.piece_N), reading.piece_N)
+            rows += false_discovery(starts, kind_N, unchained, "latents", **reading_false)
         if everything:
             activity = Activity(begins(reading.on(), reading.piece_N), reading.piece_N)
             edges = dependencies(activity, **options)

@@ -27,6 +27,7 @@ from tsae.evals import (
     probing,
     temporal_probing,
     traces,
+    tracking,
 )
 
 EXTRAS: dict[str, Callable] = {
@@ -47,4 +48,5 @@ EXTRAS: dict[str, Callable] = {
     "probing": probing.measure,
     "temporal_probing": temporal_probing.measure,
     "traces": traces.measure,
+    "tracking": tracking.measure,
 }

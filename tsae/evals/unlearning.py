@@ -76,7 +76,7 @@ def unlearn(
     ]
     for p, m in tqdm(grid, desc="unlearning", disable=not progress):
         rate = p.detector and p.detector.cfg.false_positive_rate
-        key = (p.strategy, tuple(p.latents.tolist()), p.links, rate, m)
+        key = (p.strategy, tuple(p.latents.tolist()), p.links, p.gamma, rate, m)
         if key not in results:  # two thresholds may choose the same latents
             results[key] = bench.run(p.edit(bench, m))
         group = f"{p.strategy}|{p.setting}|m={m:g}" + "|relative" * config.relative
@@ -104,6 +104,7 @@ class Plan(NamedTuple):
     latents: Tensor
     detector: interventions.Detector | None = None
     links: tuple[Link, ...] = ()
+    gamma: float | None = None
     make: Callable[..., Edit] | None = None
 
     def edit(self, bench: Bench, multiplier: float) -> Edit:
@@ -112,7 +113,8 @@ class Plan(NamedTuple):
         if self.make is not None:
             return self.make(multiplier=multiplier, **options)
         if self.links:
-            options |= {"beta": bench.config.chain.beta, "gamma": bench.config.chain.gamma}
+            chain = bench.config.chain
+            options |= {"beta": chain.beta, "gamma": self.gamma or chain.gamma}
             return ChainClamp(bench.sae, self.links, multiplier, **options)
         if self.detector is not None:
             options["detector"] = self.detector
@@ -157,6 +159,11 @@ def plan(bench: Bench, config: UnlearnConfig) -> tuple[list[Plan], list[dict[str
                     links = made.links(chosen, ranked)
                     rows.append(row("unlearn_links", group, len(links), len(ranked)))
                     if not links:  # nothing leads to the chosen latents
+                        continue
+                    for gamma in config.chain_gammas:
+                        at = f"{setting}|gamma={gamma:g}"
+                        plans.append(Plan(strategy, at, latents, None, links, gamma))
+                    if config.chain_gammas:
                         continue
                 for rate in rates:
                     here, at = detector, setting

@@ -45,6 +45,8 @@ class UnlearnConfig:
     """How chains are found and followed by the strategy chain."""
     chain_multipliers: tuple[float, ...] = (100, 400, 1600)
     """The multiplier of the strategy chain: per cent of what C expects; another unit than m's."""
+    chain_gammas: tuple[float, ...] = ()
+    """Shares gamma to try in place of the chain's own, one setting each; empty for its own alone."""
     false_positive_rates: tuple[float, ...] = (0.01, 0.02, 0.03)
     """Rates to which the detector of probe and probe-random is set, one setting each."""
     attacks: tuple[str, ...] = ()

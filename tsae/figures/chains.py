@@ -56,10 +56,11 @@ def graph(edges: pd.DataFrame, n_edges: int = 32) -> Figure:
     figure, ((axes,),) = style.panels(1, 1, style.PAGE, 3.6)
     for row, (a, b) in zip(rows.itertuples(), pairs, strict=True):
         width = 0.6 + 2.0 * row.te / rows["te"].max()
+        bend = 0.0 if abs(place[a][1] - place[b][1]) <= 1 else 0.12  # around the layers between
         axes.add_patch(
             FancyArrowPatch(
                 place[a], place[b], arrowstyle="-|>", mutation_scale=8, shrinkA=9, shrinkB=9,
-                connectionstyle="arc3,rad=0.08", linewidth=width,
+                connectionstyle=f"arc3,rad={bend}", linewidth=width,
                 color=RIGHT if row.true else WRONG, linestyle="-" if row.true else "--",
             )
         )  # fmt: skip
@@ -72,7 +73,10 @@ def graph(edges: pd.DataFrame, n_edges: int = 32) -> Figure:
     across, up = zip(*place.values(), strict=True)
     axes.set(xlim=(min(across) - 0.6, max(across) + 0.6), ylim=(min(up) - 0.5, max(up) + 0.5))
     axes.axis("off")
-    axes.set_title(f"Strongest dependencies between steps ({name})")
+    axes.set_title(
+        f"Strongest dependencies between steps ({name}); number: lag in tokens, width: "
+        "transfer entropy"
+    )
     lines: dict[str, Any] = {
         "true arrow": {"color": RIGHT, "linestyle": "-"},
         "not in the world's graph": {"color": WRONG, "linestyle": "--"},
@@ -97,7 +101,10 @@ def firing(table: pd.DataFrame) -> Figure:
     axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=5.5)
     axes.set_yticks(range(len(members)), members)
     axes.grid(False)
-    axes.set(title=f"A chain over a text ({name})", ylabel="member")
+    axes.set(
+        title=f"A chain over a text, dark where a member begins ({name})",
+        xlabel="token", ylabel="member",
+    )  # fmt: skip
     return figure
 
 

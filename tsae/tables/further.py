@@ -4,6 +4,7 @@ and nothing where they lack the rows."""
 from tsae.tables import (
     adaptation,
     arena,
+    causal,
     chains,
     composition,
     context,
@@ -18,6 +19,7 @@ from tsae.tables import (
 FURTHER = (
     adaptation,
     arena,
+    causal,
     chains,
     composition,
     context,
