@@ -7,12 +7,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 usage() {
     cat <<TEXT
 usage: ./run_all.sh [--profile NAME] [--cores N] [--model DIR] [--text PATH] [--layer N]
+                    [--executor NAME] [-- SNAKEMAKE OPTIONS]
 
   --profile NAME   what to run: $(profiles) (default: laptop; local with --model)
   --cores N        jobs at a time (default: 2)
   --model DIR      a Hugging Face model folder of your own   } for a profile that has a
   --text PATH      a text, JSONL or datasets folder           } 'local' world: --profile local
   --layer N        the layer whose residual stream is read    }
+  --executor NAME  where the jobs run: local (default), or an executor plugin of Snakemake
+                   that is installed in .venv, such as slurm; then --cores is jobs at a time
+  -- OPTIONS       are handed to Snakemake, such as --default-resources slurm_partition=cpu
 
 Killed at any moment, it goes on where it stopped when called again. Results: results/NAME/.
 TEXT
@@ -30,10 +34,12 @@ profiles() {
 profile=""
 default=laptop
 options=()
+engine=()
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
-        --profile | --cores | --model | --text | --layer)
+        --) engine=("$@"); break ;;
+        --profile | --cores | --model | --text | --layer | --executor)
             [ $# -ge 2 ] || fail "run_all.sh: option $1 needs a value; see ./run_all.sh --help."
             if [ "$1" = --profile ]; then profile=$2; else options+=("$1" "$2"); fi
             if [ "$1" = --model ]; then default=local; fi
@@ -48,4 +54,5 @@ profile=${profile:-$default}
 
 setup_python
 setup_tex
-exec .venv/bin/python -m tsae.pipeline all --profile "$profile" "${options[@]+"${options[@]}"}"
+exec .venv/bin/python -m tsae.pipeline all --profile "$profile" \
+    "${options[@]+"${options[@]}"}" "${engine[@]+"${engine[@]}"}"

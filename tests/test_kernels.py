@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tsae import saes
-from tsae.kernels import sparse
+from tsae.kernels import selection, sparse
 from tsae.saes import SequenceContext
 from tsae.saes.activations import BatchTopK, Grouped, ReservedTopK, TopK
 
@@ -103,3 +103,37 @@ def test_every_gradient_of_the_loss_equals_autograd_through_dense_codes(name, mo
         gradients.append({n: p.grad.clone() for n, p in sae.named_parameters()})
     for parameter, fast in gradients[0].items():
         torch.testing.assert_close(fast, gradients[1][parameter], msg=parameter)
+
+
+# ---- selection -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("F", "k", "start", "stop"), [(40, 5, 0, 40), (40, 40, 0, 40), (300, 4, 7, 290), (9, 1, 2, 5)]
+)
+def test_largest_names_what_topk_names(F, k, start, stop):
+    x_NF = torch.randn(64, F, generator=torch.Generator().manual_seed(F))
+    k = min(k, stop - start)
+    x_NF[1] = 0.0  # a tie of all
+    x_NF[2] = x_NF[2].round()
+    x_NF[3] = -x_NF[3].abs()
+    x_NF[4, start] = float("nan")
+    x_NF[5, start] = float("inf")
+    x_NF[6] = float("-inf")
+    cols_NK = selection.largest(x_NF, k, start, stop)
+    assert torch.equal(cols_NK, selection.plain_largest(x_NF, k, start, stop))
+
+
+def test_largest_by_hand():
+    x_NF = torch.tensor([[3.0, -1.0, 5.0, 4.0], [-1.0, -2.0, -3.0, -4.0]])
+    assert selection.largest(x_NF, 2).tolist() == [[2, 3], [0, 1]]
+    assert selection.largest(x_NF, 1, 1, 4).tolist() == [[1], [0]]
+
+
+def test_entries_by_column_are_a_stable_sort():
+    cols = torch.randint(0, 30, (500,), generator=torch.Generator().manual_seed(0))
+    order, begin_F = selection.by_column(cols, 32)
+    assert torch.equal(order, cols.argsort(stable=True))
+    assert torch.equal(begin_F.diff(), torch.bincount(cols, minlength=32))
+    order, begin_F = selection.by_column(cols[:0], 3)
+    assert order.numel() == 0 and begin_F.tolist() == [0, 0, 0, 0]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,8 +131,9 @@ def test_known_errors_speak_for_themselves():
     assert describe(StoreError("The store is foreign."))[0] == "The store is foreign."
 
 
-def run_all(root: Path, **given) -> subprocess.Popen:
+def run_all(root: Path, *options: str, **given) -> subprocess.Popen:
     command = [sys.executable, "-m", "tsae.pipeline", "all", "--profile", "tiny", "--root", root]
+    command += options
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=root, **pipes, **given)
 
@@ -177,3 +179,29 @@ def test_killed_run_resumes_beside_another_and_a_further_call_does_nothing(tmp_p
     assert first.startswith("stage train/microworld-conv-s0: k=9: at most d_sae=4 (log: ")
     assert "1 of 4 stages failed, 1 wait for them" in last
     assert sae.stat().st_mtime_ns == before
+
+
+def test_a_missing_executor_is_one_line(tmp_path, capsys):
+    make_root(tmp_path, {"worlds": [world()]})
+    status = main(["all", "--profile", "tiny", "--root", str(tmp_path), "--executor", "abacus"])
+    told = capsys.readouterr().err.strip()
+    assert status == 2 and "\n" not in told
+    assert "no executor 'abacus' here: install snakemake-executor-plugin-abacus" in told
+
+
+def test_stages_run_as_jobs_of_a_cluster(tmp_path):
+    """Through a submit command that writes down what it was given and runs it here."""
+    path = make_root(tmp_path, {"worlds": [world()]})
+    stages = plan(path, tmp_path)
+    (made := tmp_path / stages[0].directory).mkdir(parents=True)
+    shutil.copy(tmp_path / stages[0].notebook, made / "notebook.ipynb")
+    finished(made)
+    submit = tmp_path / "submit.sh"
+    submit.write_text(f'echo "$1" >>{tmp_path}/jobs\nbash "$1" >{tmp_path}/job.log 2>&1\necho 7\n')
+    cluster = ["--executor", "cluster-generic", "--cores", "4", "--"]
+    cluster += ["--cluster-generic-submit-cmd", f"bash {submit}", "--latency-wait", "1"]
+    out, err = (run := run_all(tmp_path, *cluster)).communicate(timeout=240)
+    assert (run.returncode, err) == (0, ""), (tmp_path / "job.log").read_text()
+    assert "made 1 stages" in out
+    assert (tmp_path / "results/tiny/figures/f.pdf").read_text() == "1"
+    assert len((tmp_path / "jobs").read_text().splitlines()) == 1

@@ -10,10 +10,9 @@ torch. Occurrences are brought into rows by a counting sort; a row's sums live i
 numbers, cleared by the list of what was touched. Source: this project.
 """
 
-from collections.abc import Callable
-
-import numba
 import numpy as np
+
+from tsae.kernels.compiled import compiled
 
 UNIT = np.float32(2**23)
 """R is counted in units of 2^-23."""
@@ -21,14 +20,6 @@ MOST = np.int64(2**23 - 1)
 LAST = np.int64(2**20 - 1)
 """Above every id: a key holds an entry's value and, below it, LAST - id."""
 TINY = np.finfo(np.float32).tiny
-
-
-def compiled(function: Callable) -> Callable:
-    """Compiled on first use, and kept on disk where some place for it can be written."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # a read-only installation and no cache folder either
-        return numba.njit(nogil=True)(function)
 
 
 @compiled

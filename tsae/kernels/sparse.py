@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tsae.kernels.selection import by_column
+
 warnings.filterwarnings("ignore", message="[Ss]parse (CSR tensor|invariant).*")
 
 
@@ -91,8 +93,7 @@ def _transposed_matmul(pattern: Codes, values: Tensor, dense: Tensor, reference:
     """``A^T @ dense``: [F, N] @ [N, d] -> [F, d]."""
     if not reference:
         if dense.device.type == "cpu":
-            order = pattern.cols.argsort(stable=True)
-            crow = rows_to_crow(torch.bincount(pattern.cols, minlength=pattern.shape[1]))
+            order, crow = by_column(pattern.cols, pattern.shape[1])
             return _bags(values[order], pattern.rows[order], crow, dense)
         return pattern.csr(values).t().to_sparse_csr() @ dense
     out = dense.new_zeros(pattern.shape[1], dense.shape[1])

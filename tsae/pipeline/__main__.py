@@ -23,6 +23,8 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--layer", type=int, help="layer that a local world reads")
     everything = commands.add_parser("all", parents=[shared], help="make all that is missing")
     everything.add_argument("--cores", type=positive, default=2, help="jobs at a time")
+    everything.add_argument("--executor", default="local", help="where Snakemake runs the jobs")
+    everything.add_argument("engine", nargs="*", help="after --, options of Snakemake itself")
     run = commands.add_parser("run", parents=[shared], help="run one stage now")
     run.add_argument("--stage", required=True, help="its name, as plan prints it")
     run.add_argument("--directory", help="where it must go; the code changed if it does not")
@@ -86,7 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.command == "run":
             run_stage(given, overrides)
         else:
-            front.run_all(given.profile, given.root.resolve(), given.cores, overrides)
+            engine = front.Engine(given.cores, given.executor, tuple(given.engine))
+            front.run_all(given.profile, given.root.resolve(), engine, overrides)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,5 +1,6 @@
 """Everything a profile asks for, in one call: what is missing is made, what is there stays."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tsae.errors import UserError
 from tsae.files import disk_full_is_clear
@@ -23,12 +24,24 @@ ROOM_FOR_A_LOG = 2**20
 NO_PAPER = "The PDF is skipped: there is no paper/main.tex; restore it with git."
 
 
-def run_all(name: str, root: Path, cores: int, overrides: Mapping[str, Any]) -> None:
+class Engine(NamedTuple):
+    """How Snakemake runs the stages."""
+
+    jobs: int
+    """Stages at a time; with ``local``, also the cores they share."""
+    executor: str = "local"
+    """``local``, or an executor plugin: slurm, cluster-generic …"""
+    options: tuple[str, ...] = ()
+    """Further options of Snakemake's own, such as ``--default-resources``."""
+
+
+def run_all(name: str, root: Path, engine: Engine, overrides: Mapping[str, Any]) -> None:
     """Make everything of profile ``name``: stages through Snakemake, then figures, tables, PDF.
 
     Returns within seconds when nothing is missing. Raises :class:`UserError` for bad input, for
     another run of the same profile, and, after all that could be made was made, for failed stages.
     """
+    check_executor(engine.executor)
     clock = time.monotonic()
     path = profile.find(name, root)
     settings = profile.read(path, overrides)
@@ -45,13 +58,13 @@ def run_all(name: str, root: Path, cores: int, overrides: Mapping[str, Any]) -> 
             check_names(todo)
             for stage in {stage.notebook: stage for stage in todo}.values():
                 check_parameters(stage, root)
-            left = duration(remaining(wanted, root, cores))
+            left = duration(remaining(wanted, root, engine.jobs))
             print(
                 f"Profile {name}: {len(todo)} of {len(wanted)} stages to make, about {left} with "
-                f"{cores} jobs at a time",
+                f"{engine.jobs} jobs at a time",
                 flush=True,
             )
-            snakemake(name, root, cores, overrides, wanted, lock)
+            snakemake(name, root, engine, overrides, wanted, lock)
         failed = [line for stage in todo if (line := failure(stage, root))]
         missing = [stage for stage in todo if not is_done(stage, root)]
         for line in failed:
@@ -87,6 +100,16 @@ def failure(stage: Stage, root: Path) -> str:
     return f"{line} (log: {log.relative_to(root)})" if line else ""  # empty on a full disk
 
 
+def check_executor(name: str) -> None:
+    """Raise :class:`UserError` when Snakemake has no such executor here."""
+    module = f"snakemake_executor_plugin_{name.replace('-', '_')}"
+    if name != "local" and importlib.util.find_spec(module) is None:
+        raise UserError(
+            f"Snakemake has no executor {name!r} here: install snakemake-executor-plugin-{name} "
+            "into this environment (the extra 'slurm' of this package for slurm)."
+        )
+
+
 def check_names(stages: Sequence[Stage]) -> None:
     """Raise :class:`UserError` for a world or a variant that does not exist, before any work."""
     from tsae import saes, worlds  # these import torch, so only when there is something to do
@@ -105,7 +128,7 @@ def check_names(stages: Sequence[Stage]) -> None:
 def snakemake(
     name: str,
     root: Path,
-    cores: int,
+    engine: Engine,
     overrides: Mapping[str, Any],
     stages: Sequence[Stage],
     lock: int,
@@ -118,16 +141,19 @@ def snakemake(
     settings = {
         "root": str(root),
         "profile": name,
-        "jobs": cores,
+        "jobs": engine.jobs,
         "skip_paper": not any(stage.name == "paper" for stage in stages),
         "overrides": json.dumps(dict(overrides)),
     }
+    local = engine.executor == "local"
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(root),
-        "--cores", str(cores), "--keep-going", "--nolock", "--ignore-incomplete",
+        "--executor", engine.executor, "--cores" if local else "--jobs", str(engine.jobs),
+        "--keep-going", "--nolock", "--ignore-incomplete",
         "--drop-metadata", "--rerun-triggers", "mtime", "--scheduler", "greedy",
-        "--latency-wait", "0", "--quiet", "all",
-        "--config", *(f"{key}={value}" for key, value in settings.items()),
+        # A shared file system shows what another machine wrote a little later.
+        "--latency-wait", "0" if local else "60", "--quiet", "all",
+        "--config", *(f"{key}={value}" for key, value in settings.items()), *engine.options,
     ]  # fmt: skip
     for stage in stages:
         if not is_done(stage, root):  # a line of an earlier run must not be told again

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tsae import distributed
+from tsae.kernels.selection import largest
 from tsae.kernels.sparse import Selection, rows_to_crow
 
 NAMES = ("relu", "topk", "batchtopk", "jumprelu")
@@ -31,14 +32,14 @@ class TopK(nn.Module):
         self.k = k
 
     def forward(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
-        values, cols = pre_NF.topk(min(self.k, pre_NF.shape[1]), dim=-1, sorted=False)
-        values = values.clamp_min(0.0) * mask_N[:, None]
+        cols = largest(pre_NF, min(self.k, pre_NF.shape[1]))
+        values = pre_NF.gather(1, cols).clamp_min(0.0) * mask_N[:, None]
         return torch.zeros_like(pre_NF).scatter(1, cols, values)
 
     def select(self, pre_NF: Tensor, mask_N: Tensor) -> Selection:
         """The ``k`` largest entries of every valid row, columns ascending."""
         rows, k = mask_N.nonzero()[:, 0], min(self.k, pre_NF.shape[1])
-        cols = pre_NF.topk(k, dim=-1, sorted=False).indices[rows].sort(-1).values
+        cols = largest(pre_NF, k)[rows]
         return rows.repeat_interleave(k), cols.flatten(), rows_to_crow(mask_N.long() * k)
 
 
@@ -202,15 +203,14 @@ class ReservedTopK(nn.Module):
     @torch.no_grad()
     def columns(self, pre_NF: Tensor) -> Tensor:
         """The chosen latents of every row [N, sum(ks)], in no order."""
-        values, cols, start = [], [], 0
-        for k, n, block in zip(self.ks, self.sizes, pre_NF.split(self.sizes, 1), strict=True):
-            found = block.topk(min(k, n), dim=1, sorted=False)
-            values.append(found.values)
-            cols.append(found.indices + start)
+        cols, start = [], 0
+        for k, n in zip(self.ks, self.sizes, strict=True):
+            cols.append(largest(pre_NF, min(k, n), start, start + n) + start)
             start += n
-        missing = sum(self.ks) - sum(v.shape[1] for v in values)  # blocks smaller than their share
-        unused_NK = nn.functional.pad(torch.cat(values, 1), (0, missing)) <= 0
-        cols_NK = nn.functional.pad(torch.cat(cols, 1), (0, missing))
+        cols_NK = torch.cat(cols, 1)
+        missing = sum(self.ks) - cols_NK.shape[1]  # blocks smaller than their share
+        unused_NK = nn.functional.pad(pre_NF.gather(1, cols_NK), (0, missing)) <= 0
+        cols_NK = nn.functional.pad(cols_NK, (0, missing))
         short = unused_NK.any(1).nonzero()[:, 0]
         if short.numel() == 0:
             return cols_NK
