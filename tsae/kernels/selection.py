@@ -43,7 +43,7 @@ def largest_of_rows(x_NF, start, stop, cols_NK):
         row_F = x_NF[n, start:stop]
         m = not_below(row_F, np.float32(guess), kept_F)
         while m < K:
-            guess = guess / 2 if guess > 0.1 else -np.inf
+            guess = guess / 2 if 0.1 < guess < np.inf else -np.inf
             m = not_below(row_F, np.float32(guess), kept_F)
         heap_K[:] = -np.inf
         for j in range(m):
