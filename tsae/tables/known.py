@@ -35,7 +35,7 @@ def known(results: pd.DataFrame, smoke: bool = False) -> str:
         "Facts that the unedited model knows: right among four choices, in each form of the "
         "question and in every one."
     )
-    return floated(body, "l" + "r" * (len(heads) - 1), caption, "known", smoke)
+    return floated(body, "l" + "r" * (len(heads) - 1), caption, "known", smoke, star=False)
 
 
 def made(found: Mapping[str, pd.DataFrame], smoke: bool) -> dict[str, str]:
