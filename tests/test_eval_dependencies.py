@@ -172,3 +172,13 @@ def test_tables_and_figures_are_made_from_rows_alone():
     assert "0.710" in latex["chains"] and "0.860" in latex["chains"]
     assert set(strategy_figures.drawn(found, True)) == {"strategies", "attacks", "false_positives"}
     assert strategy_figures.drawn({}, True) == chain_tables.made({}, True) == {}
+
+
+def test_attacks_stand_beside_the_same_systems_plain_accuracy():
+    metrics = ("unlearn_forget_accuracy", "unlearn_attack_forget_accuracy")
+    plain = [(metrics[0], "clamp|m=50", 0.8), (metrics[0], "clamp|m=100", 0.4)]
+    weak = rows([*plain, (metrics[1], "clamp|m=50|attack=split", 0.9)])
+    strong = rows([*plain, (metrics[1], "clamp|m=100|attack=split", 0.5)])
+    figure = strategy_figures.attacks(pd.concat([weak, strong.assign(variant="conv")]))
+    drawn = [panel.lines[0].get_ydata().tolist() for panel in figure.axes]
+    assert drawn == [[0.8, 0.9], [0.4, 0.5]]

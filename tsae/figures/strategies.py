@@ -103,19 +103,21 @@ def attacks(results: pd.DataFrame) -> Figure:
         raise UserError("The results hold no attacks: name them in the unlearning options.")
     parts = rows["group"].str.rsplit("|attack=", n=1)
     rows["setting"], rows["attack"] = parts.str[0], parts.str[1]
+    run = ["world", "system", "seed", "setting"]
     plain = frame[frame["metric"] == "unlearn_forget_accuracy"]
-    plain = plain[plain["group"].isin(set(rows["setting"]))]
     plain = plain.assign(setting=plain["group"], attack="none")
+    plain = plain.merge(rows[run].drop_duplicates(), on=run)  # the settings that were attacked
     rows = pd.concat([plain, rows])
     rows["strategy"] = rows["setting"].str.split("|").str[0]
     names = ["none", *sorted(set(rows["attack"]) - {"none"})]
-    cases = rows[["world", "system"]].drop_duplicates().sort_values(["world", "system"])
+    shown = rows.groupby("world")["system"].unique()
+    cases = [(w, s) for w in tidy.ordered(shown.index) for s in tidy.ordered(shown[w])]
     strategies = ordered(rows["strategy"])
     figure, axes = style.panels(
         1, len(cases), style.COLUMN if len(cases) == 1 else style.PAGE, 2.3, sharey=True
     )
-    for panel, case in zip(axes[0], cases.itertuples(), strict=True):
-        here = rows[(rows["world"] == case.world) & (rows["system"] == case.system)]
+    for panel, (world, system) in zip(axes[0], cases, strict=True):
+        here = rows[(rows["world"] == world) & (rows["system"] == system)]
         mine = ordered(here["strategy"])
         for i, strategy in enumerate(mine):
             values = here[here["strategy"] == strategy].groupby("attack")["value"].mean()
@@ -123,7 +125,7 @@ def attacks(results: pd.DataFrame) -> Figure:
             at = [names.index(name) + shift for name in values.index]
             panel.plot(at, values, **look(strategy))
         panel.axhline(0.25, color="black", linewidth=0.7, linestyle="--")
-        panel.set(title=f"{tidy.WORLDS.get(case.world, case.world)}, {tidy.display(case.system)}")
+        panel.set(title=f"{tidy.WORLDS.get(world, world)}, {tidy.display(system)}")
         panel.set(xticks=range(len(names)), ylim=(-0.03, 1.05))
         panel.set_xticklabels(["plain", *names[1:]])
     axes[0][0].set_ylabel("forget accuracy")
