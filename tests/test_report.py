@@ -2,12 +2,13 @@
 
 import pandas as pd
 import pytest
+import synthetic_tables as made
 
 from tsae.errors import UserError
 from tsae.experiments.comparison import told
 from tsae.experiments.training import read_configs
 from tsae.files import write_json
-from tsae.report import one_run_each, rewrite_numbers
+from tsae.report import drawings, one_run_each, rewrite_numbers, write_latex
 from tsae.tables.settings import settings_table
 
 
@@ -62,3 +63,13 @@ def test_configs_leave_ablations_out_and_count_seeds_once(tmp_path):
 def test_numbers_cannot_be_written_from_tables_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match="results/full lacks results, differences, facts; make it"):
         rewrite_numbers("full", tmp_path, "full")
+
+
+def test_a_part_may_show_a_choice_of_figures_and_tables(tmp_path):
+    found = {"results": made.results(), "curves": made.curves(), "facts": pd.DataFrame()}
+    found |= {"differences": made.differences()}
+    shown = ["curves", "table_recovery"]
+    assert set(drawings(found, True, "cloze", shown)) == {"curves"}
+    written = write_latex(found, tmp_path, True, True, "cloze", shown=shown)
+    assert written == ["numbers.tex", "table_recovery.tex"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == written
