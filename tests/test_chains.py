@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tsae import saes
-from tsae.analysis.chains import Chain, find_chains, top_tokens, upstream
+from tsae.analysis.chains import Chain, find_chains, upstream
 from tsae.interventions.chain import ChainClamp, Link, links
 from tsae.saes import SequenceContext
 
@@ -63,16 +63,8 @@ def test_bad_graphs_are_named():
         find_chains(DIAMOND.assign(C=-1.0), [5])
 
 
-def test_names_are_the_strongest_tokens():
-    z = torch.tensor([[[1.0, 0.0, 0.0], [0.4, 2.0, 0.0]], [[0.9, 0.5, 0.0], [0.0, 1.6, 0.0]]])
-    tokens = torch.tensor([[10, 11], [11, 12]])
-    words = {10: "grind", 11: "soak", 12: "stir"}
-    names = top_tokens([(z, tokens)], [0, 1, 2], lambda ids: [words[i] for i in ids])
-    # 0: grind 1.0, soak .4 + .9; 1: soak 2 + .5, stir 1.6; 2 never fires.
-    assert names == {0: "soak", 1: "soak"}
-    two = top_tokens([(z, tokens)], [1], lambda ids: [words[i] for i in ids], n=2)
-    assert two == {1: "soak/stir"}
-    assert Chain((0, 1, 2), (3, 1), 0.2).named(names) == "soak →3 soak →1 2"
+def test_a_chain_is_told_by_the_names_of_its_latents():
+    assert Chain((0, 1, 2), (3, 1), 0.2).named({0: "soak", 1: "stir"}) == "soak →3 stir →1 2"
 
 
 # ---- the edit -----------------------------------------------------------------------------------

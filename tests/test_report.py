@@ -1,15 +1,20 @@
 """What the last notebook merges."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import synthetic_tables as made
 
+from tsae import figures
 from tsae.errors import UserError
 from tsae.experiments.comparison import told
 from tsae.experiments.training import read_configs
 from tsae.files import write_json
-from tsae.report import drawings, one_run_each, rewrite_numbers, write_latex
+from tsae.report import drawings, one_run_each, redrawn, rewrite_numbers, write_latex
 from tsae.tables.settings import settings_table
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_heat_map_holds_one_run_of_each_variant():
@@ -73,3 +78,14 @@ def test_a_part_may_show_a_choice_of_figures_and_tables(tmp_path):
     written = write_latex(found, tmp_path, True, True, "cloze", shown=shown)
     assert written == ["numbers.tex", "table_recovery.tex"]
     assert sorted(file.name for file in tmp_path.iterdir()) == written
+
+
+@pytest.mark.parametrize(("profile", "folder"), [("laptop", "figures"), ("full", "figures/full")])
+def test_committed_figures_are_those_of_the_committed_tables(profile, folder, tmp_path):
+    """Bit for bit: a figure that is older than its data, or than its code, is not."""
+    older = []
+    for name, figure in redrawn(profile, ROOT).items():
+        figures.save(figure, tmp_path, name)
+        if (tmp_path / f"{name}.png").read_bytes() != (ROOT / folder / f"{name}.png").read_bytes():
+            older.append(name)
+    assert older == [], f"run .venv/bin/python -m tsae.pipeline redraw --profile {profile}"

@@ -1,6 +1,6 @@
 """The paper's figures, LaTeX tables and numbers, all from the merged tidy tables."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -150,21 +150,40 @@ def numbers(
     )
 
 
-def rewrite_numbers(profile: str, root: Path, part: str = "") -> Path:
-    """``numbers.tex`` again from the committed tables of ``results/<profile>``, for a text that
-    uses other numbers of a run whose stages are not here; returns its path.
-
-    Raises :class:`tsae.errors.UserError` when the tables are missing, and as :func:`numbers`.
-    """
+def committed(profile: str, root: Path, names: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Tables of ``results/<profile>`` by name; :class:`tsae.errors.UserError` when one is missing."""
     folder = root / "results" / profile
-    names = ("results", "differences", "facts")
     missing = [name for name in names if not (folder / f"{name}.parquet").is_file()]
     if missing:
         raise UserError(
             f"results/{profile} lacks {', '.join(missing)}; make it with ./run_all.sh --profile "
             f"{profile}."
         )
-    found = {name: pd.read_parquet(folder / f"{name}.parquet") for name in names}
+    return {name: pd.read_parquet(folder / f"{name}.parquet") for name in names}
+
+
+def redrawn(profile: str, root: Path) -> dict[str, Figure]:
+    """The figures that committed tables give without the stages' documents, drawn again.
+
+    Raises :class:`tsae.errors.UserError` when a table is missing.
+    """
+    found = committed(profile, root, ("results", "dwell", "heatmap", "curves"))
+    return {
+        "pareto": figures.pareto(found["results"]),
+        "smoothness": figures.smoothness(found["results"]),
+        "dwell": figures.dwell(found["dwell"]),
+        "heatmap": figures.heatmap(found["heatmap"]),
+        "curves": figures.curves(found["curves"]),
+    }
+
+
+def rewrite_numbers(profile: str, root: Path, part: str = "") -> Path:
+    """``numbers.tex`` again from the committed tables of ``results/<profile>``, for a text that
+    uses other numbers of a run whose stages are not here; returns its path.
+
+    Raises :class:`tsae.errors.UserError` when the tables are missing, and as :func:`numbers`.
+    """
+    found = committed(profile, root, ("results", "differences", "facts"))
     path = root / "paper" / "generated" / part / "numbers.tex"
     with atomic(path) as temporary:
         temporary.write_text(numbers(found, False, False, part, root / "paper"), encoding="utf-8")

@@ -7,14 +7,12 @@ the widest first. Each path is a chain, and its width says how much it alone car
 Source: max-flow of igraph; flow decomposition by widest paths (Ford & Fulkerson 1962).
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import igraph
 import pandas as pd
-import torch
-from torch import Tensor
 
 from tsae.saes.base import require
 
@@ -127,29 +125,3 @@ def _paths(arcs, flow, start, end, latents, steps, limit):
         ids, taus = zip(*((latents[i], tau) for i, tau in inner), strict=True)
         lags = tuple(b - a for a, b in zip(taus, taus[1:], strict=False))
         yield Chain(ids, lags, width[end])
-
-
-def top_tokens(
-    batches: Iterable[tuple[Tensor, Tensor]],
-    latents: Iterable[int],
-    to_strings: Callable[[Iterable[int]], list[str]],
-    n: int = 1,
-) -> dict[int, str]:
-    """Each latent's name: the ``n`` tokens with the largest sum of its codes, joined by "/".
-
-    ``batches``: pairs of codes [B, T, F] and tokens [B, T]. Latents that never fire have no name.
-    """
-    latents = [int(i) for i in latents]
-    sums: dict[int, Any] = {latent: Counter() for latent in latents}
-    for z_BTF, tokens_BT in batches:
-        token_N, index_N = torch.unique(tokens_BT.flatten(), return_inverse=True)
-        z_NK = z_BTF.flatten(0, 1)[:, latents]
-        total = z_NK.new_zeros(len(token_N), len(latents)).index_add_(0, index_N, z_NK)
-        for k, latent in enumerate(latents):
-            for row in total[:, k].nonzero()[:, 0].tolist():
-                sums[latent][int(token_N[row])] += float(total[row, k])
-    return {
-        latent: "/".join(to_strings([token for token, _ in count.most_common(n)]))
-        for latent, count in sums.items()
-        if count
-    }

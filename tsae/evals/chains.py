@@ -9,7 +9,6 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from tsae.evals.tokens import row
-from tsae.saes.base import FilledContext
 from tsae.worlds.base import ChainEdge
 
 
@@ -18,31 +17,6 @@ def label_codes(batch: Any, specs: Mapping[str, Any], name: str) -> torch.Tensor
     label_BT = batch.labels[name].long()
     classes = torch.arange(len(specs[name].classes), device=label_BT.device)
     return (label_BT[..., None] == classes).float()
-
-
-def label_batches(
-    store: Any, split: str, name: str, limit_tokens: int, batch_size: int = 16
-) -> Iterable[tuple[torch.Tensor, FilledContext]]:
-    """Pairs (label codes, context) until ``limit_tokens`` valid tokens: the ceiling of the test."""
-    seen = 0
-    for batch in store.batches(split, batch_size):
-        yield label_codes(batch, store.label_specs, name), batch.context
-        seen += int(batch.context.mask_BT.sum())
-        if seen >= limit_tokens:
-            return
-
-
-def code_batches(
-    sae: Any, store: Any, split: str, limit_tokens: int, batch_size: int = 16
-) -> Iterable[tuple[torch.Tensor, FilledContext]]:
-    """Pairs (codes of ``sae``, context) until ``limit_tokens`` valid tokens."""
-    seen = 0
-    with torch.no_grad():
-        for batch in store.batches(split, batch_size):
-            yield sae.encode(batch.x_BTD, batch.context), batch.context
-            seen += int(batch.context.mask_BT.sum())
-            if seen >= limit_tokens:
-                return
 
 
 def pattern_detection(

@@ -36,7 +36,9 @@ def smoothness(results: pd.DataFrame) -> Figure:
         world: tidy.ordered(tables[0].query("world == @world")["system"]) for world in worlds
     }
     most = max(map(len, systems.values()))
-    figure, axes = style.panels(len(worlds), 2, style.PAGE, len(worlds) * (0.45 + 0.15 * most))
+    height = len(worlds) * (0.45 + 0.15 * most)
+    height = max(height, 0.85 + len(worlds) * 0.15 * most)  # of one world, legend and all
+    figure, axes = style.panels(len(worlds), 2, style.PAGE, height)
     for row, world in zip(axes, worlds, strict=True):
         for panel, rows, (metric, label) in zip(row, tables, measured, strict=True):
             style.bars(panel, rows[rows["world"] == world], systems[world])

@@ -49,11 +49,12 @@ def recovery(results: pd.DataFrame, documents: pd.DataFrame) -> Figure:
     matched = {scale: tidy.pick(frame, "recovery_f1_matched", scale) for scale in tidy.SCALES}
     every = pd.concat(rows.values())
     worlds, systems = tidy.ordered(every["world"]), tidy.ordered(every["system"])
+    bars = 0.14 * len(systems)
     figure, axes = style.panels(
         len(worlds),
         len(tidy.SCALES),
         style.PAGE,
-        0.7 + len(worlds) * (0.3 + 0.14 * len(systems)),
+        max(0.7 + len(worlds) * (0.3 + bars), 1.25 + len(worlds) * bars),
         sharey=True,
         sharex=True,
     )

@@ -34,6 +34,9 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "numbers", parents=[shared], help="numbers.tex again, from the committed tables"
     )
+    commands.add_parser(
+        "redraw", parents=[shared], help="figures again, where the committed tables suffice"
+    )
     readme = commands.add_parser("readme", help="README's table again, from results/full")
     readme.add_argument("--root", type=Path, default=ROOT, help="the repository")
     tidy = commands.add_parser("tidy", help="drop timings and machine metadata from notebooks")
@@ -81,6 +84,14 @@ def main(arguments: list[str] | None = None) -> int:
             settings = profile.read(profile.find(given.profile, given.root))
             part = profile.part_of_paper(settings)
             print(f"wrote {rewrite_numbers(given.profile, given.root, part)}")
+        elif given.command == "redraw":
+            from tsae import figures, report
+
+            settings = profile.read(profile.find(given.profile, given.root))
+            folder = given.root / "figures" / profile.part_of_paper(settings)
+            for name, figure in report.redrawn(given.profile, given.root).items():
+                figures.save(figure, folder, name)
+                print(f"wrote {folder / name}.pdf and .png")
         elif given.command == "readme":
             from tsae.tables.readme import rewrite
 

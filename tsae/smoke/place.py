@@ -21,7 +21,14 @@ RUNS: tuple[dict[str, Any], ...] = (
     {"variant": "topk"},
     {"variant": "conv", "options": {"window": 4, "lag_rank": 16, "gate_level": 3}},
 )
-SIZE: dict[str, Any] = {"k": 8, "d_sae": 128, "steps": 60, "lr": 1e-3, "warmup_steps": 10}
+SIZE: dict[str, Any] = {
+    "k": 8,
+    "d_sae": 128,
+    "steps": 60,
+    "lr": 1e-3,
+    "warmup_steps": 10,
+    "eval_every": 15,
+}
 
 
 def root() -> Path:

@@ -16,7 +16,7 @@ COLUMNS = (
     *(("microworld", "recovery_f1", s, f"{s} F1", "recovery_f1") for s in tidy.SCALES),
     ("microworld", "mean_dwell", "all", "mean stay", ""),
     ("smollm2", "fve", "all", "SmolLM2: FVE", "fvu"),
-    ("smollm2", "recovery_f1", "document", "document F1", "recovery_f1"),
+    ("smollm2", "recovery_f1", "document", "SmolLM2: document F1", "recovery_f1"),
 )
 """World, metric, group, head, and the metric of the paired differences (empty: none)."""
 
