@@ -143,7 +143,7 @@ def measure(
     ``dependency_false_discovery``, the share of ``nulls`` texts, in which each event series is
     moved in a circle by an offset of its own, where an edge was found at q ≤ .05.
 
-    ``unchained``: of how many texts without chains :func:`~tsae.evals.unchained.false_discovery` is
+    ``unchained``: of how many texts without chains :func:`tsae.evals.unchained.false_discovery` is
     measured on groups ``labels``, ``joint`` and ``latents`` (where each latent begins); ``kind``: the
     label that exchanged documents share.
 

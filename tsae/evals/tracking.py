@@ -24,7 +24,7 @@ from tsae.interventions.ranking import Text
 from tsae.tracking import TemporalCorrelationTracker, track
 
 BASE = {"window": 4, "rank": 32, "alpha": 0.02, "tau": 0.1, "bits": 8, "learning": "logistic"}
-SETTINGS = (
+SETTINGS: tuple[dict[str, Any], ...] = (
     *({"window": w} for w in (2, 6, 8, 12)),
     *({"alpha": alpha} for alpha in (0.05,)),
     *({"tau": tau} for tau in (0.15, 0.3, 0.5)),

@@ -47,9 +47,10 @@ def exchanged(
             here.append(first[a] + np.arange(n))
             there.append(first[b] + np.arange(n))
             pieces.append(np.full(n, a))
-    here, there, piece = (np.concatenate(parts) for parts in (here, there, pieces))
+    piece = np.concatenate(pieces)
     rows = activity.active_NF.tocsr()
-    both = rows[here].multiply(~moved_F) + rows[there].multiply(moved_F)
+    own, others = rows[np.concatenate(here)], rows[np.concatenate(there)]
+    both = own.multiply(~moved_F) + others.multiply(moved_F)
     order = np.argsort(piece, kind="stable")
     return Activity(both.tocsr()[order].tocsc(), piece[order])
 
