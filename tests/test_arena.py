@@ -116,9 +116,9 @@ def test_structure_in_numbers_is_bold_where_the_interval_excludes_zero():
 def test_intervals_without_structure_are_counted():
     found = structure_table.facts(gains()).set_index("key")["value"]
     # Against TopK conv's four hold 0 and hierarchical's four lie below; conv's null holds 0.
-    assert found.to_dict() == {
-        "topk": 8, "topk above": 0, "topk below": 4, "null": 4, "null above": 0, "null below": 0,
-    }  # fmt: skip
+    counts = {"topk": 8, "topk above": 0, "topk below": 4, "null": 4, "null above": 0}
+    assert found[list(counts)].to_dict() == counts and found["null below"] == 0
+    assert found["conv fve null at 0.5"] == 0.025 and found["hierarchical fve topk at 0"] == -0.02
 
 
 def test_the_main_table_marks_what_differs_and_what_was_moved():

@@ -23,15 +23,19 @@ def made(found: Mapping[str, pd.DataFrame], smoke: bool) -> dict[str, str]:
 
 
 def facts(gains: pd.DataFrame) -> pd.DataFrame:
-    """World ``structure``: how many intervals of :data:`GAINS` there are without any structure, and
-    how many lie above and below 0, against TopK and against the variants' own nulls."""
-    zero = gains[(gains["temporal"] == 0) & gains["metric"].isin(list(GAINS))]
-    own = zero["baseline"].map(tidy.is_null)
-    rows = []
-    for name, here in (("topk", zero[~own]), ("null", zero[own])):
+    """Facts of world ``structure`` for the text: each gain of :data:`GAINS` to three decimals
+    (``conv fve topk at 0``), and how many intervals at 0 there are, above and below 0 (``null
+    above``), against TopK and against the variants' own nulls."""
+    gains = gains[gains["metric"].isin(list(GAINS))]
+    against = gains["baseline"].map(lambda name: "null" if tidy.is_null(name) else name)
+    rows = [
+        (f"{row.variant} {row.metric} {other} at {row.temporal:g}", round(row.diff, 3))
+        for row, other in zip(gains.itertuples(), against, strict=True)
+    ]
+    for other, here in gains[gains["temporal"] == 0].groupby(against):
         counts = {"": len(here), " above": (here["lo"] > 0).sum(), " below": (here["hi"] < 0).sum()}
-        rows += [("structure", name + key, int(n)) for key, n in counts.items()]
-    return pd.DataFrame(rows, columns=["world", "key", "value"])
+        rows += [(other + key, float(n)) for key, n in counts.items()]
+    return pd.DataFrame(rows, columns=["key", "value"]).assign(world="structure")
 
 
 def structure_table(gains: pd.DataFrame, smoke: bool = False) -> str:
