@@ -116,8 +116,9 @@ def glance_table(
                 cells.append(told(short(mean(mine, column.metric, column.group)), sign))
             body.append(" & ".join([escape(tidy.display(system)), *cells]) + r"\\")
     seeds = frame["seed"].nunique()
+    shown = "one seed" if seeds == 1 else f"means over up to {seeds} seeds"
     caption = (
-        f"All systems at a glance, means over seeds (at most {seeds}). Bold: better than TopK, "
+        f"All systems at a glance, {shown}. Bold: better than TopK, "
         r"slanted: worse, by the 95\% bootstrap interval of the paired difference over documents; "
         "alive, SCR, TPP, absorption (Abs.), detection (Det.), TSS, consistency (Cons.) and context "
         r"(Ctx.) have no counts by document and are not tested. $\ddagger$: threshold moved to "
