@@ -1,6 +1,7 @@
 """What each temporal variant's training step costs beside the static one's, and where it goes.
 
     python benchmarks/overheads.py [--repeats 5] [--latents 2304] [--variants conv glta ...]
+    python benchmarks/overheads.py --out paper/step_costs.json  # the paper's table of costs
 
 A step is all that the trainer does, in the variant's last phase, on 16 sequences of 128 normal
 tokens with BOS masked and a sentence start at one token in sixteen. Cases take turns; printed are
@@ -27,7 +28,7 @@ from tsae.saes import SequenceContext  # noqa: E402
 from tsae.schedule import set_trainable  # noqa: E402
 from tsae.train import TrainConfig, training_step  # noqa: E402
 
-VARIANTS = ("conv", "glta", "lstm", "causal", "contrastive", "predictive")
+VARIANTS = ("conv", "glta", "lstm", "causal", "contrastive", "predictive", "hierarchical")
 
 
 def batch(width: int) -> SimpleNamespace:
@@ -103,7 +104,7 @@ def main() -> None:
         spent = ", ".join(f"{op} {share:.0%}" for op, share in top)
         print(f"{name:12s}{milliseconds:8.0f} ms{milliseconds / static:7.2f} x   {spent}")
     if args.out:
-        Path(args.out).write_text(json.dumps(rows, indent=1))
+        Path(args.out).write_text(json.dumps({"settings": vars(args), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ def test_the_paper_compiles_without_overfull_lines(tmp_path, smoke):
         "table_recovery": tables.recovery_table(RESULTS, DIFFERENCES, smoke),
         "table_ablation": tables.ablation_table(RESULTS, smoke),
         "table_reference": tables.reference_table(REFERENCE),
+        "table_cost": (GENERATED / "table_cost.tex").read_text(encoding="utf-8"),
     }
     if smoke:  # a partial run may leave a table out
         generated.pop("table_ablation")

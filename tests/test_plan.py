@@ -276,6 +276,7 @@ def test_the_paper_is_made_anew_when_its_text_or_another_part_changes(tmp_path):
     path = make_root(tmp_path, {"worlds": [world()]})
     texts = {
         "paper/main.tex": ({"figures/all", "paper"}, "a"),
+        "paper/reference_numbers.csv": ({"figures/all", "paper"}, "a,b"),
         "figures/more/f.pdf": ({"paper"}, "b"),
         "paper/generated/more/numbers.tex": ({"paper"}, "c"),
         "figures/f.pdf": (set(), "d"),  # the part that this profile makes itself

@@ -12,6 +12,7 @@ from tsae.experiments.comparison import told
 from tsae.experiments.training import read_configs
 from tsae.files import write_json
 from tsae.report import drawings, one_run_each, redrawn, rewrite_numbers, write_latex
+from tsae.tables.cost import cost_table
 from tsae.tables.settings import settings_table
 
 ROOT = Path(__file__).parent.parent
@@ -89,3 +90,16 @@ def test_committed_figures_are_those_of_the_committed_tables(profile, folder, tm
         if (tmp_path / f"{name}.png").read_bytes() != (ROOT / folder / f"{name}.png").read_bytes():
             older.append(name)
     assert older == [], f"run .venv/bin/python -m tsae.pipeline redraw --profile {profile}"
+
+
+def test_costs_stand_in_order_of_the_ratio_to_the_static_step():
+    rows = [
+        {"variant": "conv", "ms": 30.4, "ratio": 1.521, "top": [["addmm_", 0.5], ["topk", 0.25]]},
+        {"variant": "topk", "ms": 20.0, "ratio": 1.0, "top": [["addmm", 0.75]]},
+    ]
+    settings = {"width": 4, "latents": 8, "k": 2, "repeats": 3}
+    lines = cost_table({"settings": settings, "rows": rows}).splitlines()
+    static = lines.index(r"TopK & 20 & 1.00 & addmm 75\%\\")
+    assert lines[static + 1] == r"Conv & 30 & 1.52 & addmm 50\%, topk 25\%\\"
+    with pytest.raises(UserError, match="lack topk: run benchmarks/overheads.py"):
+        cost_table({"settings": settings, "rows": rows[:1]})

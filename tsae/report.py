@@ -177,16 +177,30 @@ def redrawn(profile: str, root: Path) -> dict[str, Figure]:
     }
 
 
+def beside(paper: Path, smoke: bool = False) -> dict[str, str]:
+    """The LaTeX tables of what comes from no stage, in the main part alone: reported numbers, and
+    what steps cost."""
+    reference = pd.read_csv(paper / "reference_numbers.csv", dtype=str)
+    return {
+        "table_reference": tables.reference_table(reference),
+        "table_cost": tables.cost_table(read_json(paper / "step_costs.json"), smoke=smoke),
+    }
+
+
 def rewrite_numbers(profile: str, root: Path, part: str = "") -> Path:
     """``numbers.tex`` again from the committed tables of ``results/<profile>``, for a text that
-    uses other numbers of a run whose stages are not here; returns its path.
+    uses other numbers of a run whose stages are not here, and the tables :func:`beside` it;
+    returns its path.
 
     Raises :class:`tsae.errors.UserError` when the tables are missing, and as :func:`numbers`.
     """
     found = committed(profile, root, ("results", "differences", "facts"))
     path = root / "paper" / "generated" / part / "numbers.tex"
-    with atomic(path) as temporary:
-        temporary.write_text(numbers(found, False, False, part, root / "paper"), encoding="utf-8")
+    made = {"numbers": numbers(found, False, False, part, root / "paper")}
+    made |= {} if part else beside(root / "paper")
+    for name, text in made.items():
+        with atomic(path.with_stem(name)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return path
 
 
@@ -201,18 +215,17 @@ def write_latex(
 ) -> list[str]:
     """The LaTeX tables and :func:`numbers` that one ``part`` of the paper reads; of the tables
     those ``shown`` alone, if given. Returns their names."""
-    paper, results = Path(paper), found["results"]
-    reference = pd.read_csv(paper / "reference_numbers.csv", dtype=str)
+    results = found["results"]
     shown = {"numbers", *shown} if shown else set()
     basic = {
         "numbers": lambda: numbers(found, smoke, partial, part, paper),
         "table_main": lambda: tables.main_table(results, smoke=smoke),
         "table_recovery": lambda: tables.recovery_table(results, found["differences"], smoke=smoke),
-        "table_reference": lambda: tables.reference_table(reference),
     }
     if (results["ablation"] != "").any():
         basic["table_ablation"] = lambda: tables.ablation_table(results, smoke=smoke)
     made = {name: table() for name, table in basic.items() if not shown or name in shown}
+    made |= {} if part else beside(Path(paper), smoke)
     for family in tables_further.FURTHER:
         made |= family.made(found, smoke)
     made = {name: text for name, text in made.items() if not shown or name in shown}

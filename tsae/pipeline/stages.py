@@ -66,7 +66,8 @@ class Planner:
         code = fingerprint.code_fingerprint(self.root / path, self.package)
         files = self.outside_files(parameters)
         if short == "figures":  # the paper's text says which numbers are written
-            files |= {f.name: fingerprint.path_fingerprint(f) for f in paper_sources(self.root)}
+            shown = [*paper_sources(self.root), *paper_tables(self.root)]
+            files |= {f.name: fingerprint.path_fingerprint(f) for f in shown}
         digest = fingerprint.of_parameters(code, parameters, files)
         directory = f"results/{self.name}/{short}/{label}-{digest[:12]}"
         stage = Stage(
@@ -211,6 +212,11 @@ def paper_sources(root: Path) -> list[Path]:
     """The hand-written files that the PDF is made from."""
     kinds = {".tex", ".bib", ".sty", ".cls", ".bst"}
     return sorted(file for file in (root / "paper").glob("*.*") if file.suffix in kinds)
+
+
+def paper_tables(root: Path) -> list[Path]:
+    """Numbers beside the text that come from no stage: reported ones, and costs of steps."""
+    return sorted(file for file in (root / "paper").glob("*.*") if file.suffix in {".csv", ".json"})
 
 
 def other_parts(folder: Path, part: str) -> list[Path]:

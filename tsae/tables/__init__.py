@@ -1,10 +1,12 @@
 """LaTeX tables and ``numbers.tex``, from the tidy tables alone."""
 
+from tsae.tables.cost import cost_table
 from tsae.tables.latex import ablation_table, main_table, recovery_table, reference_table
 from tsae.tables.numbers import numbers_tex, used
 
 __all__ = [
     "ablation_table",
+    "cost_table",
     "main_table",
     "numbers_tex",
     "recovery_table",
