@@ -41,11 +41,14 @@ def line(table, head):
 def test_trackers_are_listed_after_the_base_in_natural_order():
     found = rows(
         ("tracker_ap", "window=12", 0.3), ("tracker_ap", "window=2", 0.2),
+        ("tracker_ap", "tau=0.3", 0.2), ("tracker_ap", "tau=0.15", 0.2),
         ("tracker_ap", "base", 0.25), ("tracker_mib", "base", 1.5),
         ("tracker_ap_chance", "base", 0.02),
     )  # fmt: skip
     table = causal.made({"results": found}, False)["trackers"]
-    order = [table.index(name) for name in ("base &", "window=2 &", "window=12 &")]
+    order = [
+        table.index(name) for name in ("base &", "tau=0.15", "tau=0.3", "window=2 &", "window=12 &")
+    ]
     assert order == sorted(order)
     assert line(table, "base") == r"base & 0.250 & -- & -- & -- & -- & 1.500\\"
     assert "chance is 0.020" in table

@@ -1,5 +1,6 @@
 """LaTeX tables of system B: its tracker's settings, the push of chains, interventions and attacks."""
 
+import re
 from collections.abc import Mapping
 
 import pandas as pd
@@ -30,6 +31,13 @@ def main_rows(results: pd.DataFrame, metric: str) -> pd.DataFrame:
     return frame
 
 
+def by_value(group: str) -> tuple:
+    """Sort key: base first, then by what is changed and its number (``tau=0.15`` before 0.3)."""
+    name, _, value = group.partition("=")
+    number = re.fullmatch(r"[\d.]+", value)
+    return group != "base", name, float(value) if number else 0.0, value
+
+
 def trackers(results: pd.DataFrame, smoke: bool = False) -> str:
     """What C alone tells of the true arrows, a row a setting of the tracker.
 
@@ -37,7 +45,7 @@ def trackers(results: pd.DataFrame, smoke: bool = False) -> str:
     """
     frame = main_rows(results, "tracker_ap")
     groups = frame.loc[frame["metric"] == "tracker_ap", "group"].unique()
-    order = sorted(groups, key=lambda name: (name != "base", tidy.natural(name)))
+    order = sorted(groups, key=by_value)
     body = [" & ".join(["Tracker", *(name for _, name in TRACKERS)]) + r"\\", r"\midrule"]
     for group in order:
         cells = [cell(frame, metric, group) for metric, _ in TRACKERS]
