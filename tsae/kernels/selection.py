@@ -78,7 +78,7 @@ def largest(x_NF: Tensor, k: int, start: int = 0, stop: int | None = None) -> Te
     and counted from ``start``."""
     x_NF, stop = x_NF.detach(), x_NF.shape[1] if stop is None else stop
     fits = x_NF.dtype == torch.float32 and x_NF.device.type == "cpu" and x_NF.is_contiguous()
-    if not fits or torch.get_num_threads() > MOST_THREADS:
+    if not fits or torch.get_num_threads() > MOST_THREADS or torch.compiler.is_compiling():
         return plain_largest(x_NF, k, start, stop)
     cols_NK = torch.empty(len(x_NF), k, dtype=torch.int64)
     undecided = largest_of_rows(x_NF.numpy(), start, stop, cols_NK.numpy())
