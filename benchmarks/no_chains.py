@@ -1,6 +1,6 @@
 """How often the dependency analysis finds an edge in text that has none.
 
-Usage: ``.venv/bin/python benchmarks/no_chains.py [--seeds 10] [--texts 4] [--out rows.csv]``
+Usage: ``.venv/bin/python benchmarks/no_chains.py [--seeds 10] [--texts 4] [--least 0] [--out rows.csv]``
 with ``--setting DIR --sae DIR`` also on the codes of a trained SAE (one world, as made by
 ``tsae.experiments.make_setting`` and a training run).
 
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--texts", type=int, default=4)
     parser.add_argument("--documents", type=int, default=400)
+    parser.add_argument("--least", type=int, choices=(0, 1), default=1, help="least offset")
     parser.add_argument("--setting", default=None)
     parser.add_argument("--sae", default=None)
     parser.add_argument("--out", default=None)
@@ -52,13 +53,17 @@ def main() -> None:
     rows = []
     for seed in range(given.seeds):
         activity, kind_N = labels(seed, given.documents)
-        rows += false_discovery(activity, kind_N, given.texts, "labels", lags=LAGS, seed=seed)
+        rows += false_discovery(
+            activity, kind_N, given.texts, "labels", lags=LAGS, seed=seed, least=given.least
+        )
     if given.sae:
         setting, sae = open_setting(given.setting), saes.load(given.sae)
         reading = read(sae, setting.store, "train", "domain", 40_000, 16, "cpu")
         starts = Activity(begins(reading.on(), reading.piece_N), reading.piece_N)
         texts = given.seeds * given.texts
-        rows += false_discovery(starts, reading.label_N, texts, "latents", lags=LAGS, seed=0)
+        rows += false_discovery(
+            starts, reading.label_N, texts, "latents", lags=LAGS, seed=0, least=given.least
+        )
     table = pd.DataFrame(rows)
     table["found"] = table["value"] * table["n"]
     table = table.groupby(["group", "metric"])[["found", "n"]].sum()

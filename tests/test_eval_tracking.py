@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse
 from test_eval_dependencies import Codes, Store, World
 
-from tsae.analysis.dependencies import Activity
+from tsae.analysis.dependencies import Activity, Counter
 from tsae.evals.steps import Match
 from tsae.evals.tracking import between_steps, measure, named
 from tsae.evals.unchained import exchanged, false_discovery, shuffled
@@ -84,3 +84,13 @@ def test_a_chain_is_gone_from_texts_without_chains():
     assert [r["group"] for r in found[::2]] == ["labels|shuffled", "labels|exchanged"]
     assert all(r["value"] == 0 for r in found)
     assert [r["n"] for r in found[::2]] == [3, 3]
+
+
+def test_an_offset_of_nothing_is_drawn_only_from_least_0():
+    counter = Counter(activity(np.eye(4), [0, 0, 1, 2]), np.array([[0, 1, 1]]))
+    drawn = {
+        least: np.stack([counter.shifts(np.random.default_rng(s), least) for s in range(40)])
+        for least in (0, 1)
+    }
+    assert set(drawn[0][:, 0]) == {0, 1} and set(drawn[1][:, 0]) == {1}
+    assert (drawn[0][:, 1:] == 0).all() and (drawn[1][:, 1:] == 0).all()  # documents of one token

@@ -162,10 +162,11 @@ class Counter:
         both = np.stack([self.all_E4[keep_E] - active, active], 1)
         return both.reshape(-1, 2, 2, 2)
 
-    def shifts(self, rng: np.random.Generator) -> np.ndarray:
-        """A random offset from 1 to length − 1 for every document (0 where it has one token)."""
+    def shifts(self, rng: np.random.Generator, least: int = 1) -> np.ndarray:
+        """A random offset from ``least`` (1 or 0) to length − 1 for every document (0 where it has
+        one token)."""
         return np.where(
-            self.length_P > 1, 1 + (rng.random(len(self.length_P)) * (self.length_P - 1)), 0
+            self.length_P > 1, least + (rng.random(len(self.length_P)) * (self.length_P - least)), 0
         ).astype(np.int64)
 
 
@@ -185,6 +186,7 @@ def dependencies(
     min_count: int = 10,
     min_z: float = 3.0,
     shifts: int | None = None,
+    least: int = 1,
     tracker: Any = None,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -195,12 +197,15 @@ def dependencies(
     ``ENOUGH`` times is settled earlier (Besag & Clifford 1991), which keeps p valid. q is p after
     Benjamini & Hochberg over the edges of the table. ``shifts``: None for 20 times the edges, with
     which a single true edge can reach q = .05, but from 200 to 2000; fewer are drawn when all edges
-    still open are significant at q = .05 whatever comes. ``edges`` [E, 3] (source,
+    still open are significant at q = .05 whatever comes. ``least``: the least offset. 1 never leaves a
+    document as it is, so that p is too small for pairs that few documents hold; 0 is exact where
+    positions are exchangeable. ``edges`` [E, 3] (source,
     target, lag), for example a tracker's, replaces the candidates of the first half; ``tracker``
     fills C from its own C. Raises ValueError on a bad number.
     """
     lags = tuple(lags)
     require(bool(lags) and min(lags) >= 1, "lags", lags, "whole numbers of at least 1")
+    require(least in (0, 1), "least", least, "0 or 1")
     require(shifts is None or shifts >= 1, "shifts", shifts, "None or at least 1")
     if edges is None:
         edges = candidates(activity.half(False), lags, max_edges, min_count, min_z)
@@ -217,7 +222,7 @@ def dependencies(
         # Settled as well: all open edges pass Benjamini & Hochberg even if each is reached again.
         if ENOUGH * len(edges) <= LEVEL * int(open_E.sum()) * (done + 1) or not open_E.any():
             break
-        null = excess(counter.tables(open_E, counter.shifts(rng)))
+        null = excess(counter.tables(open_E, counter.shifts(rng, least)))
         # Equal tables may differ in the last bit.
         reached[open_E] += null >= observed[open_E] - 1e-12
         drawn[open_E] += 1

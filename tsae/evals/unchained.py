@@ -63,10 +63,11 @@ def false_discovery(
     *,
     lags: Iterable[int],
     seed: int,
+    least: int = 1,
 ) -> list[dict[str, Any]]:
     """Rows with group ``group|shuffled`` and ``group|exchanged``: ``unchained_false_texts``, the
     share of ``texts`` in which any edge was found; ``unchained_false_edges``, the share of all
-    edges tested that were found."""
+    edges tested that were found. ``least``: the null's least offset."""
     rng, rows = np.random.default_rng(seed), []
     lags = tuple(lags)
     for name in ("shuffled", "exchanged"):
@@ -83,7 +84,7 @@ def false_discovery(
             if name == "exchanged":
                 edges = edges[moved_F[edges[:, 0]] != moved_F[edges[:, 1]]]
             edges = edges[:TESTED]
-            q = dependencies(text, lags=lags, edges=edges, seed=seed)["q"]
+            q = dependencies(text, lags=lags, edges=edges, seed=seed, least=least)["q"]
             found.append(int((q <= LEVEL).sum()))
             tested += len(edges)
         share = float(np.mean(np.array(found) > 0))
