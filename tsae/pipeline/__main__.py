@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tsae.command import Parser, positive
 from tsae.errors import UserError
-from tsae.pipeline import execution, front, notebooks, profile
+from tsae.pipeline import execution, front, notebooks, paper, profile
 from tsae.pipeline.stages import ROOT, plan
 
 
@@ -37,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "redraw", parents=[shared], help="figures again, where the committed tables suffice"
     )
+    pdf = commands.add_parser("pdf", help="paper/main.pdf again, from what is committed")
+    pdf.add_argument("--root", type=Path, default=ROOT, help="the repository")
     readme = commands.add_parser("readme", help="README's table again, from results/full")
     readme.add_argument("--root", type=Path, default=ROOT, help="the repository")
     tidy = commands.add_parser("tidy", help="drop timings and machine metadata from notebooks")
@@ -92,6 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
             for name, figure in report.redrawn(given.profile, given.root).items():
                 figures.save(figure, folder, name)
                 print(f"wrote {folder / name}.pdf and .png")
+        elif given.command == "pdf":
+            print(f"wrote {paper.rebuild(given.root.resolve())}")
         elif given.command == "readme":
             from tsae.tables.readme import rewrite
 

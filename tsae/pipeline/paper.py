@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -57,6 +58,21 @@ def build(root: Path, directory: Path, figures_dir: Path, part: str = "") -> Non
     for rest in directory.glob("main.*"):
         if rest.suffix not in {".tex", ".pdf"}:
             rest.unlink()
+
+
+def rebuild(root: Path) -> Path:
+    """``paper/main.pdf`` again, from the committed figures and tables of all parts, for a text that
+    changed where no stage did; returns its path. Raises :class:`UserError` as :func:`build`."""
+    with tempfile.TemporaryDirectory() as name:
+        shown, directory = Path(name) / "shown", Path(name) / "made"
+        shown.mkdir()
+        directory.mkdir()
+        (shown / "figures").symlink_to(root / "figures")
+        (shown / "generated").symlink_to(root / "paper" / "generated")
+        build(root, directory, shown)
+        with atomic(root / "paper" / "main.pdf") as temporary:
+            shutil.copyfile(directory / "main.pdf", temporary)
+    return root / "paper" / "main.pdf"
 
 
 def copy(source: Path, target: Path) -> None:
