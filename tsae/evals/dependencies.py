@@ -127,6 +127,7 @@ def measure(
     edge_tokens: int = 120_000,
     max_edges: int = 600,
     shifts: int = 400,
+    least: int = 1,
     nulls: int = 20,
     everything: bool = True,
     unchained: int = 0,
@@ -145,7 +146,8 @@ def measure(
 
     ``unchained``: of how many texts without chains :func:`tsae.evals.unchained.false_discovery` is
     measured on groups ``labels``, ``joint`` and ``latents`` (where each latent begins); ``kind``: the
-    label that exchanged documents share.
+    label that exchanged documents share; ``least``: least offset of the null, as in
+    :func:`tsae.analysis.dependencies.dependencies`.
 
     Matching reads ``limit_tokens`` of the test split, edges ``edge_tokens`` of the train split.
     Table ``edges``: source_name, target_name, source, target, lag, count, C, lift, te, p, q, direct,
@@ -154,8 +156,8 @@ def measure(
     """
     chains = [e for e in world.chains() or [] if e.label == label] if world is not None else []
     options: dict[str, Any] = {"lags": range(1, longest + 1), "seed": seed}
-    options |= {"max_edges": max_edges, "shifts": shifts}
-    reading_false = {"lags": options["lags"], "seed": seed}
+    options |= {"max_edges": max_edges, "shifts": shifts, "least": least}
+    reading_false = {"lags": options["lags"], "seed": seed, "least": least}
     out, ceiling = {}, None
     for name, sae in tqdm(saes.items(), desc="dependencies", disable=not progress):
         reading = read(
