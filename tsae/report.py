@@ -1,6 +1,6 @@
 """The paper's figures, LaTeX tables and numbers, all from the merged tidy tables."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +18,9 @@ from tsae.tables import structure, tidy
 
 PAPER = Path(__file__).resolve().parents[1] / "paper"
 TABLES = ("results", "documents", "dwell", "heatmap")
+REDRAWN = ("pareto", "smoothness", "dwell", "heatmap", "curves")
+"""Figures that need none of the stages' documents."""
+REDRAWN_FROM = ("results", "dwell", "heatmap", "curves")
 
 
 def gather(stage_dirs: Iterable[str | Path]) -> dict[str, pd.DataFrame]:
@@ -81,15 +84,14 @@ def write_tables(found: Mapping[str, pd.DataFrame], directory: str | Path) -> No
             found[name].to_parquet(temporary, index=False, compression="zstd")
 
 
-def drawings(
-    found: Mapping[str, pd.DataFrame], smoke: bool, part: str = "", shown: Iterable[str] = ()
-) -> dict[str, Figure]:
-    """Every figure that the tables allow, by name; a missing part is left out by name alone.
+def basic_drawings(
+    found: Mapping[str, pd.DataFrame], smoke: bool, part: str = ""
+) -> dict[str, Callable[[], Figure]]:
+    """The figures that belong to no single system or evaluation, each drawn when called.
 
-    ``shown``: draw these alone. The schema of the systems, which holds no data, belongs to the main
-    ``part`` of the paper.
+    The schema of the systems, which holds no data, belongs to the main ``part`` of the paper.
     """
-    results, shown = found["results"], set(shown)
+    results = found["results"]
     basic = {} if part else {"systems": lambda: figures.systems(smoke=smoke)}
     basic |= {
         "pareto": lambda: figures.pareto(results, smoke=smoke),
@@ -103,6 +105,17 @@ def drawings(
         basic["unlearning"] = lambda: figures.unlearning(results, smoke=smoke)
     if (results["ablation"] != "").any():
         basic["ablation"] = lambda: figures.ablation(compared(results), smoke=smoke)
+    return basic
+
+
+def drawings(
+    found: Mapping[str, pd.DataFrame], smoke: bool, part: str = "", shown: Iterable[str] = ()
+) -> dict[str, Figure]:
+    """Every figure that the tables allow, by name; a missing part is left out by name alone.
+
+    ``shown``: draw these alone.
+    """
+    basic, shown = basic_drawings(found, smoke, part), set(shown)
     drawn = {name: drawing() for name, drawing in basic.items() if not shown or name in shown}
     for family in figures_further.FURTHER:
         drawn |= family.drawn(found, smoke)
@@ -167,14 +180,8 @@ def redrawn(profile: str, root: Path) -> dict[str, Figure]:
 
     Raises :class:`tsae.errors.UserError` when a table is missing.
     """
-    found = committed(profile, root, ("results", "dwell", "heatmap", "curves"))
-    return {
-        "pareto": figures.pareto(found["results"]),
-        "smoothness": figures.smoothness(found["results"]),
-        "dwell": figures.dwell(found["dwell"]),
-        "heatmap": figures.heatmap(found["heatmap"]),
-        "curves": figures.curves(found["curves"]),
-    }
+    basic = basic_drawings(committed(profile, root, REDRAWN_FROM), smoke=False)
+    return {name: basic[name]() for name in REDRAWN}
 
 
 def beside(paper: Path, smoke: bool = False) -> dict[str, str]:

@@ -67,6 +67,11 @@ def run_stage(given: argparse.Namespace, overrides: dict[str, object]) -> None:
         raise changed
 
 
+def part_of(given: argparse.Namespace) -> str:
+    """The part of the paper that the given profile fills."""
+    return profile.part_of_paper(profile.read(profile.find(given.profile, given.root)))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 for one clear line on stderr, 130 when interrupted."""
     given = parser().parse_args(arguments)
@@ -83,14 +88,12 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.command == "numbers":
             from tsae.report import rewrite_numbers  # draws and tabulates, so only when asked
 
-            settings = profile.read(profile.find(given.profile, given.root))
-            part = profile.part_of_paper(settings)
+            part = part_of(given)
             print(f"wrote {rewrite_numbers(given.profile, given.root, part)}")
         elif given.command == "redraw":
             from tsae import figures, report
 
-            settings = profile.read(profile.find(given.profile, given.root))
-            folder = given.root / "figures" / profile.part_of_paper(settings)
+            folder = given.root / "figures" / part_of(given)
             for name, figure in report.redrawn(given.profile, given.root).items():
                 figures.save(figure, folder, name)
                 print(f"wrote {folder / name}.pdf and .png")
