@@ -75,7 +75,7 @@ def test_the_gradient_stops_where_the_state_is_cut():
 
 def test_memory_of_many_blocks_equals_reading_slot_by_slot():
     torch.manual_seed(1)
-    memory = FeatureMemory(n_latents=2, rank=3, window=5, d_in=1)
+    memory = FeatureMemory(n_latents=2, rank=3, window=5, d_in=1, k=2)
     torch.nn.init.normal_(memory.lag_bias)
     c = torch.randn(130, 3)
     position = torch.cat([torch.arange(61), torch.arange(4), torch.arange(65)])
@@ -89,7 +89,7 @@ def test_memory_of_many_blocks_equals_reading_slot_by_slot():
 
 
 def test_attention_over_three_tokens_by_hand():
-    memory = FeatureMemory(n_latents=1, rank=1, window=2, d_in=1)
+    memory = FeatureMemory(n_latents=1, rank=1, window=2, d_in=1, k=1)
     with torch.no_grad():
         memory.Q.fill_(1.0)
         memory.lag_bias.copy_(torch.tensor([0.5, -1.0]))

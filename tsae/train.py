@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from tsae import checkpoint, distributed, resampling, saes
 from tsae.errors import UserError
 from tsae.files import disk_full_is_clear
+from tsae.kernels.denormals import flushed
 from tsae.saes.base import SAE, Phase
 from tsae.schedule import learning_rate, phase_ends, set_trainable
 from tsae.train_config import TrainConfig, check_fit, seen_positions
@@ -41,6 +42,7 @@ Steps = Generator[np.ndarray, Any, TrainResult]
 """Yields the indices of the next batch, is sent the batch, returns what was trained."""
 
 
+@flushed()
 def training_step(sae: SAE, batch, optimizer, config: TrainConfig) -> tuple[dict, Tensor]:
     """One update; returns the whole batch's loss terms and gradient norm before clipping.
 

@@ -5,7 +5,7 @@ by construction, ``select(pre_NF, mask_N)`` naming the active entries for the sp
 token outside the mask has the code zero. ``pre`` is ReLU'd by every activation: codes are >= 0.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from tsae import distributed
 from tsae.kernels.selection import largest
 from tsae.kernels.sparse import Selection, rows_to_crow
+
+if TYPE_CHECKING:
+    from tsae.saes.config import SAEConfig
 
 NAMES = ("relu", "topk", "batchtopk", "jumprelu")
 
@@ -171,18 +174,17 @@ class JumpReLU(nn.Module):
         return (self.step(pre_NF) * mask_N[:, None]).sum() / mask_N.sum().clamp_min(1)
 
 
-def make(
-    name: str, k: int, n_latents: int, ema: float, bandwidth: float, start: float
-) -> nn.Module:
-    """The activation module called ``name``; raises ``ValueError`` naming the valid ones."""
+def make(name: str, k: int, n_latents: int, cfg: "SAEConfig") -> nn.Module:
+    """The activation ``name`` of ``n_latents`` latents, its thresholds as ``cfg`` says; raises
+    ``ValueError`` naming the valid ones."""
     if name == "relu":
         return ReLU()
     if name == "topk":
         return TopK(k)
     if name == "batchtopk":
-        return BatchTopK(k, ema)
+        return BatchTopK(k, cfg.threshold_ema)
     if name == "jumprelu":
-        return JumpReLU(n_latents, bandwidth, start)
+        return JumpReLU(n_latents, cfg.bandwidth, cfg.threshold_start)
     raise ValueError(f"act={name!r} is unknown; choose one of {', '.join(NAMES)}.")
 
 

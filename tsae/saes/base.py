@@ -20,6 +20,7 @@ from tsae.kernels.sparse import Codes
 from tsae.saes import activations
 from tsae.saes.config import Phase, SAEConfig, require
 from tsae.saes.context import DOCUMENT, FilledContext, SequenceContext
+from tsae.saes.stream import Stream
 
 __all__ = [
     "DOCUMENT",
@@ -73,10 +74,7 @@ class SAE(nn.Module):
 
     def make_activation(self) -> nn.Module:
         """The activation module; a variant with reserved shares of k returns a grouped one."""
-        cfg = self.cfg
-        return activations.make(
-            cfg.act, cfg.k, cfg.d_sae, cfg.threshold_ema, cfg.bandwidth, cfg.threshold_start
-        )
+        return activations.make(self.cfg.act, self.cfg.k, self.cfg.d_sae, self.cfg)
 
     @property
     def groups(self) -> dict[str, Tensor]:
@@ -104,6 +102,25 @@ class SAE(nn.Module):
         """
         return [(self.centred(x_BTD, context).flatten(0, 1), self.W_enc)]
 
+    def pre(self, x_BTD: Tensor, context: FilledContext) -> Tensor:
+        """``sum u W + b_enc`` [N, F]."""
+        pairs, bias_F = self.shortened(x_BTD, self.features(x_BTD, context))
+        return sum(u @ W for u, W in pairs) + bias_F
+
+    def shortened(
+        self, x_BTD: Tensor, pairs: list[tuple[Tensor, Tensor]]
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """``pairs`` and ``b_enc``, the same in value, with the short way to the gradient of b_dec.
+
+        Of the gradient of x - b_dec only the sum over tokens is wanted, unless x asks for its own,
+        and the bias has that sum already: what is added is zero, and its gradient is a product of
+        vectors where that of x - b_dec is one of matrices.
+        """
+        if x_BTD.requires_grad or not torch.is_grad_enabled():
+            return pairs, self.b_enc
+        zero_F = (self.b_dec - self.b_dec.detach()) @ self.W_enc.detach()
+        return [(pairs[0][0].detach(), self.W_enc), *pairs[1:]], self.b_enc - zero_F
+
     def codes(
         self, x_BTD: Tensor, context: FilledContext
     ) -> tuple[Codes | None, Tensor | None, Tensor]:
@@ -113,18 +130,12 @@ class SAE(nn.Module):
         the dense ones, which nothing then needs to hold.
         """
         mask_N = context.mask_BT.flatten()
-        pairs = self.features(x_BTD, context)
-        bias_F: Tensor = self.b_enc
-        if hasattr(self.act, "select") and not self.dense_path:
-            if not x_BTD.requires_grad:
-                # Of the gradient of x - b_dec only the sum over tokens is wanted, which the bias
-                # has already: this adds zero, and its gradient is a product of vectors.
-                bias_F = bias_F - (self.b_dec - self.b_dec.detach()) @ self.W_enc.detach()
-                pairs[0] = (pairs[0][0].detach(), self.W_enc)
-            codes, pre = sparse.encode(lambda pre: self.act.select(pre, mask_N), bias_F, pairs)
-            return codes, None, pre
-        pre = sum(u @ W for u, W in pairs) + self.b_enc
-        return None, self.act(pre, mask_N), pre
+        if self.dense_path or not hasattr(self.act, "select"):
+            pre = self.pre(x_BTD, context)
+            return None, self.act(pre, mask_N), pre
+        pairs, bias_F = self.shortened(x_BTD, self.features(x_BTD, context))
+        codes, pre = sparse.encode(lambda pre: self.act.select(pre, mask_N), bias_F, pairs)
+        return codes, None, pre
 
     @property
     def dense_path(self) -> bool:
@@ -134,9 +145,8 @@ class SAE(nn.Module):
     def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
         """Codes z [B, T, F] of x [B, T, d]; zero at invalid tokens. Raises ``ValueError``."""
         context = self.checked(x_BTD, context)
-        mask_N = context.mask_BT.flatten()
-        pre = sum(u @ W for u, W in self.features(x_BTD, context)) + self.b_enc
-        return self.act(pre, mask_N).unflatten(0, x_BTD.shape[:2])
+        z_NF = self.act(self.pre(x_BTD, context), context.mask_BT.flatten())
+        return z_NF.unflatten(0, x_BTD.shape[:2])
 
     def decode(self, z_BTF: Tensor) -> Tensor:
         """``x_hat = z W_dec + b_dec`` [B, T, d]."""
@@ -145,7 +155,7 @@ class SAE(nn.Module):
     def forward(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
         context = self.checked(x_BTD, context)
         shape = x_BTD.shape[:2]
-        pre = sum(u @ W for u, W in self.features(x_BTD, context)) + self.b_enc
+        pre = self.pre(x_BTD, context)
         z = self.act(pre, context.mask_BT.flatten()).unflatten(0, shape)
         return SAEOutput(self.decode(z), z, pre.unflatten(0, shape), {})
 
@@ -279,7 +289,7 @@ class SAE(nn.Module):
 
     # ---- streaming, saving ----------------------------------------------------------------
 
-    def stream(self, batch_size: int) -> "Stream":
+    def stream(self, batch_size: int) -> Stream:
         """A token-by-token encoder with preallocated state, equal to :meth:`encode`."""
         return Stream(self, batch_size)
 
@@ -288,18 +298,3 @@ class SAE(nn.Module):
         from tsae.saes.registry import save
 
         save(self, directory)
-
-
-class Stream:
-    """Encodes B parallel texts one token at a time; the static SAE needs no state."""
-
-    def __init__(self, sae: SAE, batch_size: int):
-        self.sae = sae
-        self.batch_size = batch_size
-
-    def step(
-        self, x_BD: Tensor, boundary_B: Tensor | None = None, mask_B: Tensor | None = None
-    ) -> Tensor:
-        """Codes [B, F] of the next token. ``boundary_B`` uint8, ``mask_B`` bool (None: valid)."""
-        mask = None if mask_B is None else mask_B[:, None]
-        return self.sae.encode(x_BD[:, None], SequenceContext(mask))[:, 0]

@@ -13,7 +13,7 @@ from torch import Tensor
 from tsae.errors import CheckpointError
 from tsae.files import read_json
 from tsae.saes.base import SAE, FilledContext, SAEConfig, SAEOutput
-from tsae.saes.registry import load
+from tsae.saes.registry import build, load
 
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
@@ -59,12 +59,6 @@ def load_static(directory: str, child: SAEConfig, device: torch.device) -> SAE:
     return sae.requires_grad_(False)
 
 
-def static_options(parent: SAE, **options: Any) -> dict[str, Any]:
-    """The options that every variant shares, as ``parent`` has them, then ``options``."""
-    shared = {field.name: getattr(parent.cfg, field.name) for field in fields(SAEConfig)}
-    return {**shared, **options}
-
-
 @torch.no_grad()
 def copy_static(parent: SAE, child: SAE) -> None:
     """Copy dictionary, encoder and, for the same ``act``, thresholds, sparsity weight, idle counts.
@@ -77,6 +71,19 @@ def copy_static(parent: SAE, child: SAE) -> None:
         child.act.load_state_dict(parent.act.state_dict())
         child.sparsity_weight.copy_(parent.sparsity_weight)
         child.idle_tokens.copy_(parent.idle_tokens)
+
+
+def grown(name: str, parent: SAE, **options: Any) -> SAE:
+    """The variant ``name`` with the weights and provenance of ``parent`` and the options that all
+    variants share, as ``parent`` has them, under ``options``.
+
+    Raises :class:`CheckpointError` when ``parent`` is not static, ``ValueError`` on a bad option.
+    """
+    shared = {field.name: getattr(parent.cfg, field.name) for field in fields(SAEConfig)}
+    child = build(name, **{**shared, **options})
+    copy_static(check_static(parent, child.cfg), child)
+    child.meta = dict(parent.meta)
+    return child.to(parent.W_dec.device)
 
 
 def match(

@@ -116,11 +116,8 @@ class ConvSAE(SAE):
         ks = split_by_shares(cfg.k, cfg.k_shares or cfg.group_shares)
         if cfg.act == "topk":
             return activations.ReservedTopK(ks, sizes)
-        make = activations.make
-        parts = [
-            make(cfg.act, min(k, n), n, cfg.threshold_ema, cfg.bandwidth, cfg.threshold_start)
-            for k, n in zip(ks, sizes, strict=True)
-        ]
+        each = zip(ks, sizes, strict=True)
+        parts = [activations.make(cfg.act, min(k, n), n, cfg) for k, n in each]
         if cfg.act == "relu":
             return parts[0]
         return activations.Grouped(parts, sizes)

@@ -165,7 +165,7 @@ class GLTASAE(SAE):
 
     def adapted(self, x_BTD: Tensor, context: FilledContext, track: bool = False) -> Tensor:
         """``pre'`` [N, F]; ``track`` moves the variances first, as a training step does."""
-        pre = sum(u @ W for u, W in self.features(x_BTD, context)) + self.b_enc
+        pre = self.pre(x_BTD, context)
         if not self.cfg.train_adaptation and not self.theta.any():
             return pre
         a_NF = pre.relu()

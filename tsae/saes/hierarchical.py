@@ -24,9 +24,9 @@ from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
 from tsae.saes.base import SAE, FilledContext, Phase, SAEConfig, SAEOutput, SequenceContext, require
-from tsae.saes.bridge import check_static, copy_static, load_static, static_options
+from tsae.saes.bridge import copy_static, grown, load_static
 from tsae.saes.composition import Composition
-from tsae.saes.registry import build, register
+from tsae.saes.registry import register
 
 PHASES = ("level1", "level2", "joint")
 LEVEL2 = ("W_e2", "b2", "D2")
@@ -106,10 +106,7 @@ class HierarchicalSAE(SAE):
         self.W_e2 = nn.Parameter(D2.t().contiguous().clone())
         self.b2 = nn.Parameter(torch.zeros(F1))
         self.D2 = nn.Parameter(D2)
-        act2, k2 = cfg.act2 or cfg.act, cfg.parents_per_token
-        self.act2 = activations.make(
-            act2, k2, F2, cfg.threshold_ema, cfg.bandwidth, cfg.threshold_start
-        )
+        self.act2 = activations.make(cfg.act2 or cfg.act, cfg.parents_per_token, F2, cfg)
         self.register_buffer("idle_parents", torch.zeros(F2, dtype=torch.int64))
         self.register_buffer("parent_sparsity_weight", torch.tensor(float(cfg.l1)))
         self.composer = Composition(F1, F2, cfg.lambda_w)
@@ -123,12 +120,10 @@ class HierarchicalSAE(SAE):
         not static, ``ValueError`` on a bad option.
         """
         options = {"curriculum": ("level2", "joint"), **options}
-        made = build("hierarchical", **static_options(sae, **options))
+        made = grown("hierarchical", sae, **options)
         assert isinstance(made, cls)
-        made.given = [check_static(sae, made.cfg)]
-        copy_static(sae, made)
-        made.meta = dict(sae.meta)
-        return made.to(sae.W_dec.device)
+        made.given = [sae]
+        return made
 
     @property
     def composition(self) -> Tensor:
@@ -245,16 +240,12 @@ class HierarchicalSAE(SAE):
                 self.parent_sparsity_weight.mul_(steer)
         return {"sparsity_parents": weight * penalty}
 
-    def dead_parents(self) -> Tensor:
-        """Mask [F2] of parents that have not fired for ``dead_after`` tokens."""
-        return self.idle_parents >= self.cfg.dead_after
-
     def parent_aux(self, pre2: Tensor, mask_N: Tensor, error_ND: Tensor) -> dict[str, Tensor]:
         """AuxK for parents, whatever ``act2``: dead ones reconstruct what level 2 misses.
 
         Softplus in place of ReLU, since a parent that is negative everywhere would get no gradient.
         """
-        dead = self.dead_parents()
+        dead = self.idle_parents >= self.cfg.dead_after
         n_dead = int(dead.sum())
         if self.cfg.aux == 0 or n_dead == 0:
             return {}

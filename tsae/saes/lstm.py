@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
@@ -33,10 +33,10 @@ from tsae.saes.base import (
     Stream,
     require,
 )
-from tsae.saes.bridge import check_static, copy_static, load_static, match, origin, static_options
+from tsae.saes.bridge import copy_static, grown, load_static, match, origin
 from tsae.saes.cells import pieces_of, run_lstm
 from tsae.saes.recurrence import Recurrence, RecurrentStream
-from tsae.saes.registry import build, register
+from tsae.saes.registry import register
 
 FIRST = ("static", "distil")
 
@@ -113,12 +113,10 @@ class LSTMSAE(SAE):
         ``sae`` is also the teacher of the first phase. ``options`` are config fields. Raises
         :class:`CheckpointError` when ``sae`` is not static, ``ValueError`` on a bad option.
         """
-        made = build("lstm", **static_options(sae, **options))
+        made = grown("lstm", sae, **options)
         assert isinstance(made, cls)
-        made.teacher = [check_static(sae, made.cfg)]
-        copy_static(sae, made)
-        made.meta = dict(sae.meta)
-        return made.to(sae.W_dec.device)
+        made.teacher = [sae]
+        return made
 
     # ---- encoder --------------------------------------------------------------------------
 
@@ -127,18 +125,6 @@ class LSTMSAE(SAE):
         """Whether the temporal parts are left out: there are none, or rho is still frozen at 0."""
         return self.static or self.muted or self.phase in FIRST
 
-    def projected(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
-        """``c = s P`` [N, r], s the ``memory_k`` largest static codes of each token.
-
-        Only P learns by it: through s the encoder would be asked to serve later tokens.
-        """
-        k = min(self.cfg.memory_k, self.cfg.d_sae)
-        values, cols = pre_NF.detach().topk(k, dim=1, sorted=False)
-        weights = values.clamp_min(0.0) * mask_N[:, None]
-        memory = self.recurrent.memory
-        assert memory is not None
-        return nn.functional.embedding_bag(cols, memory.P, mode="sum", per_sample_weights=weights)
-
     def states(self, x_ND: Tensor, pre_NF: Tensor | None, context: FilledContext) -> Tensor:
         """[h; m] [N, H + r], whichever of the two there are; 0 at invalid tokens."""
         parts, recurrent, pieces = [], self.recurrent, pieces_of(context)
@@ -146,8 +132,9 @@ class LSTMSAE(SAE):
         if recurrent.lstm is not None:
             parts.append(run_lstm(recurrent.lstm, x_nD, pieces, self.cfg.tbptt))
         if recurrent.memory is not None:
-            assert pre_NF is not None  # the caller has it from ``static_pre``
-            c_nR = self.projected(pre_NF, context.mask_BT.flatten())[pieces.rows_n]
+            assert pre_NF is not None  # made wherever there is a memory
+            c_NR = recurrent.memory.projected(pre_NF, context.mask_BT.flatten())
+            c_nR = c_NR[pieces.rows_n]
             parts.append(recurrent.memory(c_nR, pieces.position_n))
         u_nS = torch.cat(parts, 1).to(x_ND.dtype)
         if self.kept is not None:
@@ -156,13 +143,6 @@ class LSTMSAE(SAE):
             part = self.recurrent.predicted(before)
             self.kept.append(torch.zeros_like(x_ND).index_copy(0, pieces.rows_n, part))
         return x_ND.new_zeros(len(x_ND), u_nS.shape[1]).index_copy(0, pieces.rows_n, u_nS)
-
-    def static_pre(self, x_ND: Tensor) -> Tensor | None:
-        """``x W_enc + b_enc`` without gradient, which memory and codes share."""
-        if self.recurrent.memory is None:
-            return None
-        with torch.no_grad():
-            return torch.addmm(self.b_enc, x_ND, self.W_enc)
 
     def features(self, x_BTD: Tensor, context: FilledContext) -> list[tuple[Tensor, Tensor]]:
         return self.features_and_pre(x_BTD, context)[0]
@@ -176,7 +156,10 @@ class LSTMSAE(SAE):
             return pairs, None
         # The bias is not asked to serve the recurrence, but whoever asks for dx gets it.
         x_ND = pairs[0][0] if x_BTD.requires_grad else pairs[0][0].detach()
-        pre_NF = self.static_pre(x_ND)
+        pre_NF = None
+        if self.recurrent.memory is not None:
+            with torch.no_grad():
+                pre_NF = torch.addmm(self.b_enc, x_ND, self.W_enc)
         u_NS = self.states(x_ND, pre_NF, context)
         return [*pairs, (u_NS, self.recurrent.weight())], pre_NF
 
@@ -187,11 +170,8 @@ class LSTMSAE(SAE):
         if self.off or self.dense_path or not hasattr(self.act, "select"):
             return super().codes(x_BTD, context)
         mask_N = context.mask_BT.flatten()
-        bias_F: Tensor = self.b_enc
         pairs, first = self.features_and_pre(x_BTD, context)
-        if not x_BTD.requires_grad:  # the short way to the gradient of b_dec, as in the base
-            bias_F = bias_F - (self.b_dec - self.b_dec.detach()) @ self.W_enc.detach()
-            pairs[0] = (pairs[0][0].detach(), self.W_enc)
+        pairs, bias_F = self.shortened(x_BTD, pairs)
         select = partial(self.act.select, mask_N=mask_N)
         codes, pre = sparse.encode(select, bias_F, pairs, first=first)
         return codes, None, pre

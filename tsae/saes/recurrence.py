@@ -19,16 +19,26 @@ class FeatureMemory(nn.Module):
 
     ``c[t] = s[t] P``,  ``m[t] = sum_j a_j c[t-j]``,  ``a = softmax_j(c[t] Q . c[t-j] / sqrt(r) +
     b_j)`` over j = 1 … window and an empty slot of score 0, so that it may attend to nothing.
-    P [F, r], Q [r, r], b [window].
+    P [F, r], Q [r, r], b [window]. Of a token's static codes the ``k`` largest count.
     """
 
-    def __init__(self, n_latents: int, rank: int, window: int, d_in: int):
+    def __init__(self, n_latents: int, rank: int, window: int, d_in: int, k: int):
         super().__init__()
         self.window = window
+        self.k = min(k, n_latents)
         # |s| is about sqrt(d), so the projections start with entries of about 1.
         self.P = nn.Parameter(torch.randn(n_latents, rank) / d_in**0.5)
         self.Q = nn.Parameter(torch.randn(rank, rank) / rank**0.5)
         self.lag_bias = nn.Parameter(torch.zeros(window))
+
+    def projected(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+        """``c = s P`` [N, r], s the ``k`` largest static codes of each token.
+
+        Only P learns by it: through s the encoder would be asked to serve later tokens.
+        """
+        values, cols = pre_NF.detach().topk(self.k, dim=1, sorted=False)
+        weights = values.clamp_min(0.0) * mask_N[:, None]
+        return nn.functional.embedding_bag(cols, self.P, mode="sum", per_sample_weights=weights)
 
     def weights(self, scores: Tensor, lag: Tensor, held: Tensor) -> Tensor:
         """Attention over slots (last axis); ``lag`` 1 … window, ``held`` False where empty."""
@@ -101,7 +111,7 @@ class Recurrence(nn.Module):
         super().__init__()
         d, F, hidden, rank = cfg.d_in, cfg.d_sae, cfg.hidden, cfg.rank
         self.lstm = nn.LSTM(d, hidden, batch_first=True) if hidden else None
-        self.memory = FeatureMemory(F, rank, cfg.memory, d) if cfg.memory else None
+        self.memory = FeatureMemory(F, rank, cfg.memory, d, cfg.memory_k) if cfg.memory else None
         width = hidden + (rank if cfg.memory else 0)
         self.W = nn.Parameter(torch.randn(width, F) / width**0.5)  # W_h above W_m
         self.rho = nn.Parameter(torch.zeros(F) if cfg.bridge else torch.ones(F))
@@ -160,7 +170,7 @@ class RecurrentStream(Stream):
             self.c_BH = torch.where(mask_B[:, None], c[0], self.c_BH)
             parts.append(self.h_BH)
         if recurrent.memory is not None:
-            c_BR = sae.projected(pre, mask_B)
+            c_BR = recurrent.memory.projected(pre, mask_B)
             slots = torch.arange(w, device=x.device)
             lag_BW = (self.seen_B[:, None] - 1 - slots) % w + 1
             held_BW = lag_BW <= self.seen_B[:, None]
