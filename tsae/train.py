@@ -26,6 +26,7 @@ from tsae import checkpoint, distributed, resampling, saes
 from tsae.errors import UserError
 from tsae.files import disk_full_is_clear
 from tsae.kernels.denormals import flushed
+from tsae.kernels.memory import keep_freed_blocks
 from tsae.saes.base import SAE, Phase
 from tsae.schedule import learning_rate, phase_ends, set_trainable
 from tsae.train_config import TrainConfig, check_fit, seen_positions
@@ -121,6 +122,7 @@ def train_together(runs: Sequence[Run], store, progress: bool = True) -> list[Tr
     run ends with the same files as alone. Raises as :func:`train`; the others then keep their
     checkpoints.
     """
+    keep_freed_blocks()
     outside = checkpoint.rng_state()
     states: dict[int, Any] = {}
     live = {i: training(run, store, progress) for i, run in enumerate(runs)}
