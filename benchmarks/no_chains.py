@@ -1,6 +1,6 @@
 """How often the dependency analysis finds an edge in text that has none.
 
-Usage: ``.venv/bin/python benchmarks/no_chains.py [--seeds 10] [--texts 4] [--least 0] [--out rows.csv]``
+Usage: ``.venv/bin/python benchmarks/no_chains.py [--seeds 10] [--texts 4] [--least 1] [--out rows.csv]``
 with ``--setting DIR --sae DIR`` also on the codes of a trained SAE (one world, as made by
 ``tsae.experiments.make_setting`` and a training run).
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--texts", type=int, default=4)
     parser.add_argument("--documents", type=int, default=400)
-    parser.add_argument("--least", type=int, choices=(0, 1), default=1, help="least offset")
+    parser.add_argument("--least", type=int, choices=(0, 1), default=0, help="least offset")
     parser.add_argument("--setting", default=None)
     parser.add_argument("--sae", default=None)
     parser.add_argument("--out", default=None)

@@ -162,7 +162,7 @@ class Counter:
         both = np.stack([self.all_E4[keep_E] - active, active], 1)
         return both.reshape(-1, 2, 2, 2)
 
-    def shifts(self, rng: np.random.Generator, least: int = 1) -> np.ndarray:
+    def shifts(self, rng: np.random.Generator, least: int = 0) -> np.ndarray:
         """A random offset from ``least`` (1 or 0) to length − 1 for every document (0 where it has
         one token)."""
         return np.where(
@@ -186,7 +186,7 @@ def dependencies(
     min_count: int = 10,
     min_z: float = 3.0,
     shifts: int | None = None,
-    least: int = 1,
+    least: int = 0,
     tracker: Any = None,
     seed: int = 0,
 ) -> pd.DataFrame:

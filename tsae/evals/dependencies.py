@@ -127,7 +127,7 @@ def measure(
     edge_tokens: int = 120_000,
     max_edges: int = 600,
     shifts: int = 400,
-    least: int = 1,
+    least: int = 0,
     nulls: int = 20,
     everything: bool = True,
     unchained: int = 0,

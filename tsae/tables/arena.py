@@ -7,7 +7,7 @@ import pandas as pd
 
 from tsae.figures.truth import interval
 from tsae.tables import tidy
-from tsae.tables.latex import MAIN, cell, escape, floated, panel, seeds_note
+from tsae.tables.latex import MAIN, cell, floated, panel, rows_of_systems, seeds_note
 
 
 class Part(NamedTuple):
@@ -117,19 +117,19 @@ def arena_table(
         if here.empty:
             continue
         body += [r"\midrule", panel(world, len(columns) + 1)]
-        systems = tidy.ordered(here["system"])
-        for place, system in enumerate(systems):
-            if place and tidy.is_null(system) and not tidy.is_null(systems[place - 1]):
-                body.append(rf"\cmidrule(lr){{1-{len(columns) + 1}}}")
-            mine = here[here["system"] == system]
-            of_docs = None
+
+        def row(system: str, here=here, world=world) -> list[str]:
+            mine, of_docs = here[here["system"] == system], None
             if counts is not None:
                 of_docs = counts[(counts["world"] == world) & (counts["system"] == system)]
-            cells = [bounded(mine, metric, group, of_docs) for metric, group, _ in columns]
-            body.append(" & ".join([escape(tidy.display(system)), *cells]) + r"\\")
+            return [bounded(mine, metric, group, of_docs) for metric, group, _ in columns]
+
+        body += rows_of_systems(here, len(columns) + 1, row)
         if name == "probing":
             body.append(rf"\cmidrule(lr){{1-{len(columns) + 1}}}")
-            of_world = frame[(frame["world"] == world) & (frame["system"] == systems[0])]
+            of_world = frame[
+                (frame["world"] == world) & (frame["system"] == tidy.ordered(here["system"])[0])
+            ]
             cells = [cell(of_world, "probe_residual", group) for _, group, _ in columns]
             body.append(" & ".join(["Residual stream", *cells]) + r"\\")
     caption = (

@@ -7,7 +7,7 @@ import pandas as pd
 
 from tsae.experiments.comparison import paired
 from tsae.tables import tidy
-from tsae.tables.latex import escape, floated, panel
+from tsae.tables.latex import floated, panel, rows_of_systems
 
 
 class Column(NamedTuple):
@@ -103,10 +103,8 @@ def glance_table(
     for world in tidy.ordered(frame["world"]):
         here = frame[frame["world"] == world]
         body += [r"\midrule", panel(world, len(columns) + 2)]
-        systems = tidy.ordered(here["system"])
-        for place, system in enumerate(systems):
-            if place and tidy.is_null(system) and not tidy.is_null(systems[place - 1]):
-                body.append(rf"\cmidrule(lr){{1-{len(columns) + 2}}}")
+
+        def row(system: str, here=here, world=world) -> list[str]:
             mine = here[here["system"] == system]
             mark = "" if matched[world, system] else r"\rlap{$^\dagger$}"
             mark = r"\rlap{$^\ddagger$}" if (world, system) in moved and not mark else mark
@@ -114,7 +112,9 @@ def glance_table(
             for column in columns:
                 sign = verdict.get((world, system, column.metric, column.group), 0)
                 cells.append(told(short(mean(mine, column.metric, column.group)), sign))
-            body.append(" & ".join([escape(tidy.display(system)), *cells]) + r"\\")
+            return cells
+
+        body += rows_of_systems(here, len(columns) + 2, row)
     seeds = frame["seed"].nunique()
     shown = "one seed" if seeds == 1 else f"means over up to {seeds} seeds"
     caption = (

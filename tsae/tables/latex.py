@@ -1,5 +1,7 @@
 """LaTeX tables (booktabs) from the tidy tables."""
 
+from collections.abc import Callable, Sequence
+
 import pandas as pd
 
 from tsae.errors import UserError
@@ -80,6 +82,19 @@ def panel(world: str, width: int) -> str:
     return rf"\multicolumn{{{width}}}{{@{{}}l}}{{\textit{{{name}}}}}\\"
 
 
+def rows_of_systems(
+    frame: pd.DataFrame, columns: int, row: Callable[[str], Sequence[str]]
+) -> list[str]:
+    """The lines of a panel: ``row(system)`` gives the cells after its name; a rule parts the nulls
+    from the systems above them."""
+    systems, body = tidy.ordered(frame["system"]), []
+    for place, system in enumerate(systems):
+        if place and tidy.is_null(system) and not tidy.is_null(systems[place - 1]):
+            body.append(rf"\cmidrule(lr){{1-{columns}}}")
+        body.append(" & ".join([escape(tidy.display(system)), *row(system)]) + r"\\")
+    return body
+
+
 def seeds_note(frame: pd.DataFrame) -> str:
     """What a cell shows, by the number of seeds in it."""
     seeds = frame.groupby(["world", "system"])["seed"].nunique()
@@ -103,14 +118,14 @@ def main_table(results: pd.DataFrame, smoke: bool = False) -> str:
     body = [" & ".join(["System", *(label for _, label in MAIN)]) + r"\\"]
     for world in tidy.ordered(matched.index.get_level_values(0)):
         body += [r"\midrule", panel(world, len(MAIN) + 1)]
-        systems = tidy.ordered(matched[world].index)
-        for place, system in enumerate(systems):
-            if place and tidy.is_null(system) and not tidy.is_null(systems[place - 1]):
-                body.append(rf"\cmidrule(lr){{1-{len(MAIN) + 1}}}")
-            mine = frame[(frame["world"] == world) & (frame["system"] == system)]
-            cells = [cell(mine, metric) for metric, _ in MAIN]
+        here = frame[frame["world"] == world]
+
+        def row(system: str, here=here, world=world) -> list[str]:
+            cells = [cell(here[here["system"] == system], metric) for metric, _ in MAIN]
             cells[0] += "" if matched[world, system] else r"$^\dagger$"
-            body.append(" & ".join([escape(tidy.display(system)), *cells]) + r"\\")
+            return cells
+
+        body += rows_of_systems(here, len(MAIN) + 1, row)
     caption = (
         rf"{seeds_note(frame)} $\dagger$: L0 more than {tidy.MATCHED:.0%}".replace("%", r"\%")
         + r" away from TopK's, so not comparable at equal sparsity. Mean dwell in tokens; births "
