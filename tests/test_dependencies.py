@@ -72,10 +72,12 @@ def test_tables_count_what_they_say():
         assert np.array_equal(counter.tables(keep, shifted), expected[keep])
 
 
-def test_shifts_are_never_zero():
+@pytest.mark.parametrize("least", [0, 1])
+def test_shifts_range_from_the_least_to_one_below_the_length(least):
     counter = Counter(activity(np.ones((9, 1)), [4, 1, 2, 2]), np.array([[0, 0, 1]]))
-    drawn = np.stack([counter.shifts(np.random.default_rng(seed)) for seed in range(200)])
-    assert [sorted(set(column)) for column in drawn.T] == [[1, 2, 3], [0], [1], [1]]
+    drawn = np.stack([counter.shifts(np.random.default_rng(seed), least) for seed in range(200)])
+    expected = [list(range(least, 4)), [0], list(range(least, 2)), list(range(least, 2))]
+    assert [sorted(set(column)) for column in drawn.T] == expected
 
 
 def test_transfer_entropy_by_hand():
