@@ -34,9 +34,11 @@ class Tsae(Library):
         self, method, d, F, k, steps, lr, warmup, seed, mean, device, grad_clip=1.0, **options
     ):
         from tsae import saes
+        from tsae.kernels.memory import keep_freed_blocks
         from tsae.schedule import learning_rate
         from tsae.train import TrainConfig, training_step
 
+        keep_freed_blocks()  # as the trainer does once
         torch.manual_seed(seed)
         if method == "matryoshka":
             options = {"act": "batchtopk", "blocks": BLOCKS, **options}

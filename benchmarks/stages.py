@@ -3,9 +3,9 @@
     python benchmarks/stages.py --scratch DIR [--profile laptop] [--stages NAME ...] [--out FILE.json]
 
 Each stage's notebook runs as plain Python under cProfile, in a process of its own and with the
-parameters of the profile, in ``DIR/results/...`` in place of the repository's; what a stage needs
-must be there or be among the stages before it. Without ``--stages`` one of each kind and world
-runs. Printed for each: CPU seconds, and its costliest functions by their own time (callees aside;
+parameters of the profile, in ``DIR/results/...`` in place of the repository's, whose finished stages
+serve as inputs: run the profile first. Without ``--stages`` one of each kind and world runs.
+Printed for each: CPU seconds, and its costliest functions by their own time (callees aside;
 C functions of torch and numpy by name); then the ten largest of all, in which a stage counts as
 often as the profile has stages of its kind and world.
 """
@@ -61,6 +61,17 @@ def short(file: str) -> str:
     return "" if file == "~" else "/".join(Path(file).parts[-2:]) + ": "
 
 
+def lend_inputs(stage: Stage, by_name: dict[str, Stage], scratch: Path) -> None:
+    """Link the finished stages that ``stage`` reads into ``scratch``."""
+    for name in stage.inputs:
+        made, link = ROOT / by_name[name].directory, scratch / by_name[name].directory
+        if not (ROOT / by_name[name].manifest).is_file():
+            sys.exit(f"Stage {stage.name} needs {name}: run the profile first (./run_all.sh).")
+        if not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(made)
+
+
 def in_a_process(stage: Stage, args: argparse.Namespace) -> dict:
     """:func:`measure` in a fresh Python whose threads and environment are the pipeline's."""
     command = [sys.executable, str(Path(__file__).resolve()), "--scratch", ".", "--one", stage.name]
@@ -98,6 +109,7 @@ def main() -> None:
         sys.exit(f"There is no stage {unknown[0]!r}; 'python -m tsae.pipeline plan' lists them.")
     often, all_of_them, rows = Counter(map(kind, planned)), Counter(), []
     for name in names:
+        lend_inputs(by_name[name], by_name, args.scratch)
         rows.append(row := in_a_process(by_name[name], args))
         same = sum(kind(by_name[other]) == kind(by_name[name]) for other in names)
         print(f"{name}: {row['cpu']:.1f} s CPU, {row['wall']:.1f} s wall", flush=True)

@@ -3,9 +3,9 @@
 SPEC is a JSON object: library, method, x (a .npy file of activations [N, d]), latents, k, batch,
 steps, lr, warmup, seed, threads, device, options. Commands on stdin, one answer a line on stdout:
 {"do": "steps", "n": 3} trains and says how long it took (wall and CPU seconds) and the process's
-peak memory over what it had before the SAE was built; {"do": "flops"} counts the dense
-floating-point operations of a step; {"do": "held_out", "x": FILE, "mean": FILE} gives FVE, L0 and
-living latents.
+peak memory over what it had before the SAE was built and after one step of a tiny one; {"do":
+"flops"} counts the dense floating-point operations of a step; {"do": "held_out", "x": FILE,
+"mean": FILE} gives FVE, L0 and living latents.
 """
 
 import json
@@ -32,13 +32,17 @@ def main() -> None:
     x_ND = torch.from_numpy(np.load(spec["x"])).to(device)
     names = ("latents", "k", "steps", "lr", "warmup", "seed")
     latents, k, steps, lr, warmup, seed = (spec[name] for name in names)
+    batch = spec["batch"]
     cls = LIBRARIES[spec["library"]]
+    # Before the baseline: what a library imports and compiles once, for whatever SAE.
+    small = cls(spec["method"], 16, 64, 4, 10, lr, 0, seed, torch.zeros(16, device=device), device)
+    small.step(torch.randn(batch, 16, device=device))
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     built = cls(
         spec["method"], x_ND.shape[1], latents, k, steps, lr, warmup, seed, x_ND.mean(0),
         device, **spec.get("options", {}),
     )  # fmt: skip
-    batch, order = spec["batch"], torch.Generator().manual_seed(seed)
+    order = torch.Generator().manual_seed(seed)
     # Sequences stay whole and in order within themselves; every library gets the same batches.
     pieces = x_ND.unflatten(0, (-1, min(batch, 128)))
     state = {"queue": []}
