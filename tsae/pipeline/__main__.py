@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tsae.command import Parser, positive
 from tsae.errors import UserError
-from tsae.pipeline import execution, front, notebooks, paper, profile
+from tsae.pipeline import agreement, execution, front, notebooks, paper, profile
 from tsae.pipeline.stages import ROOT, plan
 
 
@@ -37,6 +37,10 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "redraw", parents=[shared], help="figures again, where the committed tables suffice"
     )
+    compare = commands.add_parser(
+        "compare", parents=[shared], help="results beside those of a commit, by metric"
+    )
+    compare.add_argument("--commit", default="HEAD", help="a commit that holds other results")
     pdf = commands.add_parser("pdf", help="paper/main.pdf again, from what is committed")
     pdf.add_argument("--root", type=Path, default=ROOT, help="the repository")
     readme = commands.add_parser("readme", help="README's table again, from results/full")
@@ -97,6 +101,10 @@ def main(arguments: list[str] | None = None) -> int:
             for name, figure in report.redrawn(given.profile, given.root).items():
                 figures.save(figure, folder, name)
                 print(f"wrote {folder / name}.pdf and .png")
+        elif given.command == "compare":
+            root = given.root.resolve()
+            found = agreement.compare(given.profile, root, given.commit)
+            print(agreement.told(found, given.commit))
         elif given.command == "pdf":
             print(f"wrote {paper.rebuild(given.root.resolve())}")
         elif given.command == "readme":
