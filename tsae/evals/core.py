@@ -175,7 +175,7 @@ def splice(
 ) -> dict[str, tuple[list[dict[str, Any]], pd.DataFrame]]:
     r"""What the model loses when its residual is replaced by x̂, for several SAEs at once.
 
-    At valid positions the residual becomes x̂ / scale (or 0, as in SAEBench: ``ablated``); at BOS,
+    At valid positions the residual becomes x̂ / scale, or 0 (``ablated``; SAEBench: at BOS too); at BOS,
     padding and massive tokens it passes through in both. In nats, over :func:`predictable`
     positions:
 

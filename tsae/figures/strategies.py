@@ -62,13 +62,14 @@ def pareto(results: pd.DataFrame) -> Figure:
     with groups ``strategy|t=…|n=…|m=…``.
     """
     table = tidy.unlearning(results)
-    cases = table[["world", "system"]].drop_duplicates().sort_values(["world", "system"])
+    of_world = table.groupby("world")["system"].unique()
+    cases = [(w, s) for w in tidy.ordered(of_world.index) for s in tidy.ordered(of_world[w])]
     strategies = ordered(table["strategy"])
     figure, axes = style.panels(
         len(cases), 2, style.PAGE, 0.7 + 1.7 * len(cases), sharex=True, sharey=True
     )
-    for row, case in zip(axes, cases.itertuples(), strict=True):
-        here = table[(table["world"] == case.world) & (table["system"] == case.system)]
+    for row, (world, system) in zip(axes, cases, strict=True):
+        here = table[(table["world"] == world) & (table["system"] == system)]
         for panel, (kept, bar) in zip(row, (("near", 0.95), ("far", 0.99)), strict=True):
             panel.fill_between([-0.05, 0.35], bar, 1.05, color="#009E73", alpha=0.15, linewidth=0)
             for strategy in strategies:
@@ -78,13 +79,15 @@ def pareto(results: pd.DataFrame) -> Figure:
                 best = front(mine, kept)
                 panel.plot(best["forget"], best[kept], color=chosen["color"], linewidth=0.8,
                            linestyle=":" if strategy.endswith("random") else "-")  # fmt: skip
-            panel.set(title=f"{kept} retain set", xlabel="forget accuracy")
             panel.set(
                 xlim=(-0.03, 1.05),
                 ylim=(min(0.5, table[["near", "far"]].min(axis=None)) - 0.03, 1.05),
             )
-        world = tidy.WORLDS.get(case.world, case.world)
-        row[0].set_ylabel(f"retained accuracy\n({world}, {tidy.display(case.system)})")
+        where = f"{tidy.display(system)}, {tidy.WORLDS.get(world, world)}"
+        row[0].set_ylabel(f"{where}\nretained accuracy")
+    for column, kept in enumerate(("near", "far")):
+        axes[0][column].set_title(f"{kept} retain set")
+        axes[-1][column].set_xlabel("forget accuracy")
     handles = [Line2D([], [], label=title(name), **look(name)) for name in strategies]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
