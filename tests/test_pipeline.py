@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_project import finished, make_root, world, write_profile
 
@@ -138,17 +139,21 @@ def run_all(root: Path, *options: str, **given) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=root, **pipes, **given)
 
 
+def until_asleep(run: subprocess.Popen, root: Path) -> None:
+    """Wait until the first stage's kernel is at work, which "slow" asks to take long."""
+    limit = time.monotonic() + 120
+    while not (root / "slow").read_text() and run.poll() is None and time.monotonic() < limit:
+        time.sleep(0.2)
+    assert (root / "slow").read_text() == "asleep", run.communicate()
+
+
 def test_killed_run_resumes_beside_another_and_a_further_call_does_nothing(tmp_path):
     variants = [{"variant": "topk"}, {"variant": "conv", "k": 9}]
     path = make_root(tmp_path, {"worlds": [world(variants=variants[:1])]})
     stages = plan(path, tmp_path)
     (tmp_path / "slow").touch()
     killed = run_all(tmp_path, start_new_session=True)
-    started = tmp_path / stages[0].directory / "notebook.ipynb"
-    limit = time.monotonic() + 120
-    while not started.exists() and killed.poll() is None and time.monotonic() < limit:
-        time.sleep(0.2)
-    assert started.exists(), killed.communicate()
+    until_asleep(killed, tmp_path)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
     (tmp_path / "slow").unlink()
@@ -179,6 +184,20 @@ def test_killed_run_resumes_beside_another_and_a_further_call_does_nothing(tmp_p
     assert first.startswith("stage train/microworld-conv-s0: k=9: at most d_sae=4 (log: ")
     assert "1 of 4 stages failed, 1 wait for them" in last
     assert sae.stat().st_mtime_ns == before
+
+
+def test_an_interrupted_run_leaves_no_stage_at_work(tmp_path):
+    make_root(tmp_path, {"worlds": [world()]})
+    (tmp_path / "slow").touch()
+    interrupted = run_all(tmp_path, start_new_session=True)
+    until_asleep(interrupted, tmp_path)
+    family = psutil.Process(interrupted.pid).children(recursive=True)
+    assert any("ipykernel" in " ".join(one.cmdline()) for one in family)
+    interrupted.terminate()  # the front alone, as a scheduler does; Ctrl-C reaches all of them
+    out, err = interrupted.communicate(timeout=60)
+    told = "Interrupted; what is finished is kept, run again to go on.\n"
+    assert (interrupted.returncode, err) == (130, told)
+    assert psutil.wait_procs(family, 20)[1] == []
 
 
 def test_a_missing_executor_is_one_line(tmp_path, capsys):

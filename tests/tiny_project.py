@@ -19,6 +19,7 @@ WORLDS_CODE = """\
 import os, time
 from pathlib import Path
 if Path('slow').exists():
+    Path('slow').write_text('asleep')
     time.sleep(60)
 Path(out_dir, 'world.txt').write_text(f'{world} {seed}')"""
 TRAIN_CODE = """\

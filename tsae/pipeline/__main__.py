@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     overrides = {key: getattr(given, key, None) for key in ("model", "text", "layer")}
     overrides = {key: value for key, value in overrides.items() if value is not None}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if given.command == "tidy":
             for path in notebooks.tidy_files(given.notebooks):

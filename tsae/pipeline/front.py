@@ -1,5 +1,6 @@
 """Everything a profile asks for, in one call: what is missing is made, what is there stays."""
 
+import contextlib
 import importlib.util
 import json
 import shutil
@@ -9,6 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from tsae.errors import UserError
 from tsae.files import disk_full_is_clear
@@ -21,6 +24,8 @@ from tsae.pipeline.stages import Stage, plan
 SNAKEFILE = Path(__file__).resolve().parents[2] / "workflow" / "Snakefile"
 NO_TEX = "paper/main.pdf is skipped: TeX is missing (latexmk, pdflatex); install it and run again."
 ROOM_FOR_A_LOG = 2**20
+PATIENCE = 5.0
+"""Seconds that what is interrupted has to end by itself."""
 NO_PAPER = "The PDF is skipped: there is no paper/main.tex; restore it with git."
 
 
@@ -100,6 +105,19 @@ def failure(stage: Stage, root: Path) -> str:
     return f"{line} (log: {log.relative_to(root)})" if line else ""  # empty on a full disk
 
 
+def stop(process: subprocess.Popen) -> None:
+    """End ``process`` and all that it has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        running = psutil.Process(process.pid)
+        family = [*running.children(recursive=True), running]
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.terminate()
+        for one in psutil.wait_procs(family, PATIENCE)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
 def check_executor(name: str) -> None:
     """Raise :class:`UserError` when Snakemake has no such executor here."""
     module = f"snakemake_executor_plugin_{name.replace('-', '_')}"
@@ -160,14 +178,19 @@ def snakemake(
             (root / stage.directory / "error.log").unlink(missing_ok=True)
     log = root / "results" / name / "snakemake.log"
     with disk_full_is_clear(log), open(log, "wb") as errors:
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
             cwd=root,
             stdin=subprocess.DEVNULL,
             stderr=errors,
             pass_fds=(lock,),
         )
-    stuck = done.returncode and not any(failure(stage, root) for stage in stages)
+        try:
+            status = process.wait()
+        except BaseException:  # its stages must not go on alone, and unseen
+            stop(process)
+            raise
+    stuck = status and not any(failure(stage, root) for stage in stages)
     if stuck and shutil.disk_usage(log.parent).free >= ROOM_FOR_A_LOG:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         told = lines[-1].strip() if lines else "no message"
