@@ -130,6 +130,15 @@ def test_largest_by_hand():
     assert selection.largest(x_NF, 1, 1, 4).tolist() == [[1], [0]]
 
 
+@pytest.mark.parametrize("n", [0, 1, 7, 4096, 9001])
+def test_entries_above_a_bound_are_those_of_torch(n):
+    x_N = torch.randn(n, generator=torch.Generator().manual_seed(n))
+    x_N[::13] = float("nan")
+    for bound in (-5.0, torch.tensor(1.5), float(x_N[1]) if n > 1 else 0.0, float("inf")):
+        expected = (x_N > bound).nonzero()[:, 0]
+        assert torch.equal(selection.above(x_N, bound), expected)
+
+
 def test_entries_by_column_are_a_stable_sort():
     cols = torch.randint(0, 30, (500,), generator=torch.Generator().manual_seed(0))
     order, begin_F = selection.by_column(cols, 32)

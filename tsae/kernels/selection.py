@@ -1,6 +1,6 @@
-r"""The largest entries of each row, and entries by column: compiled for the CPU.
+r"""The largest entries of each row, entries above a bound, entries by column: compiled for the CPU.
 
-Both equal plain torch to the bit: :func:`largest` names what ``topk`` names, and a row in which
+All equal plain torch to the bit: :func:`largest` names what ``topk`` names, and a row in which
 several entries tie for the last place is left to ``topk`` itself, whose choice among them is its
 own; :func:`by_column` is a stable sort.
 """
@@ -13,6 +13,8 @@ from tsae.kernels.compiled import compiled
 
 MOST_THREADS = 3
 """Threads beyond which torch's own parallel ``topk`` is as fast as one compiled loop."""
+BLOCK = 4096
+"""Entries that are looked at before the positions among them are written."""
 MARGIN = 0.93
 """Share of the last row's least entry from which entries are looked at in the next."""
 
@@ -86,12 +88,18 @@ def largest_of_rows(x_NF, start, stop, cols_NK):
     return undecided
 
 
+def is_compiled_for(x: Tensor) -> bool:
+    """Whether the compiled loops read ``x``, and are faster than torch's parallel ones."""
+    fits = x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
+    few = torch.get_num_threads() <= MOST_THREADS
+    return fits and few and not torch.compiler.is_compiling()
+
+
 def largest(x_NF: Tensor, k: int, start: int = 0, stop: int | None = None) -> Tensor:
     """Columns [N, k] of the ``k`` largest entries of ``x[:, start:stop]`` in each row, ascending
     and counted from ``start``."""
     x_NF, stop = x_NF.detach(), x_NF.shape[1] if stop is None else stop
-    fits = x_NF.dtype == torch.float32 and x_NF.device.type == "cpu" and x_NF.is_contiguous()
-    if not fits or torch.get_num_threads() > MOST_THREADS or torch.compiler.is_compiling():
+    if not is_compiled_for(x_NF):
         return plain_largest(x_NF, k, start, stop)
     cols_NK = torch.empty(len(x_NF), k, dtype=torch.int64)
     undecided = largest_of_rows(x_NF.numpy(), start, stop, cols_NK.numpy())
@@ -103,6 +111,36 @@ def largest(x_NF: Tensor, k: int, start: int = 0, stop: int | None = None) -> Te
 def plain_largest(x_NF: Tensor, k: int, start: int, stop: int) -> Tensor:
     """:func:`largest` by ``topk``: the reference."""
     return x_NF[:, start:stop].topk(k, dim=1, sorted=False).indices.sort(1).values
+
+
+@compiled
+def place_above(x_N, bound, place_N):
+    """Writes the positions of the entries above ``bound``, ascending; returns their number."""
+    flag_B = np.zeros(BLOCK, np.uint8)
+    eight_W, hit_W = flag_B.view(np.uint64), np.empty(BLOCK // 8, np.int64)
+    m = 0
+    for start in range(0, len(x_N), BLOCK):
+        part = x_N[start : start + BLOCK]
+        for i in range(len(part)):
+            flag_B[i] = part[i] > bound
+        flag_B[len(part) :] = 0
+        hits = 0
+        for w in range(len(eight_W)):
+            hit_W[hits] = w
+            hits += eight_W[w] != 0
+        for h in range(hits):
+            for i in range(8 * hit_W[h], 8 * hit_W[h] + 8):
+                place_N[m] = start + i
+                m += flag_B[i]
+    return m
+
+
+def above(x_N: Tensor, bound: Tensor | float) -> Tensor:
+    """Positions, ascending, of the entries of ``x`` above ``bound``; few entries should be."""
+    if not is_compiled_for(x_N):
+        return (x_N > bound).nonzero()[:, 0]
+    place_N = torch.empty(len(x_N) + 1, dtype=torch.int64)  # what is not written costs no memory
+    return place_N[: place_above(x_N.numpy(), np.float32(float(bound)), place_N.numpy())].clone()
 
 
 @compiled

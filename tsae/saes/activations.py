@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tsae import distributed
-from tsae.kernels.selection import largest
+from tsae.kernels.selection import above, largest
 from tsae.kernels.sparse import Selection, rows_to_crow
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ class TopK(nn.Module):
         return rows.repeat_interleave(k), cols.flatten(), rows_to_crow(mask_N.long() * k)
 
 
-def above(pre_NF: Tensor, mask_N: Tensor, bound: Tensor | float) -> tuple[Tensor, Tensor]:
+def valid_above(pre_NF: Tensor, mask_N: Tensor, bound: Tensor | float) -> tuple[Tensor, Tensor]:
     """Flat positions, ascending, of the valid tokens' entries above ``bound``; their values."""
     flat = pre_NF.detach().reshape(-1)
-    positions = (flat > bound).nonzero()[:, 0]
+    positions = above(flat, bound)
     if not mask_N.all():
         positions = positions[mask_N[positions // pre_NF.shape[1]]]
     return positions, flat[positions]
@@ -58,7 +58,7 @@ def above(pre_NF: Tensor, mask_N: Tensor, bound: Tensor | float) -> tuple[Tensor
 def candidates(
     pre_NF: Tensor, mask_N: Tensor, keep: int, stride: int = 61
 ) -> tuple[Tensor, Tensor]:
-    """The entries among which the ``keep`` largest positive ones are, as :func:`above` gives them.
+    """The entries among which the ``keep`` largest positive ones are, as :func:`valid_above` gives them.
 
     From one entry in ``stride`` a bound is guessed that 1.5 keep of all exceed; where no more than
     ``keep`` do, all positive entries are candidates. So few have to be ordered, and the cut is
@@ -67,10 +67,10 @@ def candidates(
     sample, rank = pre_NF.detach().reshape(-1)[::stride].contiguous(), int(1.5 * keep / stride) + 1
     if rank < len(sample):
         bound = sample.kthvalue(len(sample) - rank).values.clamp_min(0.0)
-        found = above(pre_NF, mask_N, bound)
+        found = valid_above(pre_NF, mask_N, bound)
         if len(found[0]) > keep:
             return found
-    return above(pre_NF, mask_N, 0.0)
+    return valid_above(pre_NF, mask_N, 0.0)
 
 
 class BatchTopK(nn.Module):
@@ -126,7 +126,7 @@ class BatchTopK(nn.Module):
             flat, values = candidates(pre_NF, mask_N, keep)
             flat = flat[values > self.cut_among(values, keep)]
         else:
-            flat, _ = above(pre_NF, mask_N, self.cut(pre_NF, mask_N))
+            flat, _ = valid_above(pre_NF, mask_N, self.cut(pre_NF, mask_N))
         rows, cols = flat // pre_NF.shape[1], flat % pre_NF.shape[1]
         return rows, cols, rows_to_crow(torch.bincount(rows, minlength=len(pre_NF)))
 
