@@ -6,7 +6,6 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tsae import models
 from tsae.evals.tokens import Tokens, row
@@ -209,7 +208,7 @@ def splice(
 
             return edit
 
-        clean = None
+        clean, p_NV = None, torch.empty(0)
         for name in names:
             if name == "clean":
                 logits = models.logits(model, tokens)
@@ -217,9 +216,11 @@ def splice(
                 sae = None if name == "ablated" else saes[name.removeprefix("sae:")]
                 logits = models.logits_with(model, tokens, store.layer, edited(sae))
             logp = logits[:, :-1][scored].float().log_softmax(-1)
-            clean = logp if clean is None else clean
+            if clean is None:
+                clean, p_NV = logp, logp.exp()
             ce_N = -logp.gather(1, target_N[:, None]).squeeze(1).double()
-            kl = functional.kl_div(logp, clean, log_target=True, reduction="sum").double()
+            # kl_div without its two copies as large as the vocabulary times the tokens.
+            kl = (clean - logp).mul_(p_NV).sum().double()
             totals[name] += torch.stack([ce_N.sum(), kl]).cpu()
             num = torch.zeros(len(doc), 2, dtype=torch.float64, device=ce_N.device)
             num.index_add_(0, index, torch.stack([ce_N, torch.ones_like(ce_N)], 1))

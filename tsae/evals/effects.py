@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional
 from tqdm.auto import tqdm
 
 from tsae import models
@@ -176,10 +175,9 @@ class Effects:
         tokens = batch.tokens_BT.long()
         logits = models.logits_with(self.model, tokens, self.store.layer, edit)
         touched = (change_NK != 0).any(1)
-        clean, new = (
-            logp.flatten(0, 1)[touched] for logp in (clean_BTV, logits.float().log_softmax(-1))
-        )
-        kl_N = functional.kl_div(new, clean, log_target=True, reduction="none").sum(-1)
+        clean_NV = clean_BTV.flatten(0, 1)[touched]
+        new_NV = logits.flatten(0, 1)[touched].float().log_softmax(-1)
+        kl_N = (clean_NV - new_NV).mul_(clean_NV.exp()).sum(-1)
         frame = pd.DataFrame({"doc": batch.doc_BT.flatten()[touched].cpu().numpy()})
         frame["num"], frame["den"] = kl_N.double().cpu().numpy(), 1.0
         frame["push"] = push_BTD.flatten(0, 1)[touched].norm(dim=1).cpu().numpy()

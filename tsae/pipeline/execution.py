@@ -14,6 +14,7 @@ from typing import Any
 
 from tsae.errors import UserError
 from tsae.files import disk_full_is_clear, write_json
+from tsae.kernels.memory import KEPT
 from tsae.pipeline import paper
 from tsae.pipeline.alone import only_run, remove_unfinished
 from tsae.pipeline.provenance import git_state, outputs, read_manifest, versions
@@ -29,6 +30,9 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # two jobs share the cores
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONHASHSEED": "0",
+    # Freed blocks stay with the process (glibc): logits come and go by the hundred megabytes.
+    "MALLOC_MMAP_THRESHOLD_": str(KEPT),
+    "MALLOC_TRIM_THRESHOLD_": str(2 * KEPT),
 }
 FULL_DISK = "The disk is full: free some space and run again; what was finished is kept."
 
