@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 usage() {
     cat <<TEXT
 usage: ./run_all.sh [--profile NAME] [--cores N] [--model DIR] [--text PATH] [--layer N]
-                    [--executor NAME] [-- SNAKEMAKE OPTIONS]
+                    [--executor NAME] [--remote URL] [--dry-run] [-- SNAKEMAKE OPTIONS]
 
   --profile NAME   what to run: $(profiles) (default: laptop; local with --model)
   --cores N        jobs at a time (default: 2)
@@ -16,6 +16,9 @@ usage: ./run_all.sh [--profile NAME] [--cores N] [--model DIR] [--text PATH] [--
   --layer N        the layer whose residual stream is read    }
   --executor NAME  where the jobs run: local (default), or an executor plugin of Snakemake
                    that is installed in .venv, such as slurm; then --cores is jobs at a time
+  --remote URL     fetch the stages that are finished there, send those that are made here: a
+                   folder, s3://, gs://, ssh:// or what else fsspec reads with a driver in .venv
+  --dry-run        only say which stages would be fetched and made
   -- OPTIONS       are handed to Snakemake, such as --default-resources slurm_partition=cpu
 
 Killed at any moment, it goes on where it stopped when called again. Results: results/NAME/.
@@ -39,7 +42,8 @@ while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
         --) engine=("$@"); break ;;
-        --profile | --cores | --model | --text | --layer | --executor)
+        --dry-run) options+=("$1"); shift ;;
+        --profile | --cores | --model | --text | --layer | --executor | --remote)
             [ $# -ge 2 ] || fail "run_all.sh: option $1 needs a value; see ./run_all.sh --help."
             if [ "$1" = --profile ]; then profile=$2; else options+=("$1" "$2"); fi
             if [ "$1" = --model ]; then default=local; fi
@@ -53,6 +57,9 @@ profile=${profile:-$default}
     fail "run_all.sh: there is no profile '$profile'; choose one of: $(profiles)."
 
 setup_python
-setup_tex
+case " ${options[*]+"${options[*]}"} " in
+    *" --dry-run "*) ;; # says what would be done, so nothing is installed for it
+    *) setup_tex ;;
+esac
 exec .venv/bin/python -m tsae.pipeline all --profile "$profile" \
     "${options[@]+"${options[@]}"}" "${engine[@]+"${engine[@]}"}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tsae.command import Parser, positive
 from tsae.errors import UserError
-from tsae.pipeline import agreement, execution, front, notebooks, paper, profile
+from tsae.pipeline import execution, front, notebooks, paper, profile, remote
 from tsae.pipeline.stages import ROOT, plan
 
 
@@ -25,12 +25,15 @@ def parser() -> argparse.ArgumentParser:
     everything = commands.add_parser("all", parents=[shared], help="make all that is missing")
     everything.add_argument("--cores", type=positive, default=2, help="jobs at a time")
     everything.add_argument("--executor", default="local", help="where Snakemake runs the jobs")
+    everything.add_argument("--remote", default="", help="URL that finished stages are kept at")
+    everything.add_argument("--dry-run", action="store_true", help="only say what would be done")
     everything.add_argument("engine", nargs="*", help="after --, options of Snakemake itself")
     run = commands.add_parser("run", parents=[shared], help="run one stage now")
     run.add_argument("--stage", required=True, help="its name, as plan prints it")
     run.add_argument("--directory", help="where it must go; the code changed if it does not")
     run.add_argument("--jobs", type=positive, default=1, help="for the estimate")
     run.add_argument("--skip-paper", action="store_true", help="leave the PDF out of the count")
+    run.add_argument("--remote", default="", help="URL to which it is sent when it is made")
     commands.add_parser("plan", parents=[shared], help="list the stages")
     commands.add_parser(
         "numbers", parents=[shared], help="numbers.tex again, from the committed tables"
@@ -70,6 +73,11 @@ def run_stage(given: argparse.Namespace, overrides: dict[str, object]) -> None:
     if all(again.directory != stage.directory for again in plan(path, given.root, overrides)):
         (given.root / stage.manifest).unlink()
         raise changed
+    if given.remote:
+        try:
+            remote.Remote(given.remote).send(stage, given.root)
+        except UserError as error:  # it is made all the same; the front tries once more at the end
+            print(f"stage {stage.name} is made and not yet sent: {error}", file=sys.stderr)
 
 
 def part_of(given: argparse.Namespace) -> str:
@@ -104,6 +112,8 @@ def main(arguments: list[str] | None = None) -> int:
                 figures.save(figure, folder, name)
                 print(f"wrote {folder / name}.pdf and .png")
         elif given.command == "compare":
+            from tsae.pipeline import agreement  # it reads tables with pandas, so only when asked
+
             root = given.root.resolve()
             found = agreement.compare(given.profile, root, given.commit)
             print(agreement.told(found, given.commit))
@@ -116,8 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.command == "run":
             run_stage(given, overrides)
         else:
-            engine = front.Engine(given.cores, given.executor, tuple(given.engine))
-            front.run_all(given.profile, given.root.resolve(), engine, overrides)
+            engine = front.Engine(given.cores, given.executor, tuple(given.engine), given.remote)
+            do = front.foretell if given.dry_run else front.run_all
+            do(given.profile, given.root.resolve(), engine, overrides)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -6,7 +6,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -198,10 +198,17 @@ def run(stage: Stage, stages: Sequence[Stage], root: Path, jobs: int) -> None:
     except UserError:
         print(f"{position} {title} … failed", flush=True)
         raise
+    print(end_line(stage, stages, root, jobs, manifest), flush=True)
+
+
+def end_line(
+    stage: Stage, stages: Sequence[Stage], root: Path, jobs: int, manifest: Mapping[str, Any]
+) -> str:
+    """The line for a stage that is done: its time, its memory, and what is left of ``stages``."""
     done = sum(is_done(other, root) for other in stages)
-    seconds, memory = manifest["wall_seconds"], manifest["peak_memory_mb"]
+    took = f"{duration(manifest['wall_seconds'])}, {manifest['peak_memory_mb']} MB"
     left = f"about {duration(remaining(stages, root, jobs))} left" if done < len(stages) else "done"
-    print(f"[{done}/{len(stages)}] {title} … {duration(seconds)}, {memory} MB, {left}", flush=True)
+    return f"[{done}/{len(stages)}] {stage.name.replace('/', ' ', 1)} … {took}, {left}"
 
 
 def is_done(stage: Stage, root: Path) -> bool:

@@ -12,6 +12,7 @@ from tsae.pipeline.profile import leaves, listed, part_of_paper, read
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(__file__).resolve().parents[1]
 DEFAULT_SECONDS = 30.0
+DEFAULT_MEMORY = 8000
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,18 @@ class Stage:
     """Threads that the notebook computes with."""
     seconds: float
     """Expected wall time, for the estimate of what is left."""
+    memory: int = DEFAULT_MEMORY
+    """Megabytes that a cluster is asked for; on this machine nothing is bounded."""
 
     @property
     def manifest(self) -> str:
         """The file whose existence means that the stage is done."""
         return f"{self.directory}/manifest.json"
+
+    @property
+    def rule(self) -> str:
+        """Its name as a rule of Snakemake, and so in a cluster's logs."""
+        return self.name.replace("/", "_").replace("-", "_").replace(".", "_")
 
 
 class Planner:
@@ -79,12 +87,13 @@ class Planner:
             fingerprint=digest,
             threads=threads,
             seconds=float(self.of_notebook("seconds", short, world, DEFAULT_SECONDS)),
+            memory=int(self.of_notebook("memory", short, world, DEFAULT_MEMORY)),
         )
         self.stages.append(stage)
         return stage
 
     def of_notebook(self, key: str, short: str, world: str, default: Any) -> Any:
-        """``threads`` or ``seconds`` of a notebook: ``train/<world>``, ``train``, or a number."""
+        """``threads``, ``seconds`` or ``memory`` of a notebook: ``train/<world>``, ``train``, or a number."""
         value = self.profile.get(key, default)
         if not isinstance(value, dict):
             return value
