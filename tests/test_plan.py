@@ -233,15 +233,21 @@ def test_tidy_keeps_outputs_and_drops_what_differs_run_by_run():
     output = {"output_type": "execute_result", "execution_count": 7, "data": {"text/plain": ["3"]}}
     warned = {"output_type": "stream", "name": "stderr", "text": ["/home/me/x.py: UserWarning"]}
     cell = {"cell_type": "code", "execution_count": 7, "source": ["1+2"]}
-    cell["outputs"] = [warned, output]
+    bar = {
+        "output_type": "display_data",
+        "data": {notebooks.WIDGET: {}, "text/plain": ["Output()"]},
+    }
+    cell["outputs"] = [warned, bar, output]
     cell["metadata"] = {"tags": ["parameters"], "papermill": {"duration": 0.1}}
     prose = {"cell_type": "markdown", "metadata": {}, "source": ["Prose"]}
-    book = {"cells": [prose, cell], "metadata": {"papermill": {}, "language_info": {}}}
+    given = {"cell_type": "code", "id": "5f3a", "metadata": {"tags": [notebooks.INJECTED]}}
+    book = {"cells": [prose, cell, given], "metadata": {"papermill": {}, "language_info": {}}}
     clean = notebooks.tidy({**book, "nbformat": 4, "nbformat_minor": 5})
     assert clean["cells"][0] == prose
     assert clean["cells"][1]["metadata"] == {"tags": ["parameters"]}
     assert clean["cells"][1]["execution_count"] == 1
     assert clean["cells"][1]["outputs"] == [{**output, "execution_count": 1}]
+    assert clean["cells"][2]["id"] == notebooks.INJECTED
     assert "papermill" not in clean["metadata"]
     assert notebooks.tidy(clean) == clean
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from tsae.errors import UserError
 
+INJECTED = "injected-parameters"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 CELL_NOISE = {"papermill", "execution", "collapsed", "scrolled", "ExecuteTime"}
 NOTEBOOK_METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -15,7 +17,7 @@ NOTEBOOK_METADATA = {
 
 
 def tidy(notebook: dict[str, Any]) -> dict[str, Any]:
-    """``notebook`` without timings, widget state, machine metadata and warnings (which name paths
+    """``notebook`` without timings, progress bars, machine metadata and warnings (which name paths
     of the machine); cells numbered from 1.
 
     Sources, other outputs and tags stay as they are, and so does an unexecuted cell's empty number.
@@ -26,17 +28,24 @@ def tidy(notebook: dict[str, Any]) -> dict[str, Any]:
         cell = dict(cell)
         metadata = cell.get("metadata", {})
         cell["metadata"] = {key: metadata[key] for key in metadata if key not in CELL_NOISE}
+        if INJECTED in metadata.get("tags", []):
+            cell["id"] = INJECTED  # papermill draws one
         if cell["cell_type"] == "code" and cell.get("execution_count") is not None:
             number += 1
             cell["execution_count"] = number
             outputs = cell.get("outputs", [])
-            results = [dict(output) for output in outputs if output.get("name") != "stderr"]
+            results = [dict(output) for output in outputs if not passing(output)]
             for output in results:
                 if "execution_count" in output:
                     output["execution_count"] = number
             cell["outputs"] = results
         cells.append(cell)
     return {**notebook, "cells": cells, "metadata": NOTEBOOK_METADATA}
+
+
+def passing(output: dict[str, Any]) -> bool:
+    """Whether ``output`` is a warning or a progress bar, which are another one in every run."""
+    return output.get("name") == "stderr" or WIDGET in output.get("data", {})
 
 
 def tidy_bytes(path: str | Path) -> bytes:
