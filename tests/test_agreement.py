@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tsae.errors import UserError
-from tsae.pipeline.agreement import agreement, compare, told
+from tsae.pipeline.agreement import agreement, compare, macros, told
 
 NAN = float("nan")
 
@@ -73,3 +73,16 @@ def test_a_commit_is_read_from_git(tmp_path):
         compare("p", tmp_path, "none")
     with pytest.raises(UserError, match="run the profile first"):
         compare("q", tmp_path)
+
+
+def test_macros_by_hand():
+    here, there = results(0.5, 0.25, 0.75).replace({"a": "fve"}), results(0.5, 0.375, 0.75)
+    found = agreement(
+        here, there.replace({"a": "fve"}), differences((0.5, 0.75)), differences((-1, 0.5))
+    )
+    assert macros(found, "p", "abc").splitlines()[1:] == [
+        r"\newcommand{\againPFve}{.1250}",
+        r"\newcommand{\againPVerdicts}{1}",
+        r"\newcommand{\againPChanged}{1}",
+        r"\newcommand{\againPLargest}{.625}",
+    ]

@@ -11,11 +11,14 @@ import pytest
 import synthetic_tables as made
 
 from tsae import figures, tables
+from tsae.errors import UserError
+from tsae.pipeline import agreement
 from tsae.report import rewrite_numbers
 
 PAPER = Path(__file__).parent.parent / "paper"
 SOURCES = sorted(PAPER.glob("*.tex"), key=lambda path: (path.name != "main.tex", path.name))
-MAIN = "".join(path.read_text(encoding="utf-8") for path in SOURCES)
+AGAIN = PAPER / "again.tex"
+MAIN = "".join(path.read_text(encoding="utf-8") for path in SOURCES if path != AGAIN)
 GENERATED = PAPER / "generated"
 PARTS = sorted(folder.name for folder in GENERATED.iterdir() if folder.is_dir())
 PROFILES = {"": "laptop", **{part: part for part in PARTS}}
@@ -48,6 +51,17 @@ def test_the_numbers_of_the_text_are_those_of_the_committed_tables(part, tmp_pat
     os.symlink(PAPER.parent / "results", tmp_path / "results")
     written = rewrite_numbers(PROFILES[part], tmp_path, part).read_bytes()
     assert written == (GENERATED / part / "numbers.tex").read_bytes()
+
+
+def test_what_another_machine_gave_is_told_from_both_results():
+    written = AGAIN.read_text(encoding="utf-8")
+    assert defined(written) == set(re.findall(r"\\(again[A-Z]\w+)", MAIN))
+    profile, commit = re.search(r"--profile (\w+) --commit (\w+)", written).groups()
+    try:
+        found = agreement.compare(profile, PAPER.parent, commit)
+    except UserError as error:  # a shallow clone, or a copy without git
+        pytest.skip(str(error))
+    assert agreement.macros(found, profile, commit) == written
 
 
 def test_no_number_in_the_text_is_typed_by_hand():

@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
         "compare", parents=[shared], help="results beside those of a commit, by metric"
     )
     compare.add_argument("--commit", default="HEAD", help="a commit that holds other results")
+    compare.add_argument("--tex", type=Path, help="file for the paper's macros")
     pdf = commands.add_parser("pdf", help="paper/main.pdf again, from what is committed")
     pdf.add_argument("--root", type=Path, default=ROOT, help="the repository")
     readme = commands.add_parser("readme", help="README's table again, from results/full")
@@ -117,6 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
             root = given.root.resolve()
             found = agreement.compare(given.profile, root, given.commit)
             print(agreement.told(found, given.commit))
+            if given.tex:
+                given.tex.write_text(agreement.macros(found, given.profile, given.commit))
         elif given.command == "pdf":
             print(f"wrote {paper.rebuild(given.root.resolve())}")
         elif given.command == "readme":

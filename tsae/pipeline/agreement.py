@@ -24,6 +24,8 @@ class Agreement(NamedTuple):
     metrics: pd.DataFrame
     """One row a metric: rows, same (bit for bit), largest and median |difference|, and ``extent``,
     the largest |value| of the two runs."""
+    fve: float
+    """Largest |difference| of ``fve`` of a trained system (no null, group all)."""
     alone: int
     """Rows of the results that only one of the two has."""
     verdicts: int
@@ -77,7 +79,30 @@ def agreement(
         for which in ("", "_there")
     ]
     changed = settled[sides[0] != sides[1]]
-    return Agreement(metrics, len(here) + len(there) - 2 * len(both), len(settled), changed)
+    trained = both[(both["metric"] == "fve") & (both["group"] == "all")]
+    trained = trained[~trained["variant"].str.contains("(", regex=False)]
+    fve = float(trained["off"].max()) if len(trained) else 0.0
+    return Agreement(metrics, fve, len(here) + len(there) - 2 * len(both), len(settled), changed)
+
+
+def macros(found: Agreement, profile: str, revision: str) -> str:
+    r"""LaTeX macros ``\again`` + profile + Fve (the largest difference of a trained
+    system's), Verdicts, Changed, and Largest (the largest |difference| among those changed)."""
+    changed = (
+        found.changed[["diff", "diff_there"]].abs().max(axis=None) if len(found.changed) else 0
+    )
+    facts = {
+        "Fve": f"{found.fve:.4f}".lstrip("0"),
+        "Verdicts": found.verdicts,
+        "Changed": len(found.changed),
+        "Largest": f"{changed:.3f}".lstrip("0"),
+    }
+    command = f"python -m tsae.pipeline compare --profile {profile} --commit {revision} --tex"
+    lines = [f"% Written by {command} paper/again.tex; the other run is that of the commit."]
+    lines += [
+        rf"\newcommand{{\again{profile.title()}{name}}}{{{value}}}" for name, value in facts.items()
+    ]
+    return "\n".join([*lines, ""])
 
 
 def told(found: Agreement, revision: str, most: int = 12) -> str:
