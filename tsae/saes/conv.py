@@ -175,10 +175,10 @@ class ConvSAE(SAE):
         # The bias is projected apart, so that its gradient is a product of vectors.
         valid = context.mask_BT[..., None]
         low = torch.where(valid, x_BTD, 0.0) @ self.A_lag - valid * (self.b_dec @ self.A_lag)
-        low = low.unflatten(-1, (len(gates), -1))
+        lows = low.unflatten(-1, (len(gates), -1)).unbind(2)  # one gradient, not one a lag
         lagged = [
-            nn.functional.pad(low[:, : x.shape[1] - j, j - 1], (0, 0, j, 0)) * g[..., None]
-            for j, g in enumerate(gates, start=1)
+            nn.functional.pad(low[:, : x.shape[1] - j], (0, 0, j, 0)) * g[..., None]
+            for j, (low, g) in enumerate(zip(lows, gates, strict=True), start=1)
             if j < x.shape[1]
         ]
         if lagged:

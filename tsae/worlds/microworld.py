@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformer_lens.model_bridge import TransformerBridge
 
 from tsae.errors import WorldError
 from tsae.files import read_json, sha256, write_json
@@ -25,6 +24,9 @@ from tsae.worlds.knowledge import Question
 from tsae.worlds.microworld_config import MicroworldConfig
 from tsae.worlds.microworld_text import LABELS, RECALL, MicroworldText
 from tsae.worlds.tasks import ProbeItem
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 # Options of a world that builds within seconds and is no result: for smoke runs and tests.
 SMOKE: dict[str, Any] = {
@@ -55,7 +57,7 @@ class Microworld(World):
         self.fingerprint = record["fingerprint"]
         self.label_specs = dict(LABELS)
 
-    def model(self, device: str = "cpu") -> TransformerBridge:
+    def model(self, device: str = "cpu") -> "TransformerBridge":
         """The trained model in eval mode, without gradients."""
         path = self.directory / "model.safetensors"
         model = microworld_model.load(path, self.config, self.vocab_size)
@@ -204,7 +206,7 @@ def _fingerprint(config: MicroworldConfig, weights: Path) -> str:
 
 
 def _held_out(
-    config: MicroworldConfig, text: MicroworldText, model: TransformerBridge
+    config: MicroworldConfig, text: MicroworldText, model: "TransformerBridge"
 ) -> dict[str, float | None]:
     """Cross-entropy on held-out text, and the generator's entropy on the same documents, in nats a
     token.
@@ -236,7 +238,7 @@ def _held_out(
 
 
 def _examine(
-    config: MicroworldConfig, text: MicroworldText, model: TransformerBridge
+    config: MicroworldConfig, text: MicroworldText, model: "TransformerBridge"
 ) -> dict[str, Any]:
     """Accuracy by form and neighbourhood.
 

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,20 +13,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformer_lens.config import TransformerBridgeConfig
-from transformer_lens.model_bridge import TransformerBridge
 
 from tsae.errors import CheckpointError, WorldError
 from tsae.files import atomic
 from tsae.worlds.microworld_config import MicroworldConfig
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 WARM_UP = 0.1
 LAST_LR = 0.1
 SHORT_SHARE = 0.4
 
 
-def boot(config: MicroworldConfig, vocab_size: int) -> TransformerBridge:
+def boot(config: MicroworldConfig, vocab_size: int) -> "TransformerBridge":
     """The untrained model: pre-LN blocks, GELU, rotary positions, weights by ``config.seed``."""
+    from transformer_lens.config import TransformerBridgeConfig  # seconds, which training spares
+    from transformer_lens.model_bridge import TransformerBridge
+
     return TransformerBridge.boot_native(
         TransformerBridgeConfig(
             architecture="TransformerLensNative",
@@ -45,7 +50,7 @@ def boot(config: MicroworldConfig, vocab_size: int) -> TransformerBridge:
     )
 
 
-def load(path: Path, config: MicroworldConfig, vocab_size: int) -> TransformerBridge:
+def load(path: Path, config: MicroworldConfig, vocab_size: int) -> "TransformerBridge":
     """The model with the weights in ``path``.
 
     Raises :class:`WorldError` if they are cut short or of another shape.
@@ -61,7 +66,7 @@ def load(path: Path, config: MicroworldConfig, vocab_size: int) -> TransformerBr
     return model
 
 
-def optimizers(model: TransformerBridge, config: MicroworldConfig) -> list[torch.optim.Optimizer]:
+def optimizers(model: "TransformerBridge", config: MicroworldConfig) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for embedding, unembedding, norms and biases.
 
     With AdamW alone the facts are learnt after twice as many tokens. Muon: Jordan et al. 2024,
@@ -178,12 +183,12 @@ def train(
     checkpoint.unlink(missing_ok=True)
 
 
-def _weights(model: TransformerBridge) -> dict[str, Tensor]:
+def _weights(model: "TransformerBridge") -> dict[str, Tensor]:
     return {name: value.contiguous().clone() for name, value in model.state_dict().items()}
 
 
 def _save(
-    path: Path, model: TransformerBridge, both: list[torch.optim.Optimizer], step: int
+    path: Path, model: "TransformerBridge", both: list[torch.optim.Optimizer], step: int
 ) -> None:
     tensors = {f"model/{name}": value for name, value in _weights(model).items()}
     tensors["step"] = torch.tensor(step)
@@ -195,7 +200,7 @@ def _save(
         save_file(tensors, temporary)
 
 
-def _resume(path: Path, model: TransformerBridge, both: list[torch.optim.Optimizer]) -> int:
+def _resume(path: Path, model: "TransformerBridge", both: list[torch.optim.Optimizer]) -> int:
     """Put the checkpoint back; returns the number of steps done."""
     try:
         tensors = load_file(path)
@@ -235,7 +240,7 @@ def _write_lines(log: Path, lines: list[str]) -> None:
 
 @torch.no_grad()
 def token_losses(
-    model: TransformerBridge, tokens_NT: np.ndarray, batch_size: int = 32
+    model: "TransformerBridge", tokens_NT: np.ndarray, batch_size: int = 32
 ) -> np.ndarray:
     """−log p(token t | tokens < t) in nats, float64 [N,T]; position 0 is 0."""
     losses_NT = np.zeros(tokens_NT.shape)
