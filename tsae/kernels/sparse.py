@@ -116,7 +116,7 @@ class _Encode(torch.autograd.Function):
         for u, W in zip(inputs[1:], weights[1:], strict=True):
             pre.addmm_(u, W)
         rows, cols, crow = select(pre)
-        values = pre[rows, cols].clamp_min(0.0)
+        values = pre.view(-1).index_select(0, rows * pre.shape[1] + cols).clamp_min_(0.0)
         ctx.save_for_backward(values, rows, cols, crow, *pairs)
         ctx.shape, ctx.reference = tuple(pre.shape), reference
         ctx.mark_non_differentiable(rows, cols, crow, pre)

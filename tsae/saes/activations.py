@@ -232,8 +232,7 @@ class ReservedTopK(nn.Module):
     def select(self, pre_NF: Tensor, mask_N: Tensor) -> Selection:
         """The chosen entries of every valid row, columns ascending."""
         rows = mask_N.nonzero()[:, 0]
-        valid = pre_NF if rows.numel() == len(pre_NF) else pre_NF[rows]
-        cols_NK = self.columns(valid).sort(-1).values
+        cols_NK = self.columns(pre_NF)[rows].sort(-1).values
         k = cols_NK.shape[1]
         return rows.repeat_interleave(k), cols_NK.flatten(), rows_to_crow(mask_N.long() * k)
 
