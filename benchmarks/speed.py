@@ -95,7 +95,9 @@ def main() -> None:
               f"{row['flop_rate'] / peak:9.0%}")  # fmt: skip
     bars(rows)
     if args.out:
-        Path(args.out).write_text(json.dumps({"settings": vars(args), "rows": rows}, indent=1))
+        paths = ("peers_python", "x", "out")  # of this machine
+        settings = {name: value for name, value in vars(args).items() if name not in paths}
+        Path(args.out).write_text(json.dumps({"settings": settings, "rows": rows}, indent=1))
 
 
 def bars(rows: list[dict]) -> None:
