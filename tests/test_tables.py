@@ -165,7 +165,7 @@ def test_unlearning_verdict_is_the_lowest_forget_accuracy_that_keeps_both_retain
         for name, value in zip(("forget", "near", "far"), triple, strict=True)
     ]
     macros = numbers.forgotten(frame(*rows))
-    kept = "lowers forget accuracy to 0.30 with 0.99 of the near and 1.00 of the far answers kept"
+    kept = "leaves forget accuracy at 0.30 with 0.99 of the near and 1.00 of the far answers kept"
     assert macros["verdictMicroworldTopkUnlearnClamp"] == kept + " (n=10, m=50)"
     assert macros["verdictMicroworldTopkUnlearnRandom"].startswith("never keeps 0.99 of both")
     assert numbers.forgotten(THREE) == {}

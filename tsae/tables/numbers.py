@@ -146,7 +146,7 @@ def forgotten(results: pd.DataFrame) -> dict[str, str]:
     ):
         kept = rows[(rows["near"] >= RETAINED) & (rows["far"] >= RETAINED)]
         top = kept.loc[kept["forget"].idxmin()] if len(kept) else rows.loc[rows["forget"].idxmin()]
-        said = "lowers forget accuracy to" if len(kept) else "never keeps"
+        said = "leaves forget accuracy at" if len(kept) else "never keeps"
         numbers = {name: f"{top[name]:.2f}" for name in ("forget", "near", "far")}
         setting = escape(", ".join(str(top["group"]).split("|")[1:]))
         if len(kept):
