@@ -161,7 +161,7 @@ def test_killed_run_resumes_beside_another_and_a_further_call_does_nothing(tmp_p
 
     # Two at once: one makes everything, the other says in one line that it is not alone.
     both = [run_all(tmp_path), run_all(tmp_path)]
-    told = {run.returncode: text for run in both if (text := run.communicate(timeout=240))}
+    told = {run.returncode: text for run in both if (text := run.communicate(timeout=900))}
     assert set(told) == {0, 2}
     assert told[2][1].startswith("Another run of profile tiny is at work (process ")
     assert told[2][0] == "" and told[2][1].count("\n") == 1
@@ -178,7 +178,7 @@ def test_killed_run_resumes_beside_another_and_a_further_call_does_nothing(tmp_p
     assert sae.stat().st_mtime_ns == before
 
     write_profile(tmp_path, {"worlds": [world(variants=variants)]})
-    out, err = (failed := run_all(tmp_path)).communicate(timeout=240)
+    out, err = (failed := run_all(tmp_path)).communicate(timeout=900)
     assert failed.returncode == 2
     first, last = err.strip().split("\n")
     assert first.startswith("stage train/microworld-conv-s0: k=9: at most d_sae=4 (log: ")
@@ -219,7 +219,7 @@ def test_stages_run_as_jobs_of_a_cluster(tmp_path):
     submit.write_text(f'echo "$1" >>{tmp_path}/jobs\nbash "$1" >{tmp_path}/job.log 2>&1\necho 7\n')
     cluster = ["--executor", "cluster-generic", "--cores", "4", "--"]
     cluster += ["--cluster-generic-submit-cmd", f"bash {submit}", "--latency-wait", "1"]
-    out, err = (run := run_all(tmp_path, *cluster)).communicate(timeout=240)
+    out, err = (run := run_all(tmp_path, *cluster)).communicate(timeout=900)
     assert (run.returncode, err) == (0, ""), (tmp_path / "job.log").read_text()
     assert "made 1 stages" in out
     assert (tmp_path / "results/tiny/figures/f.pdf").read_text() == "1"

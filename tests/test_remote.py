@@ -229,7 +229,7 @@ def test_two_machines_share_their_work_through_a_folder(tmp_path):
     def run(root: Path, *options: str) -> str:
         command = [sys.executable, "-m", "tsae.pipeline", "all", "--profile", "tiny"]
         command += ["--root", root, "--remote", (tmp_path / "shared").as_uri(), *options]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 

@@ -54,7 +54,7 @@ def slurm(tmp_path, monkeypatch):
 def run(root: Path, *options: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "tsae.pipeline", "all", "--profile", "tiny", "--root", root]
     command += ["--executor", "slurm", *options]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
 
 
 SOON = ["--", "--slurm-init-seconds-before-status-checks", "1"]
