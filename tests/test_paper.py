@@ -17,8 +17,8 @@ from tsae.report import rewrite_numbers
 
 PAPER = Path(__file__).parent.parent / "paper"
 SOURCES = sorted(PAPER.glob("*.tex"), key=lambda path: (path.name != "main.tex", path.name))
-AGAIN = PAPER / "again.tex"
-MAIN = "".join(path.read_text(encoding="utf-8") for path in SOURCES if path != AGAIN)
+AGAIN = sorted(PAPER.glob("again_*.tex"))
+MAIN = "".join(path.read_text(encoding="utf-8") for path in SOURCES if path not in AGAIN)
 GENERATED = PAPER / "generated"
 PARTS = sorted(folder.name for folder in GENERATED.iterdir() if folder.is_dir())
 PROFILES = {"": "laptop", **{part: part for part in PARTS}}
@@ -53,10 +53,11 @@ def test_the_numbers_of_the_text_are_those_of_the_committed_tables(part, tmp_pat
     assert written == (GENERATED / part / "numbers.tex").read_bytes()
 
 
-def test_what_another_machine_gave_is_told_from_both_results():
-    written = AGAIN.read_text(encoding="utf-8")
-    assert defined(written) == set(re.findall(r"\\(again[A-Z]\w+)", MAIN))
+@pytest.mark.parametrize("path", AGAIN, ids=lambda path: path.stem)
+def test_what_another_machine_gave_is_told_from_both_results(path):
+    written = path.read_text(encoding="utf-8")
     profile, commit = re.search(r"--profile (\w+) --commit (\w+)", written).groups()
+    assert defined(written) == set(re.findall(rf"\\(again{profile.title()}\w+)", MAIN))
     try:
         found = agreement.compare(profile, PAPER.parent, commit)
     except UserError as error:  # a shallow clone, or a copy without git

@@ -97,8 +97,8 @@ def macros(found: Agreement, profile: str, revision: str) -> str:
         "Changed": len(found.changed),
         "Largest": f"{changed:.3f}".lstrip("0"),
     }
-    command = f"python -m tsae.pipeline compare --profile {profile} --commit {revision} --tex"
-    lines = [f"% Written by {command} paper/again.tex; the other run is that of the commit."]
+    command = f"python -m tsae.pipeline compare --profile {profile} --commit {revision}"
+    lines = [f"% Written by {command} --tex paper/again_{profile}.tex."]
     lines += [
         rf"\newcommand{{\again{profile.title()}{name}}}{{{value}}}" for name, value in facts.items()
     ]
