@@ -8,6 +8,11 @@ from tsae.tables import tidy
 from tsae.tables.latex import escape, floated
 
 
+def operation(name: str) -> str:
+    """torch's name of an operation, but a word for the sparse products' long one."""
+    return "sparse product" if "embedding_bag" in name else name.rstrip("_")
+
+
 def cost_table(measured: Mapping[str, Any], smoke: bool = False) -> str:
     """Per variant the CPU time of a step, its ratio to ``topk``'s and its costliest operations.
 
@@ -19,7 +24,7 @@ def cost_table(measured: Mapping[str, Any], smoke: bool = False) -> str:
         raise UserError("The step costs lack topk: run benchmarks/overheads.py --out again.")
     body = [r"System & ms & ratio & largest operations\\", r"\midrule"]
     for row in rows:
-        top = ", ".join(f"{name.rstrip('_')} {share:.0%}" for name, share in row["top"][:2])
+        top = ", ".join(f"{operation(name)} {share:.0%}" for name, share in row["top"][:2])
         name = escape(tidy.display(row["variant"]))
         body.append(f"{name} & {row['ms']:.0f} & {row['ratio']:.2f} & {escape(top)}" + r"\\")
     size = measured["settings"]
