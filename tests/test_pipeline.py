@@ -218,7 +218,14 @@ def test_stages_run_as_jobs_of_a_cluster(tmp_path):
     submit = tmp_path / "submit.sh"
     submit.write_text(f'echo "$1" >>{tmp_path}/jobs\nbash "$1" >{tmp_path}/job.log 2>&1\necho 7\n')
     cluster = ["--executor", "cluster-generic", "--cores", "4", "--"]
-    cluster += ["--cluster-generic-submit-cmd", f"bash {submit}", "--latency-wait", "1"]
+    cluster += [
+        "--cluster-generic-submit-cmd",
+        f"bash {submit}",
+        "--latency-wait",
+        "1",
+        "--seconds-between-status-checks",
+        "1",
+    ]
     out, err = (run := run_all(tmp_path, *cluster)).communicate(timeout=900)
     assert (run.returncode, err) == (0, ""), (tmp_path / "job.log").read_text()
     assert "made 1 stages" in out
