@@ -20,24 +20,33 @@ MARGIN = 0.93
 
 
 @compiled
-def not_below(row_F, bound, flag_F, eight_W, hit_W, kept_F):
-    """Positions of the entries that are not below ``bound`` (NaN among them), and their number.
+def place_flagged(flag_F, eight_W, hit_W, first, place_N, m):
+    """Writes ``first`` plus the position of every byte of ``flag_F`` that is 1, ascending, from place
+    ``m`` on; returns the place behind the last.
 
-    ``flag_F`` bytes, a multiple of eight and 0 beyond the row; ``eight_W`` the same by words. Few
-    words are not 0. Positions are written always and kept by counting, since a branch would be
-    guessed wrong.
+    ``eight_W``: the bytes by words of eight, few of which are not 0. Positions are written always
+    and kept by counting, since a branch would be guessed wrong.
     """
-    for i in range(len(row_F)):
-        flag_F[i] = not row_F[i] < bound
-    hits, m = 0, 0
+    hits = 0
     for w in range(len(eight_W)):
         hit_W[hits] = w
         hits += eight_W[w] != 0
     for h in range(hits):
         for i in range(8 * hit_W[h], 8 * hit_W[h] + 8):
-            kept_F[m] = i
+            place_N[m] = first + i
             m += flag_F[i]
     return m
+
+
+@compiled
+def not_below(row_F, bound, flag_F, eight_W, hit_W, kept_F):
+    """Positions of the entries that are not below ``bound`` (NaN among them), and their number.
+
+    ``flag_F`` bytes, a multiple of eight and 0 beyond the row; ``eight_W`` the same by words.
+    """
+    for i in range(len(row_F)):
+        flag_F[i] = not row_F[i] < bound
+    return place_flagged(flag_F, eight_W, hit_W, 0, kept_F, 0)
 
 
 @compiled
@@ -124,14 +133,7 @@ def place_above(x_N, bound, place_N):
         for i in range(len(part)):
             flag_B[i] = part[i] > bound
         flag_B[len(part) :] = 0
-        hits = 0
-        for w in range(len(eight_W)):
-            hit_W[hits] = w
-            hits += eight_W[w] != 0
-        for h in range(hits):
-            for i in range(8 * hit_W[h], 8 * hit_W[h] + 8):
-                place_N[m] = start + i
-                m += flag_B[i]
+        m = place_flagged(flag_B, eight_W, hit_W, start, place_N, m)
     return m
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from tsae.errors import UserError
+from tsae.tables.tidy import is_null
 
 KEYS = ("world", "layer", "variant", "act", "seed", "ablation", "metric", "group")
 SETTLED = ("world", "variant", "baseline", "metric", "group")
@@ -80,7 +81,7 @@ def agreement(
     ]
     changed = settled[sides[0] != sides[1]]
     trained = both[(both["metric"] == "fve") & (both["group"] == "all")]
-    trained = trained[~trained["variant"].str.contains("(", regex=False)]
+    trained = trained[~trained["variant"].map(is_null).astype(bool)]
     fve = float(trained["off"].max()) if len(trained) else 0.0
     return Agreement(metrics, fve, len(here) + len(there) - 2 * len(both), len(settled), changed)
 

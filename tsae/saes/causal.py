@@ -137,7 +137,7 @@ class CausalSAE(SAE):
 
     def pre_activations(self, x_BTD: Tensor, context: FilledContext) -> Tensor:
         """``pre`` [N, F] by dense products; C is not moved."""
-        pre = sum(u @ W for u, W in self.features(x_BTD, context)) + self.b_enc
+        pre = self.pre(x_BTD, context)
         if not self.cfg.feedback:
             return pre
         active = self.static_codes(pre, context.mask_BT.flatten())
@@ -166,9 +166,8 @@ class CausalSAE(SAE):
             self.observe(strongest(dense_or_sparse, self.cfg.slots), context)
             return codes, z_NF, pre_NF
         mask_N = context.mask_BT.flatten()
-        pairs = self.features(x_BTD, context)
         if not hasattr(self.act, "select") or self.dense_path:
-            static = sum(u @ W for u, W in pairs) + self.b_enc
+            static = self.pre(x_BTD, context)
             pre = static + self.rho * self.fed_back(static.detach(), context)
             return None, self.act(pre, mask_N), pre
         prior_NF: Tensor
@@ -179,7 +178,8 @@ class CausalSAE(SAE):
             pre_NF.addcmul_(prior_NF, self.rho.detach())  # the kernel reads values from here
             return self.act.select(pre_NF, mask_N)
 
-        codes, pre = sparse.encode(select, self.b_enc, pairs)
+        pairs, bias_F = self.shortened(x_BTD, self.features(x_BTD, context))
+        codes, pre = sparse.encode(select, bias_F, pairs)
         # The kernel knows nothing of ρ; this adds its gradient and the number 0.
         slope = prior_NF[codes.rows, codes.cols] * (codes.values > 0)
         values = codes.values + (self.rho - self.rho.detach()) * slope

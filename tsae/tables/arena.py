@@ -127,9 +127,8 @@ def arena_table(
         body += rows_of_systems(here, len(columns) + 1, row)
         if name == "probing":
             body.append(rf"\cmidrule(lr){{1-{len(columns) + 1}}}")
-            of_world = frame[
-                (frame["world"] == world) & (frame["system"] == tidy.ordered(here["system"])[0])
-            ]
+            first = tidy.ordered(here["system"])[0]
+            of_world = frame[(frame["world"] == world) & (frame["system"] == first)]
             cells = [cell(of_world, "probe_residual", group) for _, group, _ in columns]
             body.append(" & ".join(["Residual stream", *cells]) + r"\\")
     caption = (
