@@ -6,13 +6,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from tsae.errors import UserError
+
+TURN = ".turn.lock"
+"""The lock file that :func:`in_turn` leaves in a directory."""
 
 
 @contextmanager
@@ -63,6 +67,20 @@ def atomic(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         elif temporary.exists():
             temporary.unlink()
+
+
+@contextmanager
+def in_turn(*directories: str | Path) -> Iterator[None]:
+    """Hold every directory's lock during the block; another process that wants one waits.
+
+    What several processes make in one place is so made once: who waited finds it there. The
+    system releases the locks whenever their holder ends. Directories are made where missing.
+    """
+    with ExitStack() as held, disk_full_is_clear(directories[0]):
+        for directory in sorted({Path(d).resolve() for d in directories}):  # one order for all
+            directory.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(directory / TURN))
+        yield
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from tsae import worlds
 from tsae.activations import ActivationStore, harvest
 from tsae.errors import UserError
+from tsae.files import in_turn
 from tsae.models import check_layer
 
 
@@ -30,18 +31,19 @@ def make_setting(
 ) -> Setting:
     """Build ``world`` and harvest its activations into ``directory/{world,store}``.
 
-    What is there already is kept. Raises :class:`UserError` for a world, layer or text that cannot
-    be used, ``ValueError`` for an unknown option.
+    What is there already is kept; another process that makes the same waits. Raises
+    :class:`UserError` for a world, layer or text that cannot be used, ``ValueError`` for an
+    unknown option.
     """
     directory = Path(directory)
-    made = worlds.build(
-        world, directory / "world", seed=seed, progress=progress, **dict(options or {})
-    )
-    layer = made.layer if layer is None else layer
-    check_layer(made, layer)
-    store = harvest(
-        made, directory / "store", layer=layer, tokens=dict(tokens), dtype=dtype, progress=progress
-    )
+    with in_turn(directory):
+        made = worlds.build(
+            world, directory / "world", seed=seed, progress=progress, **dict(options or {})
+        )
+        layer = made.layer if layer is None else layer
+        check_layer(made, layer)
+        place, sizes = directory / "store", dict(tokens)
+        store = harvest(made, place, layer=layer, tokens=sizes, dtype=dtype, progress=progress)
     return Setting(made, store)
 
 

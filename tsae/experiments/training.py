@@ -12,7 +12,7 @@ from tsae import distributed, saes
 from tsae.activations import ActivationStore
 from tsae.errors import CheckpointError
 from tsae.experiments.setting import Setting
-from tsae.files import read_json, write_json
+from tsae.files import in_turn, read_json, write_json
 from tsae.pipeline.rows import label_rows
 from tsae.saes import SAE
 from tsae.saes.config import require_fields
@@ -32,19 +32,24 @@ def run_training(
 def run_together(
     setting: Setting, runs: Mapping[str | Path, Mapping[str, Any]], progress: bool = True
 ) -> list[TrainResult]:
-    """:func:`run_training` for every directory, on one read of each batch that runs share."""
+    """:func:`run_training` for every directory, on one read of each batch that runs share.
+
+    Another process, not of this group, that trains into one of the directories waits.
+    """
     made = [prepared(setting, directory, **run) for directory, run in runs.items()]
-    results = train_together(made, setting.store, progress)
-    for run, result in zip(made, results, strict=True):
-        sizes = {
-            "d_model": setting.store.d_model,
-            "d_sae": run.sae.cfg.d_sae,
-            "k": run.sae.cfg.k,
-            "steps": run.config.steps,
-            "batch_tokens": run.config.batch_tokens,
-            "train_tokens": setting.store.n_tokens("train"),
-        }
-        if distributed.rank() == 0:
+    if distributed.rank():
+        return train_together(made, setting.store, progress)
+    with in_turn(*runs):
+        results = train_together(made, setting.store, progress)
+        for run, result in zip(made, results, strict=True):
+            sizes = {
+                "d_model": setting.store.d_model,
+                "d_sae": run.sae.cfg.d_sae,
+                "k": run.sae.cfg.k,
+                "steps": run.config.steps,
+                "batch_tokens": run.config.batch_tokens,
+                "train_tokens": setting.store.n_tokens("train"),
+            }
             write_json(run.directory / "run.json", {"keys": keys_of(result.sae), "sizes": sizes})
     return results
 

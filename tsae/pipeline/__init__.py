@@ -4,7 +4,7 @@ Nothing here imports torch or pandas before it is needed, so that a plan takes w
 """
 
 from tsae.pipeline.execution import execute
-from tsae.pipeline.rows import label_rows, merge
+from tsae.pipeline.rows import label_rows, merge, save
 from tsae.pipeline.stages import Stage, plan
 
-__all__ = ["Stage", "execute", "label_rows", "merge", "plan"]
+__all__ = ["Stage", "execute", "label_rows", "merge", "plan", "save"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tsae.errors import UserError
-from tsae.files import read_json, sha256
+from tsae.files import TURN, read_json, sha256
 from tsae.pipeline.alone import LOCK
 
 PACKAGES = (
@@ -49,7 +49,7 @@ def outputs(directory: Path) -> dict[str, dict[str, Any]]:
     return {
         name: {"sha256": sha256(file), "bytes": file.stat().st_size}
         for name, file in sorted(files.items())
-        if name not in NOT_OUTPUTS and ".tmp-" not in name
+        if name not in NOT_OUTPUTS and file.name != TURN and ".tmp-" not in name
     }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsae.errors import UserError
+from tsae.files import atomic
 
 if TYPE_CHECKING:
     import pandas
@@ -31,6 +32,13 @@ def label_rows(rows: Iterable[Mapping[str, Any]], **keys: Any) -> "pandas.DataFr
     for position, key in enumerate(order):
         table.insert(position, key, keys[key])
     return table
+
+
+def save(tables: Mapping[str, "pandas.DataFrame"], directory: str | Path) -> None:
+    """Each table as ``directory/<name>.parquet``, whole or not at all."""
+    for name, table in tables.items():
+        with atomic(Path(directory) / f"{name}.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
 
 
 def merge(stage_dirs: Iterable[str | Path], name: str) -> "pandas.DataFrame":
