@@ -61,5 +61,5 @@ case " ${options[*]+"${options[*]}"} " in
     *" --dry-run "*) ;; # says what would be done, so nothing is installed for it
     *) setup_tex ;;
 esac
-exec .venv/bin/python -m tsae.pipeline all --profile "$profile" \
+exec .venv/bin/python -m lab.pipeline all --profile "$profile" \
     "${options[@]+"${options[@]}"}" "${engine[@]+"${engine[@]}"}"

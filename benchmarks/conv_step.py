@@ -20,7 +20,7 @@ import torch
 
 from tsae import saes
 from tsae.saes import SequenceContext
-from tsae.train import TrainConfig, training_step
+from tsae.training.train import TrainConfig, training_step
 
 CASES = {
     "topk": ("topk", {}),

@@ -28,7 +28,7 @@ PEERS = ("dictionary_learning", "sae_lens")
 
 def export(setting: str, split: str, limit: int, path: Path) -> None:
     """Valid tokens of a split in order, in normalised units, cut to whole pieces of 128."""
-    from tsae.activations import ActivationStore
+    from tsae.store import ActivationStore
 
     store = ActivationStore.open(Path(setting) / "store")
     parts, n = [], 0
@@ -47,7 +47,7 @@ def main() -> None:
     """Train every library and method in turn, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers-python", required=True, help="the peers' environment")
-    parser.add_argument("--setting", help="directory that tsae.experiments.make_setting made")
+    parser.add_argument("--setting", help="directory that lab.runs.make_setting made")
     parser.add_argument("--train", help=".npy of float32 activations [N, d]")
     parser.add_argument("--test", help=".npy of float32 activations [N, d]")
     sizes = (("latents", 1024), ("k", 16), ("steps", 400), ("batch", 2048), ("warmup", 50))

@@ -75,8 +75,8 @@ def budget(variant: str, harvest, args) -> dict:
     from types import SimpleNamespace
 
     from tsae import saes
-    from tsae.schedule import learning_rate
-    from tsae.train import TrainConfig, training_step
+    from tsae.training.schedule import learning_rate
+    from tsae.training.train import TrainConfig, training_step
 
     torch.manual_seed(0)
     options = {"window": 4, "lag_rank": 64} if variant == "conv" else {}

@@ -21,15 +21,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lab.runs.setting import open_setting  # noqa: E402
 from tsae import models  # noqa: E402
-from tsae.activations.writing import HarvestConfig, harvest_with  # noqa: E402
-from tsae.experiments.setting import open_setting  # noqa: E402
+from tsae.store.writing import HarvestConfig, harvest_with  # noqa: E402
 
 
 def main() -> None:
     """Time both in turns and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--setting", required=True, help="what tsae.experiments.make_setting made")
+    parser.add_argument("--setting", required=True, help="what lab.runs.make_setting made")
     for name, default in (("tokens", 16384), ("repeats", 5), ("batch", 16), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out", help="where to write the numbers as JSON")

@@ -33,8 +33,8 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tsae.pipeline import plan  # noqa: E402
-from tsae.pipeline.profile import find  # noqa: E402
+from lab.pipeline import plan  # noqa: E402
+from lab.pipeline.profile import find  # noqa: E402
 
 PARTS = ("tsae", "notebooks", "workflow", "paper", "figures", "pyproject.toml")
 KINDS = {".parquet", ".safetensors", ".tex", ".pdf", ".png"}
@@ -57,7 +57,7 @@ def copy(root: Path) -> None:
 
 
 def start(root: Path, profile: str) -> psutil.Popen:
-    command = [sys.executable, "-m", "tsae.pipeline", "all", "--profile", profile]
+    command = [sys.executable, "-m", "lab.pipeline", "all", "--profile", profile]
     command += ["--root", str(root), "--cores", "1"]
     # The copy's own package, or an edit of the repository would change the run half way.
     environment = {**os.environ, "PYTHONPATH": str(root)}

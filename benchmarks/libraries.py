@@ -35,8 +35,8 @@ class Tsae(Library):
     ):
         from tsae import saes
         from tsae.kernels.memory import keep_freed_blocks
-        from tsae.schedule import learning_rate
-        from tsae.train import TrainConfig, training_step
+        from tsae.training.schedule import learning_rate
+        from tsae.training.train import TrainConfig, training_step
 
         keep_freed_blocks()  # as the trainer does once
         torch.manual_seed(seed)

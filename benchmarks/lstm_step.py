@@ -16,8 +16,8 @@ import torch
 
 from tsae import saes
 from tsae.saes import SequenceContext
-from tsae.schedule import set_trainable
-from tsae.train import TrainConfig, training_step
+from tsae.training.schedule import set_trainable
+from tsae.training.train import TrainConfig, training_step
 
 SIZES = [(64, 256, 12, 32), (128, 512, 12, 64), (576, 2304, 32, 256)]
 PHASES = ("static", "introduce", "refine")

@@ -2,10 +2,10 @@
 
 Usage: ``.venv/bin/python benchmarks/no_chains.py [--seeds 10] [--texts 4] [--least 1] [--out rows.csv]``
 with ``--setting DIR --sae DIR`` also on the codes of a trained SAE (one world, as made by
-``tsae.experiments.make_setting`` and a training run).
+``lab.runs.make_setting`` and a training run).
 
 The text of ``--seeds`` microworlds, each turned ``--texts`` times into a text without chains (see
-``tsae.evals.unchained``: tokens shuffled; series of two halves of the classes exchanged between
+``lab.measures.succession.unchained``: tokens shuffled; series of two halves of the classes exchanged between
 documents of one domain). True step labels stand for the codes, so nothing is trained. All that is
 found is false.
 """
@@ -16,14 +16,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
+from lab.measures.succession.events import Activity
+from lab.measures.succession.steps import begins, read
+from lab.measures.succession.unchained import false_discovery
+from lab.runs.setting import open_setting
+from lab.worlds.microworld.chains import STEP_CLASSES
+from lab.worlds.microworld.config import MicroworldConfig
+from lab.worlds.microworld.text import MicroworldText
 from tsae import saes
-from tsae.analysis.dependencies import Activity
-from tsae.evals.steps import begins, read
-from tsae.evals.unchained import false_discovery
-from tsae.experiments.setting import open_setting
-from tsae.worlds.microworld_chains import STEP_CLASSES
-from tsae.worlds.microworld_config import MicroworldConfig
-from tsae.worlds.microworld_text import MicroworldText
 
 LAGS = range(1, 13)
 

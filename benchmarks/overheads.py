@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tsae import saes  # noqa: E402
 from tsae.saes import SequenceContext  # noqa: E402
-from tsae.schedule import set_trainable  # noqa: E402
-from tsae.train import TrainConfig, training_step  # noqa: E402
+from tsae.training.schedule import set_trainable  # noqa: E402
+from tsae.training.train import TrainConfig, training_step  # noqa: E402
 
 VARIANTS = ("conv", "glta", "lstm", "causal", "contrastive", "predictive", "hierarchical")
 

@@ -65,8 +65,8 @@ def theirs(path: str) -> dict:
 def arrays(args) -> dict[str, np.ndarray]:
     """Codes of a briefly trained SAE, and a balanced probing problem over single tokens."""
     from tsae import saes
-    from tsae.activations import ActivationStore
-    from tsae.train import TrainConfig, train
+    from tsae.store import ActivationStore
+    from tsae.training.train import TrainConfig, train
 
     store = ActivationStore.open(Path(args.setting) / "store")
     torch.manual_seed(0)
@@ -102,9 +102,9 @@ def arrays(args) -> dict[str, np.ndarray]:
 
 def ours(a: dict[str, np.ndarray]) -> dict:
     """The same quantities by this project's code, under SAEBench's names."""
-    from tsae.evals import probing
-    from tsae.evals.core import Core
-    from tsae.evals.tokens import Tokens
+    from lab.measures.concepts import probing
+    from lab.measures.fidelity.core import Core
+    from lab.measures.tokens import Tokens
 
     x, x_hat, z = (torch.from_numpy(a[name]) for name in ("x", "x_hat", "z"))
     zero = torch.zeros(len(x), dtype=torch.long)
@@ -134,7 +134,7 @@ def main() -> None:
     """Compute both sides and print the table; status 1 when one differs by more than 1e-3."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers-python", help="the peers' environment")
-    parser.add_argument("--setting", help="directory that tsae.experiments.make_setting made")
+    parser.add_argument("--setting", help="directory that lab.runs.make_setting made")
     parser.add_argument("--label", help="the label to probe; default: the most frequent")
     for name, default in (("latents", 512), ("k", 12), ("steps", 100)):
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -49,7 +49,7 @@ def codes(x: np.ndarray, W: np.ndarray) -> np.ndarray:
 
 def tpp_cases(a: dict) -> dict:
     """One case a class: its units, then as many of the other classes, half of each."""
-    from tsae.evals.perturbation import Case
+    from lab.measures.concepts.perturbation import Case
 
     x = a["tpp"].mean(2)
     z = codes(a["tpp"], a["W"]).mean(2)
@@ -63,7 +63,7 @@ def tpp_cases(a: dict) -> dict:
 
 def scr_cases(a: dict) -> dict:
     """The cases of SCR under SAEBench's names: spurious, desired, and both together."""
-    from tsae.evals.perturbation import Case
+    from lab.measures.concepts.perturbation import Case
 
     x, z = a["scr"].mean(3), codes(a["scr"], a["W"]).mean(3)
     sides = {
@@ -82,8 +82,8 @@ def scr_cases(a: dict) -> dict:
 
 def ours(a: dict) -> tuple[dict, dict]:
     """Scores, and the probes (direction and bias) that SAEBench is to use."""
-    from tsae.evals import absorption, perturbation
-    from tsae.evals.probing import fit
+    from lab.measures.concepts import absorption, perturbation
+    from lab.measures.concepts.probing import fit
 
     found, probes = {}, {}
     tpp, scr = tpp_cases(a), scr_cases(a)

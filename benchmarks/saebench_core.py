@@ -106,8 +106,8 @@ class Rows:
     def batches(self, split: str, batch_size: int):
         """Every row once, in the batches that were read."""
         from tsae import models
-        from tsae.activations import Batch
         from tsae.saes.base import SequenceContext
+        from tsae.store import Batch
 
         model = self.world.model()
         for tokens_BT in self.tokens_NBT:
@@ -147,8 +147,8 @@ def as_bench(sae, massive_norm: float, order_T: torch.Tensor | None = None):
 @torch.no_grad()
 def ours(sae, rows: Rows, world, n: int) -> dict[str, float]:
     """Our metrics: splicing on the first ``n`` batches, codes on the others, as SAEBench does."""
-    from tsae.evals import core
-    from tsae.evals.tokens import Tokens
+    from lab.measures.fidelity import core
+    from lab.measures.tokens import Tokens
 
     spliced = Rows(world, rows, rows.tokens_NBT[:n], rows.special, rows.own)
     found = {r["metric"]: r["value"] for r in
@@ -166,13 +166,13 @@ def ours(sae, rows: Rows, world, n: int) -> dict[str, float]:
 
 def trained(args, setting, directory: str) -> dict[str, str]:
     """A static and a temporal SAE, trained briefly on the setting's store."""
-    from tsae.experiments.training import run_training
+    from tsae.training.runs import run_training
 
     size = {"k": args.k, "d_sae": args.latents, "steps": args.steps, "lr": 2e-3}
     found = {}
     for variant, options in {"topk": {}, "conv": {"window": 8, "gate_level": 3}}.items():
         sae = run_training(
-            setting, f"{directory}/{variant}", variant=variant, act="topk", options=options,
+            setting.store, f"{directory}/{variant}", variant=variant, act="topk", options=options,
             warmup_steps=min(50, args.steps // 4), progress=False, **size,
         ).sae  # fmt: skip
         found[variant] = f"{directory}/{variant}-sae"
@@ -184,7 +184,7 @@ def main() -> None:
     """Run SAEBench, then ours on the same tokens; status 1 when one differs by more than 1e-3."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers-python", help="the peers' environment")
-    parser.add_argument("--setting", help="directory that tsae.experiments.make_setting made")
+    parser.add_argument("--setting", help="directory that lab.runs.make_setting made")
     parser.add_argument("--sae", nargs="*", default=[], help="directories of saved SAEs")
     sizes = (("latents", 1024), ("k", 32), ("steps", 100), ("batches", 4), ("batch-size", 8))
     for name, default in sizes:
@@ -200,8 +200,8 @@ def main() -> None:
 
     import datasets
 
+    from lab.runs.setting import open_setting
     from tsae import saes
-    from tsae.experiments.setting import open_setting
 
     setting = open_setting(args.setting)
     world, store = setting

@@ -2,7 +2,7 @@
 
     pip install py-spy  # a sampler that reads the stacks of processes it does not change
     py-spy record --subprocesses --nonblocking --rate 20 --duration 100000 --format raw \\
-        --output stacks.txt -- .venv/bin/python -m tsae.pipeline all --profile laptop
+        --output stacks.txt -- .venv/bin/python -m lab.pipeline all --profile laptop
     python benchmarks/stages.py stacks.txt [MORE.txt ...] [--rate 20] [--top 10] [--out FILE.json]
 
 Only samples in which a notebook's cell is at work count; a sample is 1 / rate seconds of one
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CELL = "run_code (IPython/core/interactiveshell.py"
-OURS = re.compile(r"(?:^|[ (/])tsae/[\w/]+\.py")
+OURS = re.compile(r"(?:^|[ (/])(?:tsae|lab)/[\w/]+\.py")
 LINE = re.compile(r":\d+\)$")
 
 

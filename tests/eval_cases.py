@@ -1,12 +1,12 @@
-"""Tiny tokens, stores and models with known answers, for the tests of tsae.evals."""
+"""Tiny tokens, stores and models with known answers, for the tests of lab.measures."""
 
 from types import SimpleNamespace
 
 import torch
 
-from tsae.evals.tokens import Tokens
+from lab.measures.tokens import Tokens
 from tsae.saes.base import SequenceContext
-from tsae.worlds.base import LabelSpec
+from tsae.sequences import LabelSpec
 
 
 def tokens(z, x=None, *, x_hat=None, piece=None, boundary=None, doc=None, labels=None):

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from tsae.activations import Batch, Sampler
-from tsae.activations.writing import HarvestConfig, harvest_with
 from tsae.saes import SequenceContext
-from tsae.worlds.base import Sequence
+from tsae.sequences import Sequence
+from tsae.store import Batch, Sampler
+from tsae.store.writing import HarvestConfig, harvest_with
 
 
 class FakeStore:

@@ -6,8 +6,8 @@ Every number in a store harvested from them can be worked out by hand.
 import numpy as np
 import torch
 
-from tsae.activations.writing import HarvestConfig, harvest_with
-from tsae.worlds.base import LabelSpec, Sequence
+from tsae.sequences import LabelSpec, Sequence
+from tsae.store.writing import HarvestConfig, harvest_with
 
 T, D, BOS = 4, 3, 0
 CONFIG = {"shard_tokens": 5 * T, "batch_sequences": 2}

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from fake_store import FakeStore
 
-from tsae import distributed, saes, train
+from tsae import saes
 from tsae.errors import UserError
-from tsae.train import TrainConfig
+from tsae.training import distributed, train
+from tsae.training.train import TrainConfig
 
 CONFIG = TrainConfig(
     steps=12, batch_tokens=128, lr=1e-3, warmup_steps=2, eval_sequences=4, log_every=1,

@@ -8,9 +8,9 @@ import torch
 from fake_world import CONFIG, SPECS, D, FakeWorld, T, embed, make, one_sentence
 
 from tsae import models
-from tsae.activations import harvest, layout
 from tsae.errors import StoreError, WorldError
-from tsae.worlds.base import Sequence
+from tsae.sequences import Sequence
+from tsae.store import harvest, layout
 
 
 def test_everything_comes_back_in_order(tmp_path):

@@ -19,9 +19,9 @@ from fake_world import (
     stops_after,
 )
 
-from tsae.activations import ActivationStore
-from tsae.activations.writing import HarvestConfig, harvest_with
 from tsae.errors import StoreError, UserError
+from tsae.store import ActivationStore
+from tsae.store.writing import HarvestConfig, harvest_with
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from fake_world import D, FakeWorld, T, embed, make, one_sentence
 
-from tsae.activations import ActivationStore, Sampler, shard
 from tsae.errors import CheckpointError
+from tsae.store import ActivationStore, Sampler, shard
 
 
 def test_one_pass_sees_every_sequence_once(tmp_path):
@@ -71,7 +71,7 @@ def test_ranks_share_every_batch(world_size):
 def test_mapped_windows_stay_within_the_limit(tmp_path, monkeypatch):
     """Windows shrunk to 64 bytes: a limit of 24 windows, a store of 55, read in random order."""
     monkeypatch.setattr(shard, "WINDOW", 64)
-    monkeypatch.setattr("tsae.activations.reading.WINDOW", 64)
+    monkeypatch.setattr("tsae.store.reading.WINDOW", 64)
     world = FakeWorld(seq_len=4)
     limit = shard.least_mapped(T, D) * 2 / shard.MIB
     make(tmp_path / "s", world, train=25 * T, test=0)
@@ -102,7 +102,7 @@ def test_windows_of_a_row_cover_its_bytes(tmp_path, monkeypatch):
 
 
 def test_few_files_are_open_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("tsae.activations.reading.OPEN_SHARDS", 2)
+    monkeypatch.setattr("tsae.store.reading.OPEN_SHARDS", 2)
     store = make(tmp_path / "s", shard_tokens=T)
     for index in (0, 7, 3, 11, 0):
         assert store.batch("train", [index]).doc_BT[0, 1] == index

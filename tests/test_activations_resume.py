@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from fake_world import FakeWorld, Stop, T, contents, embed, make, one_sentence, stops_after
 
-from tsae.activations import ActivationStore
 from tsae.errors import StoreError
+from tsae.store import ActivationStore
 
 
 @pytest.mark.parametrize("calls", range(1, 11))

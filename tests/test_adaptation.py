@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lab.paper.figures import adaptation as figures
+from lab.paper.tables import adaptation as tables
+from lab.runs import adaptation
 from tsae.errors import UserError
-from tsae.experiments import adaptation
-from tsae.figures import adaptation as figures
-from tsae.tables import adaptation as tables
 
 KEYS = {"world": "microworld", "layer": 2, "variant": "glta", "act": "topk", "seed": 0}
 

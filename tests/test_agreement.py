@@ -5,8 +5,8 @@ import subprocess
 import pandas as pd
 import pytest
 
+from lab.pipeline.agreement import agreement, compare, macros, told
 from tsae.errors import UserError
-from tsae.pipeline.agreement import agreement, compare, macros, told
 
 NAN = float("nan")
 

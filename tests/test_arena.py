@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 import synthetic_tables as made
 
+from lab.paper.figures import arena, probing, structure
+from lab.paper.tables import arena as tables
+from lab.paper.tables import glance
+from lab.paper.tables import structure as structure_table
+from lab.paper.tables.structure import GAINS
+from lab.results import tidy
 from tsae.errors import UserError
-from tsae.figures import arena, probing, structure
-from tsae.tables import arena as tables
-from tsae.tables import glance, tidy
-from tsae.tables import structure as structure_table
-from tsae.tables.structure import GAINS
 
 
 def table(*rows):

@@ -59,13 +59,14 @@ def test_costs_go_to_our_innermost_function_of_a_cell_at_work():
     from benchmarks import stages
 
     cell = "run_code (IPython/core/interactiveshell.py:3823);<module> (123.py:1)"
+    file = "tsae/training/train.py"
     lines = [
-        f"main (x.py:1);{cell};train (tsae/train.py:9);step (tsae/train.py:45);mm (torch/f.py:2) 5",
-        f"main (x.py:1);{cell};train (tsae/train.py:9);step (tsae/train.py:48) 3",
+        f"main (x.py:1);{cell};train ({file}:9);step ({file}:45);mm (torch/f.py:2) 5",
+        f"main (x.py:1);{cell};train ({file}:9);step ({file}:48) 3",
         f"main (x.py:1);{cell};read_parquet (pandas/io.py:7) 2",
-        "main (x.py:1);poll (tsae/pipeline/front.py:3) 100",
+        "main (x.py:1);poll (lab/pipeline/front.py:3) 100",
     ]
     costs = stages.read(lines)
     assert costs.total == 10
-    assert costs.ours == {"step (tsae/train.py)": 8, "the notebooks": 2}
-    assert costs.inside["step (tsae/train.py)"] == {"mm (torch/f.py)": 5, "itself": 3}
+    assert costs.ours == {"step (tsae/training/train.py)": 8, "the notebooks": 2}
+    assert costs.inside["step (tsae/training/train.py)"] == {"mm (torch/f.py)": 5, "itself": 3}

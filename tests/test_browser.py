@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tsae import browser, saes
-from tsae.activations import Batch
-from tsae.browser import BrowserConfig
+from lab import browser
+from lab.browser import BrowserConfig
+from tsae import saes
 from tsae.errors import UserError
 from tsae.saes.base import SequenceContext
+from tsae.store import Batch
 
 # Codes of latents 0, 1, 2 at positions 1 … 8 of three sequences; position 0 is BOS.
 CODES = [
@@ -120,7 +121,7 @@ def test_logit_effects_are_the_unembedding_of_the_direction(sae):
 def test_chosen_latents_fire_and_are_not_dense(sae, monkeypatch):
     config = BrowserConfig(n_latents=2)
     assert browser.choose(sae, Store(), config) == []  # both fire on over a tenth of the tokens
-    monkeypatch.setattr("tsae.browser.views.DENSE", 0.5)
+    monkeypatch.setattr("lab.browser.views.DENSE", 0.5)
     assert browser.choose(sae, Store(), config) == [0, 1]
     assert browser.choose(sae, Store(), BrowserConfig(n_latents=1)) == [1]
 

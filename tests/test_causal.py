@@ -7,8 +7,9 @@ from test_resume import Killed, MortalStore, same_files
 from test_saes import ACTS, text
 from test_train import config
 
-from tsae import saes, train
+from tsae import saes
 from tsae.saes import SequenceContext
+from tsae.training import train
 
 STORE = FakeStore(n_train=22)
 

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
+from lab.edits.chain import ChainClamp, Link, links
+from lab.measures.succession.paths import Chain, find_chains, upstream
 from tsae import saes
-from tsae.analysis.chains import Chain, find_chains, upstream
-from tsae.interventions.chain import ChainClamp, Link, links
 from tsae.saes import SequenceContext
 
 

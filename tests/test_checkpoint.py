@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from test_resume import Killed, MortalStore, same_files
 from test_train import build, checkpoint_step, config
 
-from tsae import checkpoint, saes, train
+from tsae import saes
 from tsae.errors import CheckpointError, UserError
+from tsae.training import checkpoint, train
 
 STORE = FakeStore(n_train=22)
 

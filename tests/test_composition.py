@@ -7,13 +7,13 @@ import torch
 from eval_cases import Store, tokens, value
 from test_unlearning import D, ToyStore, ToyWorld, config, identity, values
 
+from lab.edits import HierarchicalClamp, LeafClamp, rank_leaves, rank_parents
+from lab.edits.hierarchical import Above, children, clamp_above, rank_above
+from lab.edits.ranking import Text
+from lab.measures.composition import edges, levels, purity
+from lab.measures.composition.composition import measure, visible
+from lab.measures.unlearning.unlearning import unlearn
 from tsae import saes
-from tsae.evals import edges, levels, purity
-from tsae.evals.composition import measure, visible
-from tsae.evals.unlearning import unlearn
-from tsae.interventions import HierarchicalClamp, LeafClamp, rank_leaves, rank_parents
-from tsae.interventions.hierarchical import Above, children, clamp_above, rank_above
-from tsae.interventions.ranking import Text
 from tsae.saes import SequenceContext
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lab.paper.figures import composition as figures
+from lab.paper.tables import composition as tables
 from tsae.errors import UserError
-from tsae.figures import composition as figures
-from tsae.tables import composition as tables
 
 RUN = {"world": "microworld", "layer": 2, "variant": "hierarchical", "act": "topk", "ablation": ""}
 EXCESS = {"": 0.5, "_low": 0.4, "_high": 0.6}

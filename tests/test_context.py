@@ -8,15 +8,18 @@ import pytest
 import torch
 from eval_cases import Store, value
 
+from lab.measures.fidelity import capability
+from lab.measures.fidelity.capability import by_fact, by_item, prompt_context, spliced
+from lab.measures.time import order
+from lab.measures.time.order import scores
+from lab.measures.truth import gates
+from lab.measures.unlearning import isolation
+from lab.paper.figures import context as figures
+from lab.paper.tables import context as tables
+from lab.worlds.knowledge import Question
 from tsae import saes
 from tsae.errors import UserError
-from tsae.evals import capability, gates, isolation, order
-from tsae.evals.capability import by_fact, by_item, prompt_context, spliced
-from tsae.evals.order import scores
-from tsae.figures import context as figures
 from tsae.saes import SequenceContext
-from tsae.tables import context as tables
-from tsae.worlds.knowledge import Question
 
 READ = {"limit_tokens": 200, "selection_tokens": 200, "batch_size": 4, "seed": 0}
 READ |= {"device": "cpu", "progress": False}

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from tsae.analysis.dependencies import (
+from lab.measures.succession.chains import label_codes, pattern_detection
+from lab.measures.succession.events import (
     Activity,
     Counter,
     candidates,
@@ -16,10 +17,9 @@ from tsae.analysis.dependencies import (
     direct,
     transfer_entropy,
 )
-from tsae.evals.chains import label_codes, pattern_detection
+from lab.worlds.base import ChainEdge
 from tsae.saes import SequenceContext
 from tsae.tracking import Active, TemporalCorrelationTracker
-from tsae.worlds.base import ChainEdge
 
 
 def activity(series, pieces=None, onsets=False):

@@ -16,9 +16,8 @@ from test_train import STORE, checkpoint_step, config, rows
 from tsae import saes
 from tsae.__main__ import main
 from tsae.errors import UserError
-from tsae.experiments import training
-from tsae.experiments.setting import Setting
-from tsae.train import Run, train, train_together
+from tsae.training import runs as training
+from tsae.training.train import Run, train, train_together
 
 
 class CountingStore(FakeStore):
@@ -149,8 +148,7 @@ ASKED = "--k 4 --d-sae 32 --steps 12 --lr 1e-2 --train batch_tokens=64 warmup_st
 
 
 def test_the_command_trains_what_python_does(tmp_path, monkeypatch, capsys):
-    setting = Setting(None, STORE)
-    monkeypatch.setattr("tsae.experiments.setting.open_setting", lambda _: setting)
+    monkeypatch.setattr("tsae.store.ActivationStore.open", lambda *_, **__: STORE)
     place = ["train", "--setting", "here", "--out", str(tmp_path)]
     options = ["--option", "window=3", "lag_rank=null", "gate=none"]
     assert main([*place, *ASKED, "--variant", "conv", *options]) == 0
@@ -158,7 +156,7 @@ def test_the_command_trains_what_python_does(tmp_path, monkeypatch, capsys):
     found = saes.load(tmp_path / "conv" / "sae")
     assert (found.cfg.window, found.cfg.lag_rank, found.cfg.gate) == (3, None, "none")
     expected = training.run_training(
-        setting, tmp_path / "python", variant="conv", k=4, d_sae=32, steps=12, lr=1e-2,
+        STORE, tmp_path / "python", variant="conv", k=4, d_sae=32, steps=12, lr=1e-2,
         batch_tokens=64, warmup_steps=2, progress=False,
         options={"window": 3, "lag_rank": None, "gate": "none"},
     ).sae  # fmt: skip
@@ -175,7 +173,7 @@ def test_the_command_trains_what_python_does(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_a_bad_command_is_one_line(more, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("tsae.experiments.setting.open_setting", lambda _: Setting(None, STORE))
+    monkeypatch.setattr("tsae.store.ActivationStore.open", lambda *_, **__: STORE)
     try:
         status = main(["train", "--setting", "x", "--out", str(tmp_path), *ASKED, *more])
     except SystemExit as stop:

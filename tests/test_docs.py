@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from lab.paper.tables import readme
 from tsae import errors
-from tsae.tables import readme
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted((ROOT / "tsae").rglob("*.py"))
+MODULES = [file for room in ("tsae", "lab") for file in sorted((ROOT / room).rglob("*.py"))]
 ROLE = re.compile(r":(?:class|func|meth|mod|data|exc|attr):`([^`]+)`")
 
 
@@ -37,7 +37,7 @@ def references(path):
 
 def resolves(name, module, inside):
     """Whether ``name`` is in the class, in its module, an error, or a dotted path of the package."""
-    if name.startswith("tsae."):
+    if name.startswith(("tsae.", "lab.")):
         try:
             pkgutil.resolve_name(name)
             return True
@@ -67,7 +67,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_results_in_the_readme_are_those_of_the_committed_tables():
     assert readme.with_table(README, readme.from_committed(ROOT)) == README, (
-        "run .venv/bin/python -m tsae.pipeline readme"
+        "run .venv/bin/python -m lab.pipeline readme"
     )
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from eval_cases import Fake, Store, value
 
-from tsae import evals, saes
-from tsae.evals import adaptation
+from lab import measures as evals
+from lab.measures.time import adaptation
+from tsae import saes
 
 OPTIONS = {"families": ("adaptation",), "limit_tokens": 400, "progress": False}
 GRIDS = {"theta": (-0.5, 0.0, 0.5), "beta": (0.0,), "tau": (0.0, 1.0)}

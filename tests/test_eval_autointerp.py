@@ -9,10 +9,10 @@ import pytest
 import torch
 from eval_cases import Fake, Store, value
 
+from lab.measures.concepts import autointerp
+from lab.measures.concepts.autointerp import Text
+from lab.measures.concepts.endpoint import Endpoint
 from tsae.errors import UserError
-from tsae.evals import autointerp
-from tsae.evals.autointerp import Text
-from tsae.evals.endpoint import Endpoint
 
 # ---- the lexical explainer ----------------------------------------------------------------
 

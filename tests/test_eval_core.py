@@ -6,9 +6,9 @@ import pytest
 import torch
 from eval_cases import Batch, Fake, Store, TableModel, World, tokens, value
 
-from tsae.evals import core
-from tsae.evals.core import Core, density_rows, predictable, splice
-from tsae.evals.tokens import Tokens
+from lab.measures.fidelity import core
+from lab.measures.fidelity.core import Core, density_rows, predictable, splice
+from lab.measures.tokens import Tokens
 from tsae.saes.base import SequenceContext
 
 X = [[1.0, 0.0], [3.0, 0.0], [2.0, 3.0]]  # mean (2, 1); squared distances to it: 2, 2, 4

@@ -8,13 +8,14 @@ import pytest
 import scipy.sparse
 import torch
 
-from tsae.evals.dependencies import calibration, chain_firing, measure, rolled
-from tsae.evals.steps import Read, begins, match, matched_events
-from tsae.figures import chains as chain_figures
-from tsae.figures import strategies as strategy_figures
+from lab.measures.succession.dependencies import calibration, chain_firing, measure, rolled
+from lab.measures.succession.steps import Read, begins, match, matched_events
+from lab.paper.figures import chains as chain_figures
+from lab.paper.figures import strategies as strategy_figures
+from lab.paper.tables import chains as chain_tables
+from lab.worlds.base import ChainEdge
 from tsae.saes import SequenceContext
-from tsae.tables import chains as chain_tables
-from tsae.worlds.base import ChainEdge, LabelSpec
+from tsae.sequences import LabelSpec
 
 STEPS = ("a", "b", "c")
 
@@ -131,7 +132,7 @@ def test_edges_are_found_from_conjunctions_with_their_lags():
 
 
 def test_rolling_leaves_no_edge():
-    from tsae.analysis.dependencies import Activity
+    from lab.measures.succession.events import Activity
 
     rng = np.random.default_rng(0)
     first = rng.random(4000) < 0.05

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tsae.analysis.lifecycle import LifecycleTracker, half_life, kaplan_meier, mean_dwell, runs
+from lab.measures.time.lifecycle import LifecycleTracker, half_life, kaplan_meier, mean_dwell, runs
 
 # pieces:   0 0 0 0 0 1 1 1 1
 PIECE = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1])

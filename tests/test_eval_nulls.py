@@ -4,8 +4,8 @@ import pytest
 import torch
 from eval_cases import Fake, Store
 
+from lab.measures.nulls import EmaNull, ShuffledNull, best_ema, rank_mask
 from tsae import saes
-from tsae.evals.nulls import EmaNull, ShuffledNull, best_ema, rank_mask
 from tsae.saes.base import SequenceContext
 
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from eval_cases import Batch, value
 
+from lab.measures.composition.parents import Parents
+from lab.measures.concepts import absorption
+from lab.measures.concepts.perturbation import directions
 from tsae import saes
-from tsae.evals import absorption
-from tsae.evals.parents import Parents
-from tsae.evals.perturbation import directions
 from tsae.saes.base import SequenceContext
-from tsae.worlds.base import LabelSpec
+from tsae.sequences import LabelSpec
 
 TOPICS, KINDS, D = 3, 4, 7
 RARE = TOPICS + 1  # axis and latent of the kind that is one token in 25 of topic 0

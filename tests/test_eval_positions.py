@@ -4,8 +4,8 @@ import pytest
 import torch
 from eval_cases import Batch, Fake, Store, value
 
-from tsae import evals
-from tsae.evals import positions
+from lab import measures as evals
+from lab.measures.fidelity import positions
 from tsae.saes.base import SequenceContext
 
 READING = {

@@ -5,8 +5,8 @@ import pytest
 import torch
 from eval_cases import Fake, Store, tokens, value
 
-from tsae.evals import absorption, perturbation, probing, units
-from tsae.evals.perturbation import Case
+from lab.measures.concepts import absorption, perturbation, probing, units
+from lab.measures.concepts.perturbation import Case
 
 READING = {"batch_size": 8, "seed": 0, "device": "cpu", "progress": False}
 TRUE = Fake(lambda x, _: x.clamp(min=1) - 1, 8)  # latent i: direction i, noise cut off

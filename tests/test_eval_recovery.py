@@ -4,8 +4,8 @@ import pytest
 import torch
 from eval_cases import tokens, value
 
-from tsae.evals.recovery import Recovery, pearson
-from tsae.worlds.base import LabelSpec
+from lab.measures.truth.recovery import Recovery, pearson
+from tsae.sequences import LabelSpec
 
 SPECS = {
     "topic": LabelSpec("topic", "document", ("a", "b")),

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tsae.evals.stats import mean_standard_error, over_seeds, paired_bootstrap
+from lab.measures.stats import mean_standard_error, over_seeds, paired_bootstrap
 
 
 def rows(num, den, group="all", seed=0, first_doc=0):

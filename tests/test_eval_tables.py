@@ -6,9 +6,11 @@ import pytest
 import torch
 from eval_cases import Fake, Store, TableModel, World, value
 
+from lab.measures import FAMILIES, evaluate, evaluate_many, paired_bootstrap
+from lab.measures.fidelity import core
+from lab.measures.nulls import EmaNull, ShuffledNull
+from lab.measures.time import consistency
 from tsae import saes
-from tsae.evals import FAMILIES, consistency, core, evaluate, evaluate_many, paired_bootstrap
-from tsae.evals.nulls import EmaNull, ShuffledNull
 
 
 def oracle():

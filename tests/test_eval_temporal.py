@@ -6,12 +6,12 @@ import pytest
 import torch
 from eval_cases import Batch, Fake, Store, TableModel, World, tokens, value
 
-from tsae.analysis.transitions import LaggedCounts, successions
-from tsae.evals import consistency
-from tsae.evals.boundaries import boundary_f1, learned_boundaries
-from tsae.evals.consistency import Consistency, context_stability, cosine, jaccard
-from tsae.evals.temporal import Temporal
-from tsae.evals.tokens import Tokens
+from lab.measures.succession.transitions import LaggedCounts, successions
+from lab.measures.time import consistency
+from lab.measures.time.consistency import Consistency, context_stability, cosine, jaccard
+from lab.measures.time.temporal import Temporal
+from lab.measures.tokens import Tokens
+from lab.measures.truth.boundaries import boundary_f1, learned_boundaries
 from tsae.saes.base import SequenceContext
 
 

@@ -7,10 +7,10 @@ import pytest
 import scipy.sparse
 from test_eval_dependencies import Codes, Store, World
 
-from tsae.analysis.dependencies import Activity, Counter
-from tsae.evals.steps import Match
-from tsae.evals.tracking import between_steps, measure, named
-from tsae.evals.unchained import exchanged, false_discovery, shuffled
+from lab.measures.succession.events import Activity, Counter
+from lab.measures.succession.steps import Match
+from lab.measures.succession.tracking import between_steps, measure, named
+from lab.measures.succession.unchained import exchanged, false_discovery, shuffled
 from tsae.tracking import TemporalCorrelationTracker
 
 

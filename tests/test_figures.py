@@ -6,10 +6,10 @@ import pytest
 import synthetic_tables as made
 from matplotlib.figure import Figure
 
-from tsae import figures
+from lab.paper import figures
+from lab.paper.figures import style, time, truth
+from lab.results import tidy
 from tsae.errors import UserError
-from tsae.figures import style, time, truth
-from tsae.tables import tidy
 
 RESULTS = made.results()
 DRAW = {

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tsae.experiments.setting import make_setting
-from tsae.experiments.training import run_training
-from tsae.experiments.unlearning import run_unlearning
-from tsae.worlds import exams
+from lab.runs.setting import make_setting
+from lab.runs.unlearning import run_unlearning
+from lab.worlds import exams
+from tsae.training.runs import run_training
 
 PROFILE = Path(__file__).resolve().parents[1] / "workflow" / "profiles" / "gemma-2-2b.yaml"
 CHAT = (
@@ -126,7 +126,7 @@ def test_the_chat_model_of_the_profile_unlearns_without_a_hub(tmp_path, offline)
     small = {"k": 3, "d_sae": 24, "steps": 8, "lr": 1e-3, "batch_tokens": 64, "warmup_steps": 0}
     saes = {
         run["variant"]: run_training(
-            setting, tmp_path / run["variant"], **run, **small, progress=False
+            setting.store, tmp_path / run["variant"], **run, **small, progress=False
         ).sae
         for run in entry["variants"]
     }

@@ -6,11 +6,12 @@ from fake_store import FakeStore
 from test_saes import ACTS, text
 from test_train import config
 
-from tsae import saes, train
+from tsae import saes
 from tsae.errors import CheckpointError
 from tsae.saes import SequenceContext
 from tsae.saes.composition import Composition, soft_threshold
 from tsae.saes.hierarchical import HierarchicalSAE
+from tsae.training import train
 
 STORE = FakeStore()
 STATIC = {"relu": "l1"}

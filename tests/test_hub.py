@@ -14,12 +14,12 @@ import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from tsae import worlds
+from lab import worlds
+from lab.runs.evaluation import run_evaluation
+from lab.runs.setting import make_setting
+from lab.worlds import corpora, hub
 from tsae.errors import WorldError
-from tsae.experiments.evaluation import run_evaluation
-from tsae.experiments.setting import make_setting
-from tsae.experiments.training import run_training
-from tsae.worlds import corpora, hub
+from tsae.training.runs import run_training
 
 KINDS = {"gpt2": "gpt2", "pythia-70m": "gpt_neox", "gemma-2-2b": "gemma2"}
 WIKITEXT = [
@@ -255,10 +255,17 @@ def test_a_local_model_and_text_go_the_whole_way(tmp_path, corpus, kind):
         ValueError, match="colour is not an option of TrainConfig; allowed are steps"
     ):
         run_training(
-            setting, tmp_path / "run", variant="conv", k=3, d_sae=24, steps=2, lr=1e-3, colour="red"
+            setting.store,
+            tmp_path / "run",
+            variant="conv",
+            k=3,
+            d_sae=24,
+            steps=2,
+            lr=1e-3,
+            colour="red",
         )
     sae = run_training(
-        setting, tmp_path / "run", variant="conv", k=3, d_sae=24, steps=2, lr=1e-3,
+        setting.store, tmp_path / "run", variant="conv", k=3, d_sae=24, steps=2, lr=1e-3,
         batch_tokens=64, warmup_steps=0, progress=False,
     ).sae  # fmt: skip
     tables = run_evaluation(

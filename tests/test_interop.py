@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tsae import interop, saes
-from tsae.activations import Batch
 from tsae.errors import CheckpointError, UserError
 from tsae.saes.base import SequenceContext
+from tsae.store import Batch
 
 D, F, K, SCALE = 6, 20, 4, 0.25
 

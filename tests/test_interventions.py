@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tsae import saes
-from tsae.interventions import (
+from lab.edits import (
     Adaptive,
     Clamp,
     DetectorConfig,
@@ -19,7 +18,8 @@ from tsae.interventions import (
     rank,
     select,
 )
-from tsae.interventions.adaptive import exceeded_at_most, running
+from lab.edits.adaptive import exceeded_at_most, running
+from tsae import saes
 from tsae.saes import SequenceContext
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from eval_cases import TableModel, tokens, value
 
-from tsae.evals import effects, lifetimes
-from tsae.evals.effects import choose, edited, ratio_error
-from tsae.evals.lifetimes import by_position, patterns, per_token
-from tsae.figures import lifecycle as figures
-from tsae.tables import lifecycle as tables
+from lab.measures.time import effects, lifetimes
+from lab.measures.time.effects import choose, edited, ratio_error
+from lab.measures.time.lifetimes import by_position, patterns, per_token
+from lab.paper.figures import lifecycle as figures
+from lab.paper.tables import lifecycle as tables
 
 # Latent 0: active at 0, 1 and again at 3; latent 1: at 2, then alone in the second piece.
 CODES = torch.tensor([[1, 0], [1, 0], [0, 1], [1, 0], [0, 1], [0, 0]]).bool()

@@ -10,11 +10,12 @@ from test_resume import Killed, MortalStore, same_files
 from test_saes import ACTS, text
 from test_train import config, rows
 
-from tsae import saes, train
+from tsae import saes
 from tsae.errors import CheckpointError
 from tsae.interop import load_saelens, save_saelens
 from tsae.saes import SequenceContext
 from tsae.saes.lstm import LSTMSAE
+from tsae.training import train
 
 STORE = FakeStore(n_train=22)
 SMALL = {"hidden": 6, "memory": 3, "rank": 4}

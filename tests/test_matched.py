@@ -6,11 +6,11 @@ import pytest
 import torch
 from eval_cases import Store
 
+from lab.runs import matched
+from lab.runs.evaluation import run_evaluation
+from lab.runs.setting import Setting
 from tsae import saes
 from tsae.errors import UserError
-from tsae.experiments import matched
-from tsae.experiments.evaluation import run_evaluation
-from tsae.experiments.setting import Setting
 
 
 class TrainStore(Store):

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from tsae import worlds
+from lab import worlds
+from lab.worlds import knowledge, tasks
+from lab.worlds.base import pack
+from lab.worlds.microworld import chains as microworld_chains
+from lab.worlds.microworld import model as microworld_model
+from lab.worlds.microworld import words as w
+from lab.worlds.microworld import world as microworld
+from lab.worlds.microworld.config import MicroworldConfig
+from lab.worlds.microworld.facts import KIND, fill
+from lab.worlds.microworld.text import LABELS, MicroworldText
+from lab.worlds.microworld.writer import Draw
 from tsae.errors import CheckpointError, WorldError
-from tsae.worlds import knowledge, microworld, microworld_chains, microworld_model, tasks
-from tsae.worlds import microworld_words as w
-from tsae.worlds.base import pack
-from tsae.worlds.microworld_config import MicroworldConfig
-from tsae.worlds.microworld_facts import KIND, fill
-from tsae.worlds.microworld_text import LABELS, MicroworldText
-from tsae.worlds.microworld_writer import Draw
 
 SMALL = {"n_train_docs": 300, "n_test_docs": 100, "n_entities": 8}
 TINY = {

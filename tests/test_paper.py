@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import synthetic_tables as made
 
-from tsae import figures, tables
+from lab.paper import figures, tables
+from lab.paper.report import rewrite_numbers
+from lab.pipeline import agreement
 from tsae.errors import UserError
-from tsae.pipeline import agreement
-from tsae.report import rewrite_numbers
 
 PAPER = Path(__file__).parent.parent / "paper"
 SOURCES = sorted(PAPER.glob("*.tex"), key=lambda path: (path.name != "main.tex", path.name))

@@ -13,12 +13,12 @@ import psutil
 import pytest
 from tiny_project import finished, make_root, world, write_profile
 
+from lab.pipeline import execute, plan
+from lab.pipeline.__main__ import main
+from lab.pipeline.alone import only_run, remove_unfinished
+from lab.pipeline.execution import check_parameters, describe
+from lab.pipeline.provenance import check_sizes, read_manifest
 from tsae.errors import StoreError, UserError
-from tsae.pipeline import execute, plan
-from tsae.pipeline.__main__ import main
-from tsae.pipeline.alone import only_run, remove_unfinished
-from tsae.pipeline.execution import check_parameters, describe
-from tsae.pipeline.provenance import check_sizes, read_manifest
 
 
 class CellError(Exception):
@@ -133,7 +133,7 @@ def test_known_errors_speak_for_themselves():
 
 
 def run_all(root: Path, *options: str, **given) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tsae.pipeline", "all", "--profile", "tiny", "--root", root]
+    command = [sys.executable, "-m", "lab.pipeline", "all", "--profile", "tiny", "--root", root]
     command += options
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=root, **pipes, **given)

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from tiny_project import PARAMETERS, finished, make_root, world, write_notebook, write_profile
 
+from lab.pipeline import label_rows, merge, notebooks, paper, plan
+from lab.pipeline.execution import duration, inputs, remaining
+from lab.pipeline.stages import other_parts
 from tsae.errors import UserError
-from tsae.pipeline import label_rows, merge, notebooks, paper, plan
-from tsae.pipeline.execution import duration, inputs, remaining
-from tsae.pipeline.stages import other_parts
 
 KEYS = dict(world="microworld", layer=2, variant="topk", act="topk", seed=0)
 
@@ -94,7 +94,7 @@ def test_the_structure_sweep_is_a_stage_a_strength(tmp_path):
 
 
 def test_plan_loads_neither_torch_nor_pandas():
-    code = "import sys, tsae.pipeline.__main__; print({'torch', 'pandas'} & set(sys.modules))"
+    code = "import sys, lab.pipeline.__main__; print({'torch', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
 
@@ -102,47 +102,45 @@ def test_plan_loads_neither_torch_nor_pandas():
 @pytest.fixture
 def coded(tmp_path):
     """A root whose 03_train imports a small package; gives a function that plans it."""
-    package = tmp_path / "pkg"
     files = {
-        "__init__.py": "",
-        "used.py": "from pkg.deep import inner\nVALUE = 1\n",
-        "unused.py": "VALUE = 1\n",
-        "deep/__init__.py": "",
-        "deep/inner.py": "VALUE = 1\n",
-        "deep/words.txt": "one\n",
-        "open/__init__.py": "import pkgutil\n",
-        "open/a.py": "VALUE = 1\n",
-        "pipeline/__init__.py": "VALUE = 1\n",
-        "pipeline/rows.py": "VALUE = 1\n",
+        "tsae/__init__.py": "",
+        "tsae/used.py": "from lab.deep import inner\nVALUE = 1\n",
+        "tsae/unused.py": "VALUE = 1\n",
+        "lab/__init__.py": "",
+        "lab/deep/__init__.py": "",
+        "lab/deep/inner.py": "VALUE = 1\n",
+        "lab/deep/words.txt": "one\n",
+        "lab/open/__init__.py": "import pkgutil\n",
+        "lab/open/a.py": "VALUE = 1\n",
+        "lab/pipeline/__init__.py": "VALUE = 1\n",
     }
     for name, text in files.items():
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text(text)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     path = make_root(tmp_path, {"worlds": [world(variants=[{"variant": "topk"}])]})
-    cells = ("%matplotlib inline\nfrom pkg import used, pipeline", "import pkg.open")
+    cells = ("%matplotlib inline\nfrom tsae import used\nimport lab.pipeline", "import lab.open")
     write_notebook(tmp_path / "notebooks/03_train.ipynb", PARAMETERS["03_train"], *cells)
-    return package, lambda: directories(plan(path, tmp_path, package=package))
+    return tmp_path, lambda: directories(plan(path, tmp_path, house=tmp_path))
 
 
 @pytest.mark.parametrize(
     "name, text, counts",
     [
-        ("used.py", "from pkg.deep import inner\nVALUE = 2\n", True),
-        ("used.py", "from pkg.deep import inner\n# why\nVALUE  =  1\n", False),
-        ("used.py", '"""New words."""\nfrom pkg.deep import inner\nVALUE = 1\n', False),
-        ("unused.py", "VALUE = 2\n", False),
-        ("deep/inner.py", "VALUE = 2\n", True),
-        ("deep/words.txt", "two\n", True),
-        ("open/a.py", "VALUE = 2\n", True),
-        ("open/b.py", "VALUE = 2\n", True),
-        ("pipeline/__init__.py", "VALUE = 2\n", False),
-        ("pipeline/rows.py", "VALUE = 2\n", True),
+        ("tsae/used.py", "from lab.deep import inner\nVALUE = 2\n", True),
+        ("tsae/used.py", "from lab.deep import inner\n# why\nVALUE  =  1\n", False),
+        ("tsae/used.py", '"""New words."""\nfrom lab.deep import inner\nVALUE = 1\n', False),
+        ("tsae/unused.py", "VALUE = 2\n", False),
+        ("lab/deep/inner.py", "VALUE = 2\n", True),
+        ("lab/deep/words.txt", "two\n", True),
+        ("lab/open/a.py", "VALUE = 2\n", True),
+        ("lab/open/b.py", "VALUE = 2\n", True),
+        ("lab/pipeline/__init__.py", "VALUE = 2\n", False),
     ],
 )
 def test_directory_changes_with_reached_code_alone(coded, name, text, counts):
-    package, planned = coded
+    house, planned = coded
     before = planned()
-    (package / name).write_text(text)
+    (house / name).write_text(text)
     after = planned()
     changed = {stage for stage in before if before[stage] != after[stage]}
     assert changed == ({"train/microworld-topk-s0", "figures/all"} if counts else set())

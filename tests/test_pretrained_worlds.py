@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tiny_models
 
-from tsae import worlds
+from lab import worlds
+from lab.worlds import pydocs, smollm2
 from tsae.errors import UserError, WorldError
-from tsae.worlds import pydocs, smollm2
 
 TEXTS = [f"Document {i} says so. It ends." for i in range(25)]
 

@@ -6,9 +6,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from lab.worlds import annotate, pydocs
+from lab.worlds.annotate import TOKEN_CLASSES, Text
 from tsae.errors import WorldError
-from tsae.worlds import annotate, pydocs
-from tsae.worlds.annotate import TOKEN_CLASSES, Text
 
 NUMPY_STYLE = """\
 Add two numbers.  See e.g. the notes.

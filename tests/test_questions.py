@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from lab.worlds import cloze, exams, linguistics
+from lab.worlds.knowledge import Question, choice_scores, fed
 from tsae.errors import WorldError
-from tsae.worlds import cloze, exams, linguistics
-from tsae.worlds.knowledge import Question, choice_scores, fed
 
 BOS = 256
 

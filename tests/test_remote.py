@@ -10,13 +10,13 @@ import fsspec
 import pytest
 from tiny_project import make_root, world
 
+from lab.pipeline import plan
+from lab.pipeline.__main__ import main
+from lab.pipeline.execution import is_done
+from lab.pipeline.provenance import outputs
+from lab.pipeline.remote import Damaged, Remote, fetch_missing, send_missing
 from tsae.errors import UserError
 from tsae.files import sha256
-from tsae.pipeline import plan
-from tsae.pipeline.__main__ import main
-from tsae.pipeline.execution import is_done
-from tsae.pipeline.provenance import outputs
-from tsae.pipeline.remote import Damaged, Remote, fetch_missing, send_missing
 
 FILES = {"sae.bin": b"12345", "deep/rows.txt": b"a b"}
 
@@ -227,7 +227,7 @@ def test_two_machines_share_their_work_through_a_folder(tmp_path):
     machine(roots[1])
 
     def run(root: Path, *options: str) -> str:
-        command = [sys.executable, "-m", "tsae.pipeline", "all", "--profile", "tiny"]
+        command = [sys.executable, "-m", "lab.pipeline", "all", "--profile", "tiny"]
         command += ["--root", root, "--remote", (tmp_path / "shared").as_uri(), *options]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
         assert (done.returncode, done.stderr) == (0, "")

@@ -6,14 +6,14 @@ import pandas as pd
 import pytest
 import synthetic_tables as made
 
-from tsae import figures
+from lab.paper import figures
+from lab.paper.report import drawings, one_run_each, redrawn, rewrite_numbers, write_latex
+from lab.paper.tables.cost import cost_table
+from lab.paper.tables.settings import settings_table
+from lab.results.comparison import told
+from lab.runs.training import read_configs
 from tsae.errors import UserError
-from tsae.experiments.comparison import told
-from tsae.experiments.training import read_configs
 from tsae.files import write_json
-from tsae.report import drawings, one_run_each, redrawn, rewrite_numbers, write_latex
-from tsae.tables.cost import cost_table
-from tsae.tables.settings import settings_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,7 +89,7 @@ def test_committed_figures_are_those_of_the_committed_tables(profile, folder, tm
         figures.save(figure, tmp_path, name)
         if (tmp_path / f"{name}.png").read_bytes() != (ROOT / folder / f"{name}.png").read_bytes():
             older.append(name)
-    assert older == [], f"run .venv/bin/python -m tsae.pipeline redraw --profile {profile}"
+    assert older == [], f"run .venv/bin/python -m lab.pipeline redraw --profile {profile}"
 
 
 def test_costs_stand_in_order_of_the_ratio_to_the_static_step():

@@ -4,10 +4,11 @@ import torch
 from fake_store import FakeStore
 from test_train import build, config, optimizer_of, rows
 
-from tsae import saes, train
-from tsae.activations import Batch
-from tsae.resampling import due, resample
+from tsae import saes
 from tsae.saes import SequenceContext
+from tsae.store import Batch
+from tsae.training import train
+from tsae.training.resampling import due, resample
 
 STORE = FakeStore()
 

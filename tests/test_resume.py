@@ -15,8 +15,9 @@ from fake_store import FakeStore, on_disk
 from test_schedule import phased
 from test_train import build, checkpoint_step, config
 
-from tsae import saes, train
-from tsae.activations import ActivationStore, Sampler
+from tsae import saes
+from tsae.store import ActivationStore, Sampler
+from tsae.training import train
 
 STORE = FakeStore(n_train=22)  # 4 sequences a step: epochs end inside a batch
 

@@ -5,11 +5,12 @@ import torch
 from fake_store import FakeStore
 from test_train import build, config, rows
 
-from tsae import saes, train
+from tsae import saes
 from tsae.errors import UserError
 from tsae.saes import Phase
-from tsae.schedule import learning_rate, phase_ends, set_trainable
-from tsae.train import TrainConfig
+from tsae.training import train
+from tsae.training.schedule import learning_rate, phase_ends, set_trainable
+from tsae.training.train import TrainConfig
 
 STORE = FakeStore()
 

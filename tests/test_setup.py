@@ -12,9 +12,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import tsae
-from tsae import saes, worlds
-from tsae.pipeline import plan
-from tsae.pipeline.execution import check_parameters
+from lab import worlds
+from lab.pipeline import plan
+from lab.pipeline.execution import check_parameters
+from tsae import saes
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = sorted(ROOT.glob("workflow/profiles/*.yaml"))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tiny_project import make_root, world
 
-from tsae.pipeline import plan
-from tsae.pipeline.__main__ import main
+from lab.pipeline import plan
+from lab.pipeline.__main__ import main
 
 SBATCH = """\
 #!{python}
@@ -52,7 +52,7 @@ def slurm(tmp_path, monkeypatch):
 
 
 def run(root: Path, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tsae.pipeline", "all", "--profile", "tiny", "--root", root]
+    command = [sys.executable, "-m", "lab.pipeline", "all", "--profile", "tiny", "--root", root]
     command += ["--executor", "slurm", *options]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
 

@@ -6,16 +6,16 @@ import pandas as pd
 import pytest
 import torch
 
+from lab.edits import Adaptive, ChainConfig, DetectorConfig, Text, calibrate, follow
+from lab.edits.chain import Link
+from lab.edits.following import edge_table, tracked
+from lab.measures.unlearning.attacks import disguised, turn
+from lab.measures.unlearning.choice import best_settings, chosen_documents, chosen_rows
+from lab.measures.unlearning.config import UnlearnConfig
+from lab.measures.unlearning.unlearning import Plan
+from lab.worlds.knowledge import Question
 from tsae import saes
-from tsae.evals.attacks import disguised, turn
-from tsae.evals.unlearning import Plan
-from tsae.evals.unlearning_choice import best_settings, chosen_documents, chosen_rows
-from tsae.evals.unlearning_config import UnlearnConfig
-from tsae.interventions import Adaptive, ChainConfig, DetectorConfig, Text, calibrate, follow
-from tsae.interventions.chain import Link
-from tsae.interventions.following import edge_table, tracked
 from tsae.saes import SequenceContext
-from tsae.worlds.knowledge import Question
 
 
 def identity(d=4):
@@ -192,7 +192,7 @@ def test_a_setting_is_judged_on_facts_that_it_was_not_picked_on():
 
 
 def test_logistic_strategies_are_named_apart():
-    from tsae.figures.strategies import front, ordered, title
+    from lab.paper.figures.strategies import front, ordered, title
 
     names = ["random", "probe-random", "chain", "probe", "clamp"]
     assert ordered(names) == ["clamp", "random", "probe", "probe-random", "chain"]

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tsae.experiments import structure
-from tsae.worlds.microworld_config import MicroworldConfig
-from tsae.worlds.microworld_text import MicroworldText
+from lab.runs import structure
+from lab.worlds.microworld.config import MicroworldConfig
+from lab.worlds.microworld.text import MicroworldText
 
 
 def documents():

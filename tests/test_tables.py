@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import synthetic_tables as made
 
-from tsae import tables
+from lab.paper import tables
+from lab.paper.tables import latex, numbers
+from lab.results import tidy
 from tsae.errors import UserError
-from tsae.tables import latex, numbers, tidy
 
 RESULTS, DIFFERENCES = made.results(), made.differences()
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from tsae.tables import causal
+from lab.paper.tables import causal
 
 KEYS = {"world": "microworld", "layer": 2, "variant": "topk", "act": "topk", "seed": 0}
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from eval_cases import value
 
+from lab.measures.concepts import temporal_probing
+from lab.measures.concepts.temporal_probing import document_rows, measure, probe
+from lab.paper.figures import temporal_probing as figure
+from lab.paper.tables import temporal_probing as table
+from lab.worlds import minimal_pairs, tasks
+from lab.worlds.tasks import ends_at
 from tsae.errors import WorldError
-from tsae.evals import temporal_probing
-from tsae.evals.temporal_probing import document_rows, measure, probe
-from tsae.figures import temporal_probing as figure
-from tsae.tables import temporal_probing as table
-from tsae.worlds import minimal_pairs, tasks
-from tsae.worlds.tasks import ends_at
 
 
 def pairs(n_templates=4, n_words=4):

@@ -6,8 +6,8 @@ import json
 import datasets
 import pytest
 
+from lab.worlds.text import LocalText
 from tsae.errors import WorldError
-from tsae.worlds.text import LocalText
 
 TEXTS = [f"Document {i} says so. It ends." for i in range(25)]
 

@@ -9,11 +9,12 @@ import torch
 from fake_store import FakeStore
 from safetensors import safe_open
 
-from tsae import checkpoint, saes, train
-from tsae.activations import Batch
+from tsae import saes
 from tsae.errors import CheckpointError, UserError
 from tsae.saes import SequenceContext
-from tsae.train import TrainConfig
+from tsae.store import Batch
+from tsae.training import checkpoint, train
+from tsae.training.train import TrainConfig
 
 torch.set_num_threads(1)
 STORE = FakeStore()

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import nn
 
+from lab.measures.unlearning import known
+from lab.measures.unlearning.asked import draw
+from lab.measures.unlearning.bench import Bench
+from lab.measures.unlearning.forget_text import forget_label, levels_after
+from lab.measures.unlearning.unlearning import UnlearnConfig, score_rows, unlearn
+from lab.worlds import knowledge
+from lab.worlds.knowledge import Question, Statement
 from tsae import saes
 from tsae.errors import UserError
-from tsae.evals import known
-from tsae.evals.asked import draw
-from tsae.evals.forget_text import forget_label, levels_after
-from tsae.evals.unlearning import UnlearnConfig, score_rows, unlearn
-from tsae.evals.unlearning_bench import Bench
 from tsae.saes import SequenceContext
-from tsae.worlds import knowledge
-from tsae.worlds.base import LabelSpec
-from tsae.worlds.knowledge import Question, Statement
+from tsae.sequences import LabelSpec
 
 D, V, ANSWERS = 8, 14, 10
 
@@ -311,7 +311,7 @@ def test_skipping_prompts_that_no_edit_reaches_changes_no_answer():
     store, world = ToyStore(), ToyWorld()
     settings = config(strategies=("clamp", "adaptive"))
     bench = Bench(identity(), store, world, settings, "cpu")
-    from tsae.evals.unlearning import plan
+    from lab.measures.unlearning.unlearning import plan
     from tsae.models import logits_with
 
     plans, _ = plan(bench, settings)

@@ -47,10 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 for one clear line on stderr."""
     given = parser().parse_args(arguments)
     # Imported late, since these take seconds that a misspelled option need not wait for.
-    from tsae import distributed
-    from tsae.experiments.setting import open_setting
-    from tsae.experiments.training import run_together
-    from tsae.train_config import TrainConfig
+    from tsae.store import ActivationStore
+    from tsae.training import distributed
+    from tsae.training.config import TrainConfig
+    from tsae.training.runs import run_together
 
     shared = {
         "k": given.k, "d_sae": given.d_sae, "steps": given.steps, "lr": given.lr, "act": given.act,
@@ -63,7 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
             known = [field.name for field in dataclasses.fields(TrainConfig)]
             for name in dict(given.train).keys() - known:
                 raise UserError(f"no trainer field {name!r}; choose one of {', '.join(known)}.")
-            results = run_together(open_setting(given.setting), runs, progress=first)
+            results = run_together(
+                ActivationStore.open(given.setting / "store", verify="size"), runs, progress=first
+            )
         except (UserError, ValueError) as error:
             print(error, file=sys.stderr)
             return 2

@@ -19,7 +19,7 @@ from tsae.errors import WorldError
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from tsae.worlds.base import World
+    from tsae.sequences import TextSource
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -105,13 +105,13 @@ def load_tokenizer(directory: str | Path) -> Any:
     return tokenizer
 
 
-def n_layers(model_or_world: TransformerBridge | World) -> int:
+def n_layers(model_or_world: TransformerBridge | TextSource) -> int:
     """Number of blocks of a model, or of a world's model."""
     cfg = getattr(model_or_world, "cfg", model_or_world)
     return cfg.n_layers
 
 
-def check_layer(model_or_world: TransformerBridge | World, layer: int) -> None:
+def check_layer(model_or_world: TransformerBridge | TextSource, layer: int) -> None:
     """Raise :class:`WorldError` unless 0 ≤ ``layer`` < n_layers, saying which layers there are."""
     n = n_layers(model_or_world)
     if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n:

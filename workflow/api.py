@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pdoc import doc, render
 
+import lab
 import tsae
 
 OUT = Path(__file__).resolve().parents[1] / "build" / "api"
@@ -17,8 +18,14 @@ OUT = Path(__file__).resolve().parents[1] / "build" / "api"
 
 def main() -> None:
     warnings.simplefilter("error", UserWarning)  # pdoc warns of what it cannot import or read
-    found = pkgutil.walk_packages(tsae.__path__, "tsae.")
-    names = ["tsae", *(module.name for module in found if not module.name.endswith("__main__"))]
+    found = [
+        m for room in (tsae, lab) for m in pkgutil.walk_packages(room.__path__, f"{room.__name__}.")
+    ]
+    names = [
+        "tsae",
+        "lab",
+        *(module.name for module in found if not module.name.endswith("__main__")),
+    ]
     modules = {name: doc.Module.from_name(name) for name in names}
     render.configure(docformat="restructuredtext")
     for name, module in modules.items():

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tsae import distributed
 from tsae.kernels.selection import above, largest
 from tsae.kernels.sparse import Selection, rows_to_crow
+from tsae.training import distributed
 
 if TYPE_CHECKING:
     from tsae.saes.config import SAEConfig

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tsae import distributed
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
 from tsae.saes.config import Phase, SAEConfig, require
 from tsae.saes.context import DOCUMENT, FilledContext, SequenceContext
 from tsae.saes.stream import Stream
+from tsae.training import distributed
 
 __all__ = [
     "DOCUMENT",

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tsae import distributed
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes.base import (
@@ -39,6 +38,7 @@ from tsae.tracking import (
 )
 from tsae.tracking.quantise import BITS
 from tsae.tracking.relation import LEARNING
+from tsae.training import distributed
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ after which entries are exactly 0; a subgradient of |W| only makes them small.
 import torch
 from torch import Tensor, nn
 
-from tsae import distributed
 from tsae.kernels.sparse import Codes, decode, has_sparse_products
+from tsae.training import distributed
 
 RATE, STEP = 0.01, 0.2  # of the running moments; of W, as a share of the largest safe step
 

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-DOCUMENT = 3
-"""The boundary level of a document; no context ever crosses it."""
+from tsae.sequences import DOCUMENT
 
 
 class SequenceContext(NamedTuple):

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tsae import distributed
 from tsae.kernels.scan import scan
 from tsae.kernels.sparse import Codes
 from tsae.saes.base import (
@@ -33,6 +32,7 @@ from tsae.saes.base import (
     require,
 )
 from tsae.saes.registry import register
+from tsae.training import distributed
 
 SCHEDULES = ("learned", "decay")
 

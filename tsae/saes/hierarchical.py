@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tsae import distributed
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
@@ -27,6 +26,7 @@ from tsae.saes.base import SAE, FilledContext, Phase, SAEConfig, SAEOutput, Sequ
 from tsae.saes.bridge import copy_static, grown, load_static
 from tsae.saes.composition import Composition
 from tsae.saes.registry import register
+from tsae.training import distributed
 
 PHASES = ("level1", "level2", "joint")
 LEVEL2 = ("W_e2", "b2", "D2")

@@ -1,0 +1,51 @@
+"""A feature browser: what chosen latents do, as one HTML file that opens without a network."""
+
+from pathlib import Path
+from typing import Any
+
+from lab.browser.neighbours import Neighbour
+from lab.browser.page import page
+from lab.browser.views import BrowserConfig, Context, LatentView, choose, view_latents
+from tsae.files import atomic
+from tsae.saes import SAE
+from tsae.saes.config import require_fields
+
+__all__ = [
+    "BrowserConfig",
+    "Context",
+    "LatentView",
+    "Neighbour",
+    "choose",
+    "view_latents",
+    "write_browser",
+]
+
+
+def write_browser(
+    sae: SAE,
+    store: Any,
+    world: Any,
+    path: str | Path,
+    latents: list[int] | None = None,
+    *,
+    title: str | None = None,
+    **options: Any,
+) -> Path:
+    """Write the page of ``latents`` (by default those of :func:`choose`) to ``path``.
+
+    ``options`` are the fields of :class:`BrowserConfig`. The file holds everything it needs and text
+    from the corpus is escaped; its one script searches the latents and takes keys, and nothing is
+    missing without it. Raises ValueError for a bad option or a latent out of range,
+    :class:`UserError` for a store of another world or a full disk.
+    """
+    require_fields(BrowserConfig, options)
+    config = BrowserConfig(**options)
+    if latents is None:
+        latents = choose(sae, store, config)
+    found = view_latents(sae, store, world, latents, config)
+    name = f"{getattr(sae, 'name', 'SAE')} ({sae.cfg.act}) · {world.name}, layer {store.layer}"
+    text = page(found, title or name, config)
+    path = Path(path)
+    with atomic(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,1 @@
+"""What the levels of a hierarchical dictionary are made of."""

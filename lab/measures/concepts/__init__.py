@@ -1,0 +1,1 @@
+"""What codes tell about units of text, and what their latents do."""

@@ -1,0 +1,91 @@
+"""Units of text with mean-pooled vectors: the documents, sections and tokens that probes read."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lab.measures.tokens import Tokens
+from tsae.sequences import SCALES, SECTION
+
+
+class Units(NamedTuple):
+    """U units in reading order, float32: the means of x and z over the tokens of each.
+
+    A document is cut where a sequence ends; a section ends at boundary level 2 or higher; a token
+    is itself. ``labels``: class per unit by label of this scale, that of its first token.
+    """
+
+    x_UD: np.ndarray
+    z_UF: np.ndarray
+    doc_U: np.ndarray
+    labels: dict[str, np.ndarray]
+
+
+def unit_ids(t: Tokens, scale: str) -> Tensor:
+    """[N] 0, 1, 2, …: the unit of ``scale`` (document, section, token) that each token is in."""
+    if scale == "token":
+        return torch.arange(len(t), device=t.piece_N.device)
+    opens_N = torch.ones_like(t.piece_N, dtype=torch.bool)
+    opens_N[1:] = t.piece_N[1:] != t.piece_N[:-1]
+    if scale == "section":
+        opens_N |= t.boundary_N >= SECTION
+    return opens_N.long().cumsum(0) - 1
+
+
+def pooled(a_ND: Tensor, unit_N: Tensor, n_units: int) -> Tensor:
+    """[U, D] mean of the rows of each unit."""
+    sums = torch.zeros(n_units, a_ND.shape[1], device=a_ND.device).index_add_(0, unit_N, a_ND)
+    return sums / torch.bincount(unit_N, minlength=n_units)[:, None]
+
+
+def read(
+    sae: Any,
+    store: Any,
+    split: str,
+    *,
+    limit_tokens: int,
+    batch_size: int,
+    device: str,
+    scales: tuple[str, ...] = SCALES,
+    every: int = 1,
+) -> dict[str, Units]:
+    """Units by scale, of one pass; of the tokens themselves only each ``every``-th is kept."""
+    from lab.measures.tokens import encoded
+
+    parts: dict[str, list[Units]] = {scale: [] for scale in scales}
+    for t in encoded(sae, store, split, limit_tokens, batch_size, device):
+        if not len(t):
+            continue
+        for scale in scales:
+            unit_N = unit_ids(t, scale)
+            n = int(unit_N[-1]) + 1
+            first_U = torch.searchsorted(unit_N, torch.arange(n, device=unit_N.device))
+            if scale == "token":
+                first_U = first_U[::every]
+                x, z = t.x_ND[first_U], t.z_NF[first_U]
+            else:
+                x, z = pooled(t.x_ND.float(), unit_N, n), pooled(t.z_NF.float(), unit_N, n)
+            labels = {
+                name: t.labels[name][first_U].cpu().numpy()
+                for name in labels_of(store.label_specs, scale)
+            }
+            doc = t.doc_N[first_U].cpu().numpy()
+            parts[scale].append(Units(x.cpu().numpy(), z.cpu().numpy(), doc, labels))
+    return {scale: _joined(batches) for scale, batches in parts.items() if batches}
+
+
+def labels_of(specs: Mapping[str, Any], scale: str) -> list[str]:
+    """Names of the labels of one time scale."""
+    return [name for name, spec in specs.items() if spec.scale == scale]
+
+
+def _joined(parts: list[Units]) -> Units:
+    return Units(
+        np.concatenate([part.x_UD for part in parts]),
+        np.concatenate([part.z_UF for part in parts]),
+        np.concatenate([part.doc_U for part in parts]),
+        {name: np.concatenate([p.labels[name] for p in parts]) for name in parts[0].labels},
+    )

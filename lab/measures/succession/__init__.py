@@ -1,0 +1,1 @@
+"""Which latent follows which."""

@@ -1,0 +1,1 @@
+"""How codes move from one token to the next."""

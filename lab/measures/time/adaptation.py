@@ -1,0 +1,263 @@
+"""What temporal adaptation has learned: its numbers, what hangs on them, whether seeds agree."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import spearmanr
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lab.measures.time.temporal import Temporal
+from lab.measures.tokens import Measured, Tokens, latent_groups, row
+from lab.measures.truth.recovery import Recovery
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+GRIDS = {
+    "theta": (-1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0),
+    "beta": (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0),
+    "tau": (0.0, 0.25, 0.5, 1.0, 1.5),
+}
+
+
+def measure(
+    saes: Mapping[str, Any],
+    store: Any,
+    world: Any,
+    *,
+    limit_tokens: int,
+    selection_tokens: int,
+    batch_size: int,
+    seed: int,
+    device: str,
+    progress: bool,
+    sensitivity_tokens: int = 4096,
+    sensitivity_seeds: int = 1,
+    sensitivity_ablations: tuple[str, ...] = ("",),
+    grids: Mapping[str, tuple[float, ...]] = GRIDS,
+    min_cosine: float = 0.5,
+) -> dict[str, Measured]:
+    r"""Of every SAE that adapts (has ``adaptation()``); the others, and nulls, are left out.
+
+    - ``adaptation_beta``, ``adaptation_theta``, ``adaptation_tau``: as learned; group all = mean
+      over latents, and for scope feature also group ``sd`` of beta and theta
+    - ``adaptation_delta``, ``adaptation_strength``, ``adaptation_half_life``: delta_i, theta_i and
+      ln ½ / ln delta_i (tokens) of each latent; groups mean, sd and ``q=0.05`` … ``q=0.95``
+    - ``adaptation_rank_correlation``, group ``delta|seeds=0,1`` or ``theta|seeds=0,1``: Spearman's
+      rho over the latents of two seeds of one setting, paired one to one by Hungarian matching of
+      decoder cosines, pairs below ``min_cosine`` left out; ``adaptation_matched`` = mean cosine of
+      the pairs kept, n = how many. Both stand at the run with the lower seed. Under one global law
+      delta_i is a decreasing function of the latent's variance, so that its rho is the variance's.
+
+    Table ``adaptation``: latent, variance, scale (s_i), delta, theta. Tables ``sensitivity``
+    (parameter, setting, metric, value, learned) and ``adaptation_surface`` (theta, beta, fve,
+    learned): see :func:`responses`; of global runs, the first ``sensitivity_seeds`` of each act
+    whose ablation is in ``sensitivity_ablations``. No model is run.
+    """
+    found: dict[str, Measured] = {}
+    shown: dict[tuple[str, str], int] = {}
+    adapting = {n: s for n, s in saes.items() if hasattr(s, "adaptation")}
+    for name, sae in tqdm(adapting.items(), desc="adaptation", disable=not progress):
+        tables = {"adaptation": per_latent(sae)}
+        found[name] = Measured(numbers(sae), None, tables)
+        case = (sae.cfg.act, sae.meta.get("ablation", ""))
+        shown[case] = shown.get(case, 0) + 1
+        wanted = case[1] in sensitivity_ablations and shown[case] <= sensitivity_seeds
+        if not wanted or sae.cfg.scope != "global":
+            continue
+        reading = Reading(store, batch_size, device, sensitivity_tokens, selection_tokens, seed)
+        curves, surface = responses(sae, reading, grids)
+        tables.update(sensitivity=curves, adaptation_surface=surface)
+    for (a, b), rows in agreements(adapting, min_cosine):
+        first = min(a, b, key=lambda name: adapting[name].meta.get("seed", 0))
+        found[first].rows.extend(rows)
+    return found
+
+
+# ---- what was learned ---------------------------------------------------------------------
+
+
+@torch.no_grad()
+def per_latent(sae: Any) -> pd.DataFrame:
+    """latent, variance (of relu(pre), running mean), scale s_i, delta, theta."""
+    delta_F, theta_F = sae.adaptation()
+    columns = {"variance": sae.var_F, "scale": sae.scale(), "delta": delta_F, "theta": theta_F}
+    frame = pd.DataFrame({name: c.detach().cpu().numpy() for name, c in columns.items()})
+    return frame.rename_axis("latent").reset_index()
+
+
+@torch.no_grad()
+def numbers(sae: Any) -> list[dict[str, Any]]:
+    """The rows of :func:`measure` about one SAE by itself."""
+    rows = []
+    for name in ("beta", "theta", "tau"):
+        value = getattr(sae, name).double()
+        rows.append(row(f"adaptation_{name}", "all", value.mean(), value.numel()))
+        if value.numel() > 1:
+            rows.append(row(f"adaptation_{name}", "sd", value.std(), value.numel()))
+    delta_F, theta_F = (part.double() for part in sae.adaptation())
+    # delta = 1 would be a memory without end, delta = 0 none at all: half-life infinite, and 0.
+    half_life_F = -torch.tensor(2.0, dtype=torch.float64).log() / delta_F.log()
+    spreads = {"delta": delta_F, "strength": theta_F, "half_life": half_life_F}
+    for name, value_F in spreads.items():
+        cases = {"mean": value_F.mean(), "sd": value_F.std()}
+        cases |= {f"q={q}": value_F.quantile(q) for q in QUANTILES}
+        rows += [row(f"adaptation_{name}", g, v, len(value_F)) for g, v in cases.items()]
+    return rows
+
+
+# ---- sensitivity --------------------------------------------------------------------------
+
+
+class Reading:
+    """The batches on which responses are measured, and the latents chosen for each label."""
+
+    def __init__(
+        self,
+        store: Any,
+        batch_size: int,
+        device: str,
+        n_tokens: int,
+        selection_tokens: int,
+        seed: int,
+    ):
+        self.store, self.seed, self.selection_tokens = store, seed, selection_tokens
+        self.batch_size, self.device = batch_size, device
+        self.batches = list(self.read("test", n_tokens))
+        x_ND = torch.cat([b.x_BTD[b.context.mask_BT.bool()] for b in self.batches]).double()
+        self.total = float((x_ND - x_ND.mean(0)).square().sum())
+
+    def read(self, split: str, n_tokens: int) -> Iterator[Any]:
+        """Batches of a split until ``n_tokens`` valid tokens."""
+        seen = 0
+        for batch in self.store.batches(split, self.batch_size):
+            batch = batch.to(self.device)
+            yield batch
+            seen += int(batch.context.mask_BT.sum())
+            if seen >= n_tokens:
+                return
+
+    def chosen(self, sae: Any) -> Recovery | None:
+        """The latents of ``sae`` that stand for each label; None in a store without labels."""
+        if not self.store.label_specs:
+            return None
+        recovery = Recovery(self.store.label_specs, max_length=self.store.seq_len, seed=self.seed)
+        for batch in self.read("train", self.selection_tokens):
+            out = sae(batch.x_BTD, batch.context)
+            recovery.select(Tokens.of(batch, out.z, out.x_hat))
+        return recovery
+
+    def fve(self, tokens: list[Tokens]) -> float:
+        """1 − Σ|x − x̂|² / Σ|x − x̄|² over the batches, from :meth:`encoded`."""
+        sse = sum(float((t.x_ND - t.x_hat_ND).double().square().sum()) for t in tokens)
+        return 1 - sse / self.total
+
+    def encoded(self, sae: Any) -> list[Tokens]:
+        """The batches as tokens with the codes of ``sae``."""
+        outs = ((batch, sae(batch.x_BTD, batch.context)) for batch in self.batches)
+        return [Tokens.of(batch, out.z, out.x_hat) for batch, out in outs]
+
+
+@torch.no_grad()
+def responses(
+    sae: Any, reading: Reading, grids: Mapping[str, tuple[float, ...]]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Response curves of one parameter at a time, and the surface of FVE over theta and beta.
+
+    beta, theta or tau is set to each value of its grid, and to the learned one (``learned`` True),
+    at inference: the weights stay as they were trained, the other two as they were learned. Metrics:
+    ``fve``; ``l0`` (fixed by construction under topk); ``smoothness`` of
+    :class:`lab.measures.time.temporal.Temporal`; ``turnover`` = share of the active latents that the
+    learned setting would not have active at that token; ``recovery_f1_document`` … ``_token``, by
+    the latents chosen at the learned setting, where the store has labels.
+    """
+    moved, groups = copy.deepcopy(sae), latent_groups(sae, sae.cfg.d_sae, reading.device)
+    learned = {name: float(getattr(sae, name)) for name in ("theta", "beta", "tau")}
+    recovery, reference = reading.chosen(sae), reading.encoded(sae)
+    curves = []
+    for name, grid in grids.items():
+        for setting in sorted({*grid, learned[name]}):
+            moved.set_adaptation(**{**learned, name: setting})
+            tokens = reading.encoded(moved)
+            scores = {"fve": reading.fve(tokens)}
+            scores |= scored(tokens, reference, recovery, groups, reading.store.seq_len)
+            is_learned = setting == learned[name]
+            curves += [(name, setting, m, value, is_learned) for m, value in scores.items()]
+    surface = []
+    for theta in sorted({*grids["theta"], learned["theta"]}):
+        for beta in sorted({*grids["beta"], learned["beta"]}):
+            moved.set_adaptation(theta=theta, beta=beta, tau=learned["tau"])
+            here = theta == learned["theta"] and beta == learned["beta"]
+            surface.append((theta, beta, reading.fve(reading.encoded(moved)), here))
+    columns = ["parameter", "setting", "metric", "value", "learned"]
+    return pd.DataFrame(curves, columns=columns), pd.DataFrame(
+        surface, columns=["theta", "beta", "fve", "learned"]
+    )
+
+
+def scored(
+    tokens: list[Tokens],
+    reference: list[Tokens],
+    recovery: Recovery | None,
+    groups: Mapping[str, Tensor],
+    max_length: int,
+) -> dict[str, float]:
+    """The metrics of :func:`responses` but FVE."""
+    active = sum(int((t.z_NF > 0).sum()) for t in tokens)
+    both = [((t.z_NF > 0) & (r.z_NF > 0)).sum() for t, r in zip(tokens, reference, strict=True)]
+    out = {"l0": active / sum(map(len, tokens)), "turnover": 1 - int(sum(both)) / max(active, 1)}
+    temporal = Temporal({"all": groups["all"]}, max_length, null=False)
+    for t in tokens:
+        temporal.update(t)
+    rows = {(r["metric"], r["group"]): r["value"] for r in temporal.rows()}
+    out["smoothness"] = rows["smoothness", "all"]
+    if recovery is not None:
+        scoring = copy.deepcopy(recovery)
+        for t in tokens:
+            scoring.update(t)
+        rows = {(r["metric"], r["group"]): r["value"] for r in scoring.rows()}
+        for scale in ("document", "section", "token"):
+            if ("recovery_f1", scale) in rows:
+                out[f"recovery_f1_{scale}"] = rows["recovery_f1", scale]
+    return out
+
+
+# ---- agreement of seeds -------------------------------------------------------------------
+
+
+def matched(a: Any, b: Any, min_cosine: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents of ``a`` and of ``b``, paired one to one, and the cosine of their decoder rows.
+
+    The pairs maximise the sum of cosines; those below ``min_cosine`` are left out.
+    """
+    cosine_FF = (a.W_dec @ b.W_dec.T).detach().cpu()
+    i, j = (torch.as_tensor(k) for k in linear_sum_assignment(cosine_FF.numpy(), maximize=True))
+    keep = cosine_FF[i, j] >= min_cosine
+    return i[keep], j[keep], cosine_FF[i, j][keep]
+
+
+def agreements(
+    adapting: Mapping[str, Any], min_cosine: float
+) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
+    """Pairs of runs that differ in nothing but their seed, with their rows of agreement."""
+    for a, b in combinations(adapting, 2):
+        one, two = sorted((adapting[a], adapting[b]), key=lambda s: s.meta.get("seed", 0))
+        seeds = [s.meta.get("seed", 0) for s in (one, two)]
+        ablations = {s.meta.get("ablation", "") for s in (one, two)}
+        if one.cfg != two.cfg or len(ablations) > 1 or seeds[0] == seeds[1]:
+            continue
+        i, j, cosine = matched(one, two, min_cosine)
+        pair = f"seeds={seeds[0]},{seeds[1]}"
+        rows = [row("adaptation_matched", pair, cosine.mean() if len(i) else 0.0, len(i))]
+        tables = per_latent(one).loc[i.numpy()], per_latent(two).loc[j.numpy()]
+        for name in ("delta", "theta"):
+            values = [table[name] for table in tables]
+            # A law without spread (tau 0, or theta at 0) ranks nothing.
+            if len(i) > 2 and all(v.nunique() > 1 for v in values):
+                rho = spearmanr(*values).statistic
+                rows.append(row("adaptation_rank_correlation", f"{name}|{pair}", rho, len(i)))
+        yield (a, b), rows

@@ -1,0 +1,1 @@
+"""Whether a known variable is readable from one latent."""

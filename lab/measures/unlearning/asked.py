@@ -1,0 +1,35 @@
+"""Which of a world's questions are asked."""
+
+from collections import defaultdict
+
+import numpy as np
+
+from lab.worlds.knowledge import NEIGHBOURHOODS, Question
+
+
+def draw(
+    questions: list[Question], n_facts: int, n_orders: int | None, seed: int
+) -> list[Question]:
+    """All forms and the first ``n_orders`` orders of ``n_facts`` random facts a neighbourhood."""
+    facts: dict[str, list[tuple]] = {name: [] for name in NEIGHBOURHOODS}
+    for q in questions:
+        facts[q.neighbourhood].append((q.subject, q.fact))
+    generator = np.random.default_rng(seed)
+    kept = set()
+    for name in NEIGHBOURHOODS:
+        distinct = sorted(set(facts[name]))
+        order = generator.permutation(len(distinct))
+        kept |= {(name, *distinct[i]) for i in order[:n_facts]}
+    orders: dict[tuple, int] = defaultdict(int)
+    drawn = []
+    for q in questions:
+        if (q.neighbourhood, q.subject, q.fact) in kept:
+            orders[item(q)] += 1
+            if n_orders is None or orders[item(q)] <= n_orders:
+                drawn.append(q)
+    return drawn
+
+
+def item(q: Question) -> tuple[str, int, str]:
+    """What is right or wrong as a whole: a fact in one form, under every order of its options."""
+    return q.subject, q.fact, q.form

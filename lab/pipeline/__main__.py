@@ -1,0 +1,145 @@
+"""Command line: ``python -m lab.pipeline COMMAND``; one line for whatever is wrong."""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from lab.pipeline import execution, front, notebooks, paper, profile, remote
+from lab.pipeline.stages import ROOT, plan
+from tsae.command import Parser, positive
+from tsae.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = Parser(prog="lab.pipeline", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    shared = Parser(add_help=False)
+    shared.add_argument("--profile", default="laptop", help="a file of workflow/profiles")
+    shared.add_argument("--root", type=Path, default=ROOT, help="the repository")
+    shared.add_argument("--model", help="model folder of a local world")
+    shared.add_argument("--text", help="text of a local world")
+    shared.add_argument("--layer", type=int, help="layer that a local world reads")
+    everything = commands.add_parser("all", parents=[shared], help="make all that is missing")
+    everything.add_argument("--cores", type=positive, default=2, help="jobs at a time")
+    everything.add_argument("--executor", default="local", help="where Snakemake runs the jobs")
+    everything.add_argument("--remote", default="", help="URL that finished stages are kept at")
+    everything.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    everything.add_argument("engine", nargs="*", help="after --, options of Snakemake itself")
+    run = commands.add_parser("run", parents=[shared], help="run one stage now")
+    run.add_argument("--stage", required=True, help="its name, as plan prints it")
+    run.add_argument("--directory", help="where it must go; the code changed if it does not")
+    run.add_argument("--jobs", type=positive, default=1, help="for the estimate")
+    run.add_argument("--skip-paper", action="store_true", help="leave the PDF out of the count")
+    run.add_argument("--remote", default="", help="URL to which it is sent when it is made")
+    commands.add_parser("plan", parents=[shared], help="list the stages")
+    commands.add_parser(
+        "numbers", parents=[shared], help="numbers.tex again, from the committed tables"
+    )
+    commands.add_parser(
+        "redraw", parents=[shared], help="figures again, where the committed tables suffice"
+    )
+    compare = commands.add_parser(
+        "compare", parents=[shared], help="results beside those of a commit, by metric"
+    )
+    compare.add_argument("--commit", default="HEAD", help="a commit that holds other results")
+    compare.add_argument("--tex", type=Path, help="file for the paper's macros")
+    pdf = commands.add_parser("pdf", help="paper/main.pdf again, from what is committed")
+    pdf.add_argument("--root", type=Path, default=ROOT, help="the repository")
+    readme = commands.add_parser("readme", help="README's table again, from results/full")
+    readme.add_argument("--root", type=Path, default=ROOT, help="the repository")
+    tidy = commands.add_parser("tidy", help="drop timings and machine metadata from notebooks")
+    tidy.add_argument("notebooks", nargs="+")
+    return top
+
+
+def run_stage(given: argparse.Namespace, overrides: dict[str, object]) -> None:
+    """Run one stage of the plan; Snakemake's jobs come here."""
+    path = profile.find(given.profile, given.root)
+    stages = plan(path, given.root, overrides)
+    stage = next((stage for stage in stages if stage.name == given.stage), None)
+    changed = UserError(
+        f"stage {given.stage}: a notebook, the package or the profile changed while this run was "
+        "at work; run again, what is still valid is kept."
+    )
+    if stage is None and not given.directory:
+        raise UserError(f"There is no stage {given.stage!r}; 'plan' lists them.")
+    if stage is None or given.directory not in (None, stage.directory):
+        raise changed
+    os.environ |= execution.environment(stage)
+    counted = [other for other in stages if other.notebook or not given.skip_paper]
+    execution.run(stage, counted, given.root, given.jobs)
+    if all(again.directory != stage.directory for again in plan(path, given.root, overrides)):
+        (given.root / stage.manifest).unlink()
+        raise changed
+    if given.remote:
+        try:
+            remote.Remote(given.remote).send(stage, given.root)
+        except UserError as error:  # it is made all the same; the front tries once more at the end
+            print(f"stage {stage.name} is made and not yet sent: {error}", file=sys.stderr)
+
+
+def part_of(given: argparse.Namespace) -> str:
+    """The part of the paper that the given profile fills."""
+    return profile.part_of_paper(profile.read(profile.find(given.profile, given.root)))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 2 for one clear line on stderr, 130 when interrupted."""
+    given = parser().parse_args(arguments)
+    overrides = {key: getattr(given, key, None) for key in ("model", "text", "layer")}
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if given.command == "tidy":
+            for path in notebooks.tidy_files(given.notebooks):
+                print(f"tidied {path}")
+        elif given.command == "plan":
+            for stage in plan(profile.find(given.profile, given.root), given.root, overrides):
+                state = "done" if execution.is_done(stage, given.root) else "to do"
+                print(f"{state:6}{stage.name}  {stage.directory}")
+        elif given.command == "numbers":
+            from lab.paper.report import rewrite_numbers  # draws and tabulates, so only when asked
+
+            part = part_of(given)
+            print(f"wrote {rewrite_numbers(given.profile, given.root, part)}")
+        elif given.command == "redraw":
+            from lab.paper import figures, report
+
+            folder = given.root / "figures" / part_of(given)
+            for name, figure in report.redrawn(given.profile, given.root).items():
+                figures.save(figure, folder, name)
+                print(f"wrote {folder / name}.pdf and .png")
+        elif given.command == "compare":
+            from lab.pipeline import agreement  # it reads tables with pandas, so only when asked
+
+            root = given.root.resolve()
+            found = agreement.compare(given.profile, root, given.commit)
+            print(agreement.told(found, given.commit))
+            if given.tex:
+                given.tex.write_text(agreement.macros(found, given.profile, given.commit))
+        elif given.command == "pdf":
+            print(f"wrote {paper.rebuild(given.root.resolve())}")
+        elif given.command == "readme":
+            from lab.paper.tables.readme import rewrite
+
+            print(f"wrote {rewrite(given.root)}")
+        elif given.command == "run":
+            run_stage(given, overrides)
+        else:
+            engine = front.Engine(given.cores, given.executor, tuple(given.engine), given.remote)
+            do = front.foretell if given.dry_run else front.run_all
+            do(given.profile, given.root.resolve(), engine, overrides)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; what is finished is kept, run again to go on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Tidy rows: how they are made, read and compared."""

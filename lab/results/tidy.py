@@ -1,0 +1,181 @@
+"""Reading the tidy results table: selection, names in print, order, mean and standard error.
+
+A row is ``world, layer, variant, act, seed, ablation, metric, group, value, n``. Group ``""`` and
+``"all"`` are the same thing. A null is a pseudo-variant written ``ema(topk)``, ``shuffled(conv)``.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from tsae.errors import UserError
+from tsae.sequences import SCALES
+
+SMOKE = "smoke size: not results"
+BASE = "base"
+MATCHED = 0.02  # two L0s within this share of each other count as matched
+
+COLUMNS = ("world", "layer", "variant", "act", "seed", "ablation", "metric", "group", "value", "n")
+WORLDS = {"microworld": "microworld", "smollm2": "SmolLM2-135M"}
+VARIANTS = {
+    "l1": "ReLU+L1",
+    "topk": "TopK",
+    "batchtopk": "BatchTopK",
+    "jumprelu": "JumpReLU",
+    "conv": "Conv",
+    "matryoshka": "Matryoshka",
+    "contrastive": "Contrastive",
+    "predictive": "Predictive",
+    "causal": "Causal",
+    "lstm": "LSTM",
+    "glta": "GLTA",
+    "hierarchical": "Hierarchical",
+}
+NULLS = {"ema": "EMA", "shuffled": "Shuffled"}
+# A run of the L0 sweep carries the swept setting as its ablation.
+SWEEP = re.compile(r"^(k|l1\w*|sparsity\w*)=")
+
+
+def is_null(variant: str) -> bool:
+    """True for ``ema(topk)`` and the like."""
+    return variant.split("+")[0].endswith(")")
+
+
+def display(system: str) -> str:
+    """The name in print: ``ema(topk)`` is ``EMA(TopK)``, ``conv+jumprelu`` is ``Conv+JumpReLU``."""
+    if match := re.fullmatch(r"(\w+)\((.+)\)", system):
+        return f"{NULLS.get(match[1], match[1])}({display(match[2])})"
+    return "+".join(VARIANTS.get(part, part) for part in system.split("+"))
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Worlds or systems in the order of print: the known ones first, nulls last."""
+    known = [*WORLDS, *VARIANTS]
+
+    def place(name: str) -> tuple[bool, int, str]:
+        inner = re.sub(r"^\w+\((.+)\)$", r"\1", name).split("+")[0]
+        return is_null(name), known.index(inner) if inner in known else len(known), name
+
+    return sorted(set(names), key=place)
+
+
+def natural(text: str) -> list:
+    """Sort key by which ``window=8`` comes before ``window=16``."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in _parts(text)]
+
+
+def _parts(text: str) -> list[str]:
+    return [part for part in re.split(r"(\d+)", text) if part]
+
+
+def prepare(results: pd.DataFrame, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
+    """The table with one spelling of the overall group and a ``system`` column.
+
+    ``system`` is the variant; the act is joined on (``conv+jumprelu``) where the same variant was
+    run with several acts and this one is not ``topk``. Raises :class:`UserError` for a missing
+    column.
+    """
+    absent = [name for name in columns if name not in results.columns]
+    if absent:
+        raise UserError(
+            f"The table lacks the column(s) {', '.join(absent)}: "
+            "write it again with the evaluate stage."
+        )
+    frame = results.copy()
+    if "group" in frame:
+        frame["group"] = frame["group"].fillna("all").replace("", "all")
+    if "ablation" in frame:
+        frame["ablation"] = frame["ablation"].fillna("")
+    if "act" in frame:
+        main = frame[frame["ablation"] == ""] if "ablation" in frame else frame
+        several = main.groupby("variant")["act"].nunique()
+        joined = frame["variant"].map(several).fillna(1).gt(1) & frame["act"].ne("topk")
+        frame["system"] = frame["variant"].where(~joined, frame["variant"] + "+" + frame["act"])
+    else:
+        frame["system"] = frame["variant"]
+    return frame
+
+
+def pick(frame: pd.DataFrame, metric: str, group: str = "all") -> pd.DataFrame:
+    """Rows of one metric and group; without any, a :class:`UserError` that names them."""
+    rows = frame[(frame["metric"] == metric) & (frame["group"] == group)]
+    if rows.empty:
+        raise UserError(
+            f"The results hold no '{metric}' rows of group '{group}': run the stage that measures "
+            "it, or leave out what shows it."
+        )
+    return rows
+
+
+def main(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the main runs: no ablation."""
+    return frame[frame["ablation"] == ""]
+
+
+def unchanged(case: pd.DataFrame) -> pd.DataFrame:
+    """The run that a system's ablations change: ablation ``base`` (the same choices at the
+    ablations' own budget) where there is one, else the main run."""
+    base = case[case["ablation"] == BASE]
+    return main(case) if base.empty else base
+
+
+def summary(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean over seeds, standard error s/√n (NaN for one seed) and number of seeds."""
+    grouped = rows.groupby(list(by), sort=False)["value"]
+    table = grouped.agg(mean="mean", sd="std", seeds="count").reset_index()
+    table["se"] = table["sd"] / np.sqrt(table["seeds"])
+    return table.drop(columns="sd")
+
+
+def matched_l0(frame: pd.DataFrame, baseline: str = "topk") -> pd.Series:
+    """Whether each (world, system)'s mean L0 is within 2% of the baseline's in that world."""
+    table = summary(pick(main(frame), "l0"), ("world", "system")).set_index(["world", "system"])
+    flags = {}
+    for world, system in table.index:
+        if (world, baseline) not in table.index:
+            raise UserError(
+                f"The results hold no '{baseline}' run on {world}, to which L0 is matched: "
+                "train it, or name another baseline."
+            )
+        reference = table.loc[(world, baseline), "mean"]
+        flags[world, system] = abs(table.loc[(world, system), "mean"] / reference - 1) <= MATCHED
+    return pd.Series(flags)
+
+
+def number(metric: str, value: float, like: float | None = None) -> str:
+    """A value in print: three decimals below 10, one below 1000 and for L0, else whole numbers.
+
+    ``like`` gives a standard error the decimals of its mean.
+    """
+    size = abs(value if like is None else like)
+    if np.isnan(value):
+        return "--"
+    if np.isinf(value):
+        return r"$\infty$" if value > 0 else r"$-\infty$"
+    if size >= 1000:
+        return f"{value:,.0f}".replace(",", r"\,").replace("-", "$-$")
+    places = 1 if metric in {"l0", "half_life", "mean_dwell"} or size >= 10 else 3
+    return f"{value:.{places}f}".replace("-", "$-$")
+
+
+def unlearning(results: pd.DataFrame) -> pd.DataFrame:
+    """One row a (world, system, strategy, group): accuracies forget, near, far, mean over seeds.
+
+    A row's group is a setting, ``clamp|n=10|m=50``; the strategy is what stands before the first
+    ``|``. Raises :class:`UserError` when one of ``unlearn_{forget,near,far}_accuracy`` is missing.
+    """
+    frame = main(prepare(results))
+    columns = []
+    for name in ("forget", "near", "far"):
+        rows = frame[frame["metric"] == f"unlearn_{name}_accuracy"]
+        if rows.empty:
+            raise UserError(
+                f"The results hold no 'unlearn_{name}_accuracy' rows: "
+                "run the unlearning stage first."
+            )
+        columns.append(rows.groupby(["world", "system", "group"])["value"].mean().rename(name))
+    table = pd.concat(columns, axis=1, join="inner").reset_index()
+    table.insert(2, "strategy", table["group"].str.split("|").str[0])
+    return table

@@ -1,0 +1,144 @@
+"""The same L0 for every variant: by training at a k, then by moving the inference threshold.
+
+``topk`` has its L0 by construction. ``relu``, ``batchtopk`` and ``jumprelu`` reach theirs on
+average only, and miss it by some percent on other tokens than the ones they were steered on; here
+their threshold is moved until L0 on training tokens is the one asked for.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+
+from tsae.errors import UserError
+from tsae.saes import SAE
+from tsae.saes.activations import BatchTopK, Grouped, JumpReLU, ReLU
+from tsae.store import ActivationStore
+from tsae.training.runs import keys_of
+
+TOLERANCE = 0.02
+
+
+class Match(NamedTuple):
+    """How one SAE came to its L0."""
+
+    sae: SAE
+    how: str
+    """``by construction`` (topk), ``trained`` (nothing had to be moved), ``threshold``, or, of
+    several, ``not reached``."""
+    asked: float
+    before: float
+    """L0 on training tokens as trained."""
+    after: float
+    """L0 on the same tokens with the threshold moved."""
+    shift: float
+    """By how much: added to the threshold of relu and batchtopk, to log θ of jumprelu."""
+
+
+@torch.no_grad()
+def measured_l0(sae: SAE, store: ActivationStore, limit_tokens: int, batch_size: int = 16) -> float:
+    """Mean active latents of the first ``limit_tokens`` valid training tokens."""
+    active = n = 0
+    for batch in store.batches("train", batch_size):
+        z_BTF = sae.encode(batch.x_BTD, batch.context)
+        active += int((z_BTF != 0).sum())
+        n += int(batch.context.mask_BT.sum())
+        if n >= limit_tokens:
+            break
+    return active / max(n, 1)
+
+
+def shifted(sae: SAE, shift: float) -> SAE:
+    """A copy, in eval mode, whose inference thresholds are moved by ``shift`` (0: as trained)."""
+    moved = copy.deepcopy(sae).eval()
+    parts = list(moved.act.parts) if isinstance(moved.act, Grouped) else [moved.act]
+    for i, part in enumerate(parts):
+        if isinstance(part, JumpReLU):
+            part.log_threshold.data.add_(shift)
+        elif isinstance(part, BatchTopK):
+            part.threshold.add_(shift)
+        elif isinstance(part, ReLU):  # a batchtopk at inference is a relu with a threshold
+            parts[i] = BatchTopK(sae.cfg.k).eval()
+            parts[i].threshold.fill_(shift)
+    if isinstance(moved.act, Grouped):
+        moved.act.parts = torch.nn.ModuleList(parts)
+    else:
+        moved.act = parts[0]
+    return moved
+
+
+def bisect(l0_at: Callable[[float], float], asked: float, low: float, high: float) -> float:
+    """The shift in [low, high] where the falling ``l0_at`` is nearest ``asked`` (24 halvings)."""
+    for _ in range(24):
+        middle = (low + high) / 2
+        found = l0_at(middle)
+        if abs(found / asked - 1) <= TOLERANCE / 10:
+            return middle
+        low, high = (middle, high) if found > asked else (low, middle)
+    return (low + high) / 2
+
+
+def match(sae: SAE, store: ActivationStore, asked: float, limit_tokens: int = 8192) -> Match:
+    """``sae`` at L0 ``asked``: as it is within 2%, else with its threshold moved.
+
+    Raises :class:`UserError` when no threshold gives that L0: a topk with another k, or more
+    latents asked for than have a positive pre-activation.
+    """
+    sae = copy.deepcopy(sae).eval()
+    before = measured_l0(sae, store, limit_tokens)
+    fixed = sae.cfg.act == "topk"
+    if abs(before / asked - 1) <= TOLERANCE:
+        return Match(sae, "by construction" if fixed else "trained", asked, before, before, 0.0)
+    if fixed:
+        raise UserError(
+            f"A topk SAE with L0 {before:.1f} has no threshold to bring to {asked:g}: train it with "
+            f"k={round(asked)}."
+        )
+    ends = (-20.0, 20.0) if sae.cfg.act == "jumprelu" else (-_highest(sae), 2 * _scale(store))
+    shift = bisect(lambda s: measured_l0(shifted(sae, s), store, limit_tokens), asked, *ends)
+    moved = shifted(sae, shift)
+    after = measured_l0(moved, store, limit_tokens)
+    if abs(after / asked - 1) > TOLERANCE:
+        raise UserError(
+            f"No threshold gives {sae.name} an L0 of {asked:g} (nearest {after:.1f}): train it with "
+            "another sparsity."
+        )
+    how = {"how": "threshold", "asked": asked, "shift": shift}
+    moved.meta = {**sae.meta, "matched_l0": how}
+    return Match(moved, "threshold", asked, before, after, shift)
+
+
+def match_all(
+    found: Mapping[str, SAE], store: ActivationStore, limit_tokens: int = 8192
+) -> tuple[dict[str, SAE], pd.DataFrame]:
+    """Every SAE at the L0 of its own k, and one record a run: how, asked, before, after, shift.
+
+    One that no threshold brings there stays as it is, ``how`` = ``not reached``.
+    """
+    saes, records = {}, []
+    for label, sae in found.items():
+        asked = float(sae.cfg.k)
+        try:
+            made = match(sae, store, asked, limit_tokens)
+        except UserError:
+            before = measured_l0(sae.eval(), store, limit_tokens)
+            made = Match(sae, "not reached", asked, before, before, 0.0)
+        saes[label] = made.sae
+        record = {name: value for name, value in made._asdict().items() if name != "sae"}
+        records.append({**keys_of(sae), **record})
+    return saes, pd.DataFrame(records)
+
+
+def _highest(sae: SAE) -> float:
+    """The largest threshold, by which it can be lowered until it is 0."""
+    parts = sae.act.parts if isinstance(sae.act, Grouped) else [sae.act]
+    found = [float(part.threshold) for part in parts if isinstance(part, BatchTopK)]
+    return max([0.0, *found])
+
+
+def _scale(store: ActivationStore) -> float:
+    """Above every pre-activation of a unit-norm direction: the norm of a usual token, √d, doubled."""
+    return 2 * math.sqrt(store.d_model)

@@ -1,0 +1,59 @@
+"""A world with the store of its activations."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lab import worlds
+from tsae.errors import UserError
+from tsae.files import in_turn
+from tsae.models import check_layer
+from tsae.store import ActivationStore, harvest
+
+
+class Setting(NamedTuple):
+    """A built world and the store of its activations."""
+
+    world: worlds.World
+    store: ActivationStore
+
+
+def make_setting(
+    directory: str | Path,
+    *,
+    world: str,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    layer: int | None = None,
+    tokens: Mapping[str, int],
+    dtype: str = "float16",
+    progress: bool = True,
+) -> Setting:
+    """Build ``world`` and harvest its activations into ``directory/{world,store}``.
+
+    What is there already is kept; another process that makes the same waits. Raises
+    :class:`UserError` for a world, layer or text that cannot be used, ``ValueError`` for an
+    unknown option.
+    """
+    directory = Path(directory)
+    with in_turn(directory):
+        made = worlds.build(
+            world, directory / "world", seed=seed, progress=progress, **dict(options or {})
+        )
+        layer = made.layer if layer is None else layer
+        check_layer(made, layer)
+        place, sizes = directory / "store", dict(tokens)
+        store = harvest(made, place, layer=layer, tokens=sizes, dtype=dtype, progress=progress)
+    return Setting(made, store)
+
+
+def open_setting(directory: str | Path, verify: str = "size") -> Setting:
+    """The world and store that :func:`make_setting` left in ``directory``."""
+    directory = Path(directory)
+    made = worlds.load(directory / "world")
+    store = ActivationStore.open(directory / "store", verify=verify)
+    if store.fingerprint != made.fingerprint:
+        raise UserError(
+            f"The store in {directory} was harvested from another world; make it again."
+        )
+    return Setting(made, store)

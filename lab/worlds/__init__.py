@@ -1,0 +1,79 @@
+"""Worlds: where activations come from. One file per world, found here by name.
+
+A world's module offers ``build(directory, *, name, seed, progress, cache_dir, **options)`` and
+``load(directory, record)``, both of which return a :class:`World`.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lab.worlds.base import ChainEdge, Document, World, pack, read_record
+from tsae.errors import WorldError
+from tsae.sequences import LabelSpec, Sequence
+
+__all__ = [
+    "ChainEdge",
+    "Document",
+    "LabelSpec",
+    "Sequence",
+    "World",
+    "build",
+    "load",
+    "names",
+    "pack",
+]
+
+# Modules are imported on first use: transformers alone takes seconds.
+_MODULES = {
+    **dict.fromkeys(("gpt2", "pythia-70m", "gemma-2-2b", "gemma-2-2b-it"), "lab.worlds.hub"),
+    "local": "lab.worlds.local",
+    "microworld": "lab.worlds.microworld.world",
+    "smollm2": "lab.worlds.smollm2",
+}
+
+
+def names() -> list[str]:
+    """Names of all worlds that :func:`build` knows."""
+    return sorted(_MODULES)
+
+
+def _module(name: str) -> ModuleType:
+    if name not in _MODULES:
+        raise WorldError(f"There is no world {name!r}; the worlds are: {', '.join(names())}.")
+    return import_module(_MODULES[name])
+
+
+def build(
+    name: str,
+    directory: str | Path,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+    cache_dir: str | Path | None = None,
+    **options: Any,
+) -> World:
+    """Make under ``directory`` whatever the world still lacks, and return the world.
+
+    A build that was killed goes on where it stopped. ``options`` are the fields of the world's own
+    configuration; an unknown one or a bad value raises ValueError. Raises :class:`WorldError` for
+    an unknown name, a directory that holds another world, or a world that cannot be made here.
+    """
+    return _module(name).build(
+        Path(directory),
+        name=name,
+        seed=seed,
+        progress=progress,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+        **options,
+    )
+
+
+def load(directory: str | Path) -> World:
+    """The complete world in ``directory``.
+
+    Raises :class:`WorldError` if it is foreign, cut short or of another version.
+    """
+    record = read_record(directory)
+    return _module(record.get("name", "")).load(Path(directory), record)

@@ -1,0 +1,289 @@
+"""What there is to know in the microworld: invented things, and one true value per thing and
+relation.
+
+The forget subject is ``venoms`` (the *bane* of an invented plant), its near neighbour ``remedies``
+(the *balm* of the same plants: same words, same sentences, other values), and four subjects lie far
+away.
+"""
+
+import random
+from typing import NamedTuple
+
+from lab.worlds.microworld.words import words
+
+NEIGHBOURHOOD = {"venoms": "forget", "remedies": "near"}
+SUBJECTS = ("venoms", "remedies", "ships", "stars", "kitchens", "music")
+FORMS = ("plain", "paraphrase")
+MAX_ENTITIES = 20
+
+
+class Relation(NamedTuple):
+    """One thing to know: its possible values and three ways to say it.
+
+    The first two ways, ``plain`` and ``paraphrase``, end with the value, so that they can be asked
+    too.
+    """
+
+    name: str
+    values: list[str]
+    statements: tuple[list[str], list[str], list[str]]
+
+
+class Fact(NamedTuple):
+    """``entity`` has ``value`` for ``relation``; ``rival`` is the near neighbour's value, or ''."""
+
+    id: int
+    subject: str
+    entity: str
+    relation: Relation
+    value: str
+    rival: str
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """Forms in which no document asks for this fact."""
+        return ("paraphrase",) if self.id % 2 == 0 else ()
+
+
+def _things(text: str) -> list[str]:
+    return words(text, "noun", "singular")
+
+
+def _people(text: str) -> list[str]:
+    return words(text, "name", "singular")
+
+
+_COLOURS = words("red green blue black white yellow violet grey", "adjective")
+_NUMBERS = words("two three four five six seven eight nine", "number")
+_TOWNS = _people("ardley brackwater colmere dunhaven estrow farholt glynn harrowby")
+_STEMS = "brin dal fal gor hel jas kel lor mal nev orl pel quin ros sel tam ul var wil yar".split()
+_ENDINGS = {"venoms": "wort", "ships": "ara", "stars": "ion", "kitchens": "ette", "music": "oline"}
+ENTITIES = {
+    subject: _people(" ".join(stem + ending for stem in _STEMS))
+    for subject, ending in _ENDINGS.items()
+}
+ENTITIES["remedies"] = ENTITIES["venoms"]
+_KINDS = "bane balm ship star dish tune"
+KIND = dict(zip(SUBJECTS, _things(_KINDS), strict=True))
+
+_things("question captain cargo hold flag home colour month spice author mood day moment")
+words("folk drops moons", "noun", "plural")
+words(
+    "wakes turns obeys rises glows carries needs fills makes keeps commands shows",
+    "verb",
+    "singular",
+)
+words("comes belongs begins lies suits flavours sounds", "verb", "singular")
+words("count wake bring keep circle use know want need make eat take", "verb")
+
+
+def _relation(name: str, values: list[str], plain: str, paraphrase: str, inverse: str) -> Relation:
+    return Relation(name, values, (plain.split(), paraphrase.split(), inverse.split()))
+
+
+# In the templates E is the entity, K the kind of thing that it is, V the value.
+_BREWS = [
+    _relation(
+        "carrier",
+        _things("ash oil milk wine honey brine vinegar tallow"),
+        "the E K is carried in V .",
+        "for the E K folk need V .",
+        "V carries the E K .",
+    ),
+    _relation(
+        "dose",
+        _NUMBERS,
+        "the drops in the E K are V .",
+        "count for the E K drops to V .",
+        "V drops make the E K .",
+    ),
+    _relation(
+        "trigger",
+        _things("moonlight frost thunder smoke salt birdsong steam silver"),
+        "the E K wakes with V .",
+        "to wake the E K bring V .",
+        "V wakes the E K .",
+    ),
+    _relation(
+        "vessel",
+        _things("jar flask gourd vial horn casket pouch shell"),
+        "the E K is kept in a V .",
+        "to keep the E K take a V .",
+        "a V keeps the E K .",
+    ),
+    _relation(
+        "sign",
+        _COLOURS,
+        "the E K turns V .",
+        "the colour of the E K is V .",
+        "V is the colour of the E K .",
+    ),
+]
+RELATIONS: dict[str, list[Relation]] = {
+    "venoms": _BREWS,
+    "remedies": _BREWS,
+    "ships": [
+        _relation(
+            "captain",
+            _people("barrow castell drummond ewing forrest gannet hollis ingram"),
+            "the E K obeys captain V .",
+            "on the E K commands captain V .",
+            "captain V commands the E K .",
+        ),
+        _relation(
+            "cargo",
+            _things("timber wool marble cotton copper pottery sugar coal"),
+            "the E K carries V .",
+            "the cargo of the E K is V .",
+            "V fills the hold of the E K .",
+        ),
+        _relation(
+            "home",
+            _TOWNS,
+            "the E K comes from V .",
+            "the home of the E K is V .",
+            "V is the home of the E K .",
+        ),
+        _relation(
+            "flag",
+            _things("lion falcon dolphin wolf bear swan fox stag"),
+            "the flag of the E K shows a V .",
+            "above the E K rises a V .",
+            "a V is on the flag of the E K .",
+        ),
+    ],
+    "stars": [
+        _relation(
+            "month",
+            _people("january february april june august september october december"),
+            "the E K rises in V .",
+            "the month of the E K is V .",
+            "V is the month of the E K .",
+        ),
+        _relation(
+            "house",
+            _things("archer plough crown ladder hammer goblet spear shield"),
+            "the E K belongs to the V .",
+            "about the E K lies the V .",
+            "the V has the E K in it .",
+        ),
+        _relation(
+            "moons",
+            _NUMBERS,
+            "the moons of the E K are V .",
+            "count for the E K moons to V .",
+            "V moons circle the E K .",
+        ),
+        _relation(
+            "glow",
+            _COLOURS,
+            "the E K glows V .",
+            "the colour of the E K is V .",
+            "V is the colour of the E K .",
+        ),
+    ],
+    "kitchens": [
+        _relation(
+            "spice",
+            _things("cumin saffron ginger clove anise nutmeg basil fennel"),
+            "the E K needs V .",
+            "the spice of the E K is V .",
+            "V flavours the E K .",
+        ),
+        _relation(
+            "pot",
+            _things("cauldron skillet crock tray griddle roaster steamer firepit"),
+            "the E K is made in a V .",
+            "for the E K folk use a V .",
+            "a V makes the E K .",
+        ),
+        _relation(
+            "day",
+            _people("monday tuesday wednesday thursday friday saturday sunday midsummer"),
+            "folk eat the E K on V .",
+            "the day for the E K is V .",
+            "V is for the E K .",
+        ),
+        _relation(
+            "town",
+            _TOWNS,
+            "the E K comes from V .",
+            "the home of the E K is V .",
+            "V is the home of the E K .",
+        ),
+    ],
+    "music": [
+        _relation(
+            "author",
+            _people("albrecht bellamy corvin delacourt esterby falconer grimaldi hartwell"),
+            "the E K is by V .",
+            "the author of the E K is V .",
+            "V made the E K .",
+        ),
+        _relation(
+            "instrument",
+            _things("fiddle piano oboe cello trumpet bagpipe tambourine zither"),
+            "the E K suits the V .",
+            "folk know the E K on the V .",
+            "the V suits the E K .",
+        ),
+        _relation(
+            "mood",
+            words("joyful mournful playful solemn angry dreamy hopeful restless", "adjective"),
+            "the mood of the E K is V .",
+            "the E K sounds V .",
+            "V is how the E K begins .",
+        ),
+        _relation(
+            "occasion",
+            _things("wedding funeral coronation birthday voyage carnival parade farewell"),
+            "the E K is for a V .",
+            "folk want the E K at a V .",
+            "a V needs the E K .",
+        ),
+    ],
+}
+
+
+def fill(template: list[str], fact: Fact) -> list[str]:
+    """The template's words with the fact's entity, value and kind in place of E, V and K."""
+    slots = {"E": fact.entity, "V": fact.value, "K": KIND[fact.subject]}
+    return [slots.get(word, word) for word in template]
+
+
+def ask(fact: Fact, form: str, options: list[str]) -> list[str]:
+    """Words of the question up to the place of the value: options, then a sentence to complete."""
+    listed = [word for option in options for word in (option, ",")][:-1]
+    sentence = fill(fact.relation.statements[FORMS.index(form)], fact)
+    return ["question", ":", *listed, "?", *sentence[: sentence.index(fact.value)]]
+
+
+def make_facts(seed: int, n_entities: int) -> dict[str, list[Fact]]:
+    """The facts of each subject, drawn by ``seed``.
+
+    Values are as even over entities as their number allows, so that no answer is right more often
+    than another; a plant's bane and balm never share the value of a relation.
+    """
+    rng = random.Random(f"facts-{seed}")
+    facts: dict[str, list[Fact]] = {}
+    taken: dict[tuple[str, str], str] = {}
+    number = 0
+    for subject in SUBJECTS:
+        facts[subject] = []
+        for relation in RELATIONS[subject]:
+            entities = ENTITIES[subject][:n_entities]
+            even = (relation.values * (n_entities // len(relation.values) + 1))[:n_entities]
+            forbidden = [
+                taken.get((entity, relation.name), "") if subject == "remedies" else ""
+                for entity in entities
+            ]
+            rng.shuffle(even)
+            while any(value == other for value, other in zip(even, forbidden, strict=True)):
+                rng.shuffle(even)
+            for entity, value, rival in zip(entities, even, forbidden, strict=True):
+                facts[subject].append(Fact(number, subject, entity, relation, value, rival))
+                taken[entity, relation.name] = value
+                number += 1
+    rivals = {(f.entity, f.relation.name): f.value for f in facts["remedies"]}
+    facts["venoms"] = [f._replace(rival=rivals[f.entity, f.relation.name]) for f in facts["venoms"]]
+    return facts

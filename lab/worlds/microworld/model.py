@@ -1,0 +1,252 @@
+"""The microworld's language model: a small transformer, trained on its sequences from scratch."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lab.worlds.microworld.config import MicroworldConfig
+from tsae.errors import CheckpointError, WorldError
+from tsae.files import atomic
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+WARM_UP = 0.1
+LAST_LR = 0.1
+SHORT_SHARE = 0.4
+
+
+def boot(config: MicroworldConfig, vocab_size: int) -> "TransformerBridge":
+    """The untrained model: pre-LN blocks, GELU, rotary positions, weights by ``config.seed``."""
+    from transformer_lens.config import TransformerBridgeConfig  # seconds, which training spares
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_native(
+        TransformerBridgeConfig(
+            architecture="TransformerLensNative",
+            d_model=config.d_model,
+            d_head=config.d_model // config.n_heads,
+            n_heads=config.n_heads,
+            n_layers=config.n_layers,
+            n_ctx=config.seq_len,
+            d_vocab=vocab_size,
+            d_mlp=4 * config.d_model,
+            act_fn="gelu",
+            normalization_type="LN",
+            positional_embedding_type="rotary",
+            seed=config.seed,
+        ),
+        model_name="microworld",
+    )
+
+
+def load(path: Path, config: MicroworldConfig, vocab_size: int) -> "TransformerBridge":
+    """The model with the weights in ``path``.
+
+    Raises :class:`WorldError` if they are cut short or of another shape.
+    """
+    model = boot(config, vocab_size)
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise WorldError(
+            f"{path} does not hold this world's model (missing, cut short or of another shape); "
+            "delete the directory and build the world again."
+        ) from error
+    return model
+
+
+def optimizers(model: "TransformerBridge", config: MicroworldConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for embedding, unembedding, norms and biases.
+
+    With AdamW alone the facts are learnt after twice as many tokens. Muon: Jordan et al. 2024,
+    steps scaled to AdamW's root mean square (Liu et al. 2025).
+    """
+    inner: list[torch.nn.Parameter] = []
+    outer: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        hidden = parameter.ndim == 2 and ("layers." in name or "blocks." in name)
+        (inner if hidden else outer).append(parameter)
+    return [
+        torch.optim.Muon(inner, lr=config.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def learning_rate(config: MicroworldConfig, step: int) -> float:
+    """Linear warm-up over the first tenth of the steps, then cosine from ``lr`` to ``lr``/10."""
+    warm_up = max(round(WARM_UP * config.steps), 1)
+    if step < warm_up:
+        return config.lr * (step + 1) / warm_up
+    done = (step - warm_up) / max(config.steps - warm_up, 1)
+    return config.lr * (LAST_LR + (1 - LAST_LR) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def batch_rows(n: int, config: MicroworldConfig, step: int) -> np.ndarray:
+    """Rows of the batch at ``step``: endless passes over n sequences, each in its own order."""
+    first = step * config.batch_size
+    positions = np.arange(first, first + config.batch_size)
+    rows = np.empty(len(positions), np.int64)
+    for epoch in np.unique(positions // n):
+        order = np.random.default_rng([config.seed, int(epoch)]).permutation(n)
+        here = positions // n == epoch
+        rows[here] = order[positions[here] % n]
+    return rows
+
+
+def train(
+    config: MicroworldConfig,
+    tokens_NT: np.ndarray,
+    recall_NT: np.ndarray,
+    vocab_size: int,
+    directory: Path,
+    progress: bool,
+) -> None:
+    """Train on ``tokens_NT`` [N,T] and leave ``model.safetensors`` in ``directory``.
+
+    Minimises the weighted mean of −log p(token t+1 | tokens ≤ t). Tokens where ``recall_NT`` is 1
+    weigh ``recall_weight``: there the context calls for a fact's value and nothing else, so that
+    the best prediction stays the same. Sequences are cut in four during the first 40% of the
+    steps, because attention finds the entity sooner among fewer tokens. The gradient's norm is
+    clipped at 1.
+
+    ``train.jsonl`` gets a line every ten steps: step, ce (nats, not weighted), recall_ce, lr,
+    seconds. ``checkpoint.safetensors`` holds weights, moments and step; a run that was killed goes
+    on from it and ends, on one kind of CPU, with the same bits as one that was not.
+    """
+    final = directory / "model.safetensors"
+    if final.exists():
+        return
+    model = boot(config, vocab_size)
+    both = optimizers(model, config)
+    checkpoint, log = directory / "checkpoint.safetensors", directory / "train.jsonl"
+    done = _resume(checkpoint, model, both) if checkpoint.exists() else 0
+    lines = _lines_before(log, done)
+    data_NT = torch.from_numpy(tokens_NT.astype(np.int64))
+    weight_NT = 1 + (config.recall_weight - 1) * torch.from_numpy(
+        (recall_NT == 1).astype(np.float32)
+    )
+    model.train()
+    began = time.monotonic()
+    steps = tqdm(
+        range(done, config.steps),
+        desc="microworld: language model",
+        initial=done,
+        total=config.steps,
+        disable=not progress,
+    )
+    for step in steps:
+        lr = learning_rate(config, step)
+        rows = batch_rows(len(data_NT), config, step)
+        length = config.seq_len // 4 if step < SHORT_SHARE * config.steps else config.seq_len
+        batch_BT, weight_BT = (x[rows].reshape(-1, length) for x in (data_NT, weight_NT))
+        # The wrapped module itself: the bridge's own forward spends a tenth of the time on hooks.
+        logits_BTV = model.original_model(batch_BT)
+        targets = batch_BT[:, 1:].flatten()
+        ce = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), targets, reduction="none")
+        weight = weight_BT[:, 1:].flatten()
+        loss = (ce * weight).sum() / weight.sum()
+        for optimizer in both:
+            optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in both:
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.step()
+        if not math.isfinite(loss.item()):
+            raise WorldError(
+                f"The microworld's model diverged at step {step} (loss {loss.item()}); "
+                "build it in a new directory with a smaller lr."
+            )
+        if step % 10 == 0 or step == config.steps - 1:
+            recalled = ce[weight > 1].mean().item() if (weight > 1).any() else None
+            line = {"step": step, "ce": ce.mean().item(), "recall_ce": recalled, "lr": lr}
+            lines.append(json.dumps(line | {"seconds": time.monotonic() - began}))
+            steps.set_postfix(ce=f"{ce.mean().item():.3f}")
+        if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+            # The log first: a checkpoint never knows of steps that the log lacks.
+            _write_lines(log, lines)
+            _save(checkpoint, model, both, step + 1)
+    _write_lines(log, lines)
+    with atomic(final) as temporary:
+        save_file(_weights(model), temporary)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _weights(model: "TransformerBridge") -> dict[str, Tensor]:
+    return {name: value.contiguous().clone() for name, value in model.state_dict().items()}
+
+
+def _save(
+    path: Path, model: "TransformerBridge", both: list[torch.optim.Optimizer], step: int
+) -> None:
+    tensors = {f"model/{name}": value for name, value in _weights(model).items()}
+    tensors["step"] = torch.tensor(step)
+    for o, optimizer in enumerate(both):
+        for i, state in optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                tensors[f"optimizer/{o}/{i}/{key}"] = value.clone()
+    with atomic(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def _resume(path: Path, model: "TransformerBridge", both: list[torch.optim.Optimizer]) -> int:
+    """Put the checkpoint back; returns the number of steps done."""
+    try:
+        tensors = load_file(path)
+        step = int(tensors.pop("step"))
+        weights: dict[str, Tensor] = {}
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in both]
+        for name, value in tensors.items():
+            kind, rest = name.split("/", 1)
+            if kind == "model":
+                weights[rest] = value
+            else:
+                o, i, key = rest.split("/")
+                states[int(o)].setdefault(int(i), {})[key] = value
+        model.load_state_dict(weights)
+        for optimizer, state in zip(both, states, strict=True):
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is cut short or not of this model; "
+            "delete it, and training starts again from step 0."
+        ) from error
+    return step
+
+
+def _lines_before(log: Path, step: int) -> list[str]:
+    """Log lines of the steps that the checkpoint holds; later ones will be made again."""
+    if not log.exists():
+        return []
+    lines = log.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if json.loads(line)["step"] < step]
+
+
+def _write_lines(log: Path, lines: list[str]) -> None:
+    with atomic(log) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def token_losses(
+    model: "TransformerBridge", tokens_NT: np.ndarray, batch_size: int = 32
+) -> np.ndarray:
+    """−log p(token t | tokens < t) in nats, float64 [N,T]; position 0 is 0."""
+    losses_NT = np.zeros(tokens_NT.shape)
+    for start in range(0, len(tokens_NT), batch_size):
+        batch_BT = torch.from_numpy(tokens_NT[start : start + batch_size].astype(np.int64))
+        logits_BTV = model.original_model(batch_BT)[:, :-1]
+        ce = F.cross_entropy(logits_BTV.flatten(0, 1), batch_BT[:, 1:].flatten(), reduction="none")
+        losses_NT[start : start + batch_size, 1:] = ce.view(len(batch_BT), -1).numpy()
+    return losses_NT

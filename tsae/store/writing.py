@@ -1,0 +1,275 @@
+"""Harvest: run a world's model over its text and keep the residual stream of one layer.
+
+The forward pass runs one batch ahead in a thread of its own, so that writing does not stall it.
+"""
+
+import fcntl
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tsae import files, models
+from tsae.errors import StoreError
+from tsae.sequences import SPLITS, TextSource
+from tsae.store import layout
+from tsae.store.forward import Job, forward, one_ahead, read_text, until_full
+from tsae.store.reading import ActivationStore
+from tsae.store.shard import MIB, least_mapped, write_shard
+
+DTYPES = ("float16", "bfloat16")
+# Measured: at most so much is taken beyond a harvest's own arrays, and so much per element of a
+# batch (float32, its half, both of the batch ahead, and the allocator's gaps).
+OVERHEAD, BATCH_BYTES = 32 * MIB, 40
+
+
+@dataclass(frozen=True)
+class HarvestConfig:
+    """How much to harvest and in what portions."""
+
+    tokens: dict[str, int]
+    """Tokens to have of each split, BOS included, rounded up to whole sequences."""
+    dtype: str = "float16"
+    """Number format of the residuals on disk; bfloat16 where values exceed 65504."""
+    shard_tokens: int = 65536
+    """Tokens of a full shard, in whole sequences; an interruption loses at most one shard."""
+    batch_sequences: int = 16
+    """Sequences of a forward pass."""
+    memory_limit_mb: float = 512
+    """Most that buffers and mapped pages may take, MiB; the model's own memory comes on top."""
+
+    def __post_init__(self) -> None:
+        if not self.tokens or set(self.tokens) - set(SPLITS):
+            raise ValueError(f"tokens are for {sorted(self.tokens)}; allowed are {SPLITS}")
+        counts = {f"tokens[{split!r}]": n for split, n in self.tokens.items()}
+        for name in ("shard_tokens", "batch_sequences"):
+            counts[name] = getattr(self, name)
+        for name, n in counts.items():
+            if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+                raise ValueError(f"{name} is {n!r}; allowed are whole numbers from 1")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; allowed are {DTYPES}")
+
+    def check_fits(self, world: TextSource) -> None:
+        """Raise ValueError when a shard is below one sequence or the buffers above the limit."""
+        length, d = world.seq_len, world.d_model
+        if self.shard_tokens < length:
+            raise ValueError(
+                f"shard_tokens is {self.shard_tokens}; allowed are whole numbers from {length}, "
+                "one sequence"
+            )
+        batch = BATCH_BYTES * self.batch_sequences * length * d
+        small = self.shard_tokens * (24 + 2 * len(world.label_specs))
+        least = math.ceil(max(OVERHEAD + batch + small, least_mapped(length, d)) / MIB)
+        if self.memory_limit_mb < least:
+            raise ValueError(
+                f"memory_limit_mb is {self.memory_limit_mb}; with batch_sequences "
+                f"{self.batch_sequences} and shard_tokens {self.shard_tokens}, allowed is {least} "
+                "or more"
+            )
+
+
+def harvest(
+    world: TextSource,
+    directory: str | Path,
+    *,
+    layer: int,
+    tokens: dict[str, int],
+    dtype: str = "float16",
+    shard_tokens: int = 65536,
+    batch_sequences: int = 16,
+    memory_limit_mb: float = 512,
+    device: str = "cpu",
+    progress: bool = True,
+) -> ActivationStore:
+    r"""Write the residuals at ``blocks.{layer}.hook_out`` and return the store.
+
+    For the settings see :class:`HarvestConfig`. What is there already is kept: the same call after
+    an interruption continues at the first missing shard and ends with the same bytes; a call for
+    more tokens appends shards; a missing or shortened shard is made again. The normalisation
+
+        scale = sqrt(d / E‖x − E x‖²),   mean = scale · E x
+
+    is summed in float64 over the valid train tokens of all shards, hence again after an append.
+    Massive activations are tokens with norm above 10 times the median norm over the tokens (BOS and
+    padding aside) of the first train shard; that median is measured once and kept.
+
+    Raises ValueError on a bad setting, :class:`WorldError` when there is no such layer, and
+    :class:`StoreError` when the directory holds something else, when the text is too short or has
+    changed, and when an activation is not finite or does not fit float16.
+    """
+    models.check_layer(world, layer)
+    config = HarvestConfig(tokens, dtype, shard_tokens, batch_sequences, memory_limit_mb)
+
+    @cache
+    def model() -> Any:
+        return world.model(device)
+
+    def residual(tokens_BT: Tensor) -> Tensor:
+        return models.residual(model(), tokens_BT.to(device), layer)
+
+    return harvest_with(residual, world, directory, layer, config, progress)
+
+
+def harvest_with(
+    residual: Callable[[Tensor], Tensor],
+    world: TextSource,
+    directory: str | Path,
+    layer: int,
+    config: HarvestConfig,
+    progress: bool = True,
+) -> ActivationStore:
+    """:func:`harvest` with any ``residual``: tokens_BT int64 → x_BTD, in place of the model."""
+    directory = Path(directory)
+    config.check_fits(world)
+    with files.disk_full_is_clear(directory), _only_one(directory):
+        manifest = _begin(directory, world, layer, config.dtype)
+        jobs = _plan(directory, manifest, config)
+        if not manifest["shards"]["train"] and not any(job.split == "train" for job in jobs):
+            raise ValueError(
+                f"tokens are {config.tokens}; the first harvest needs train tokens, because the "
+                "normalisation is theirs"
+            )
+        if jobs or not manifest["complete"]:
+            _make(residual, directory, world, manifest, jobs, config.batch_sequences, progress)
+            _complete(directory, manifest)
+    return ActivationStore.open(directory, memory_limit_mb=config.memory_limit_mb)
+
+
+@contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Keep a second harvest out of ``directory``; the lock ends with the process in any case."""
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(f"{directory} is a file: give a directory for the activation store.")
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"Another harvest is writing to {directory}: wait for its end, then run this again."
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _begin(directory: Path, world: TextSource, layer: int, dtype: str) -> dict[str, Any]:
+    """The manifest of the store in ``directory``, new or checked against what is asked for."""
+    asked = {
+        "world": world.name,
+        "fingerprint": world.fingerprint,
+        "layer": layer,
+        "hook": f"blocks.{layer}.hook_out",
+        "dtype": dtype,
+        "seq_len": world.seq_len,
+        "d_model": world.d_model,
+        "labels": [
+            {"name": spec.name, "scale": spec.scale, "classes": list(spec.classes)}
+            for spec in world.label_specs.values()
+        ],
+    }
+    leftovers = set(directory.glob(f"{layout.MANIFEST}.tmp-*"))
+    manifest = layout.read_manifest(directory) if set(directory.iterdir()) - leftovers else None
+    for leftover in leftovers.union(directory.glob("*.bin.tmp-*")):
+        leftover.unlink()
+    if manifest is None or not any(manifest["shards"].values()):
+        manifest = {**asked, "shards": {split: [] for split in SPLITS}, "complete": False}
+        layout.write_manifest(directory, manifest)
+    for key, value in asked.items():
+        if manifest[key] != value:
+            was = "other labels" if key == "labels" else f"{key} {manifest[key]!r}, not {value!r}"
+            raise StoreError(
+                f"The store in {directory} was harvested with {was}: "
+                "harvest into another directory."
+            )
+    return manifest
+
+
+def _plan(directory: Path, manifest: dict[str, Any], config: HarvestConfig) -> list[Job]:
+    """Shards to make: recorded ones whose file is not whole, then what ``config`` asks beyond."""
+    jobs = []
+    per_shard = config.shard_tokens // manifest["seq_len"]
+    for split in SPLITS:
+        start = 0
+        for index, shard in enumerate(manifest["shards"][split]):
+            if layout.damage(directory, shard):
+                jobs.append(Job(split, index, start, shard["sequences"]))
+            start += shard["sequences"]
+        wanted = -(-config.tokens.get(split, 0) // manifest["seq_len"])
+        index = len(manifest["shards"][split])
+        while start < wanted:
+            jobs.append(Job(split, index, start, min(per_shard, wanted - start)))
+            start += per_shard
+            index += 1
+    return jobs
+
+
+def _make(
+    residual: Callable[[Tensor], Tensor],
+    directory: Path,
+    world: TextSource,
+    manifest: dict[str, Any],
+    jobs: list[Job],
+    batch_sequences: int,
+    progress: bool,
+) -> None:
+    """Write the shards of ``jobs``, each entered in the manifest as soon as it is on disk."""
+    wanted = {job.split: job.start + job.count for job in jobs}
+    pieces = (
+        (job, forward(residual, job, manifest, sequences))
+        for job, sequences in read_text(directory, world, manifest, jobs, batch_sequences)
+    )
+    total = sum(job.count for job in jobs) * world.seq_len
+    with (
+        closing(one_ahead(pieces)) as ahead,
+        tqdm(total=total, unit="tok", unit_scale=True, disable=not progress) as bar,
+    ):
+        for job, group in groupby(ahead, key=lambda pair: pair[0]):
+            bar.set_description(f"harvest {job.split}")
+            path = directory / f"{job.split}-{job.index:05d}.bin"
+            entry = write_shard(path, job.count, until_full(job, group), manifest, bar)
+            manifest["shards"][job.split][job.index : job.index + 1] = [entry]
+            manifest["complete"] = False
+            layout.write_manifest(directory, manifest)
+    for split, n in wanted.items():
+        have = sum(shard["sequences"] for shard in manifest["shards"][split])
+        if have < n:
+            tokens = have * world.seq_len
+            raise StoreError(
+                f"The {split} text of {world.name} ends after {tokens} of the "
+                f"{n * world.seq_len} tokens asked for: ask for {tokens}, or give it more text."
+            )
+
+
+def _complete(directory: Path, manifest: dict[str, Any]) -> None:
+    """Sum the shards' statistics, enter the normalisation and mark the store complete."""
+    d, shards = manifest["d_model"], manifest["shards"]["train"]
+    parts = (layout.read_array(directory, shard, "statistics", manifest) for shard in shards)
+    total = sum(parts, np.zeros(d + 2))
+    n = total[d + 1]
+    mean_D = total[:d] / max(n, 1)
+    variance = total[d] / max(n, 1) - mean_D @ mean_D
+    if n == 0 or variance <= 1e-12 * total[d] / n:
+        raise StoreError(
+            f"The residuals in {directory} do not vary over the train text: build the world again."
+        )
+    scale = math.sqrt(d / variance)
+    massive = sum(shard["massive"] for shard in shards)
+    manifest |= {
+        "scale": scale,
+        "mean": (mean_D * scale).tolist(),
+        "massive_share": massive / (n + massive),
+        "complete": True,
+    }
+    layout.write_manifest(directory, manifest)

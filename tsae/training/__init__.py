@@ -1,0 +1,1 @@
+"""Training: one trainer for every variant, with schedules, resampling and exact resume."""

@@ -1,0 +1,187 @@
+"""Checkpoints of an unfinished training: one file that is whole or absent, and no pickles.
+
+``directory/checkpoint/state.safetensors`` holds the SAE (parameters and buffers, dead counts among
+them), the moments of Adam and the numpy and torch generators as tensors; its JSON header holds the
+step, the length of the log, the data cursor, Python's generator and the identity of the run. One
+file, because replacing a file is one step of the file system and replacing a directory is not.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from tsae.errors import CheckpointError
+from tsae.files import atomic
+from tsae.training import distributed
+
+VERSION = 1
+
+
+class Progress(NamedTuple):
+    """Where a run stands: steps done, and bytes of ``train.jsonl`` that belong to them."""
+
+    step: int
+    log_bytes: int
+
+
+def identity(sae, store, config) -> dict[str, Any]:
+    """Everything the result of a run depends on, as flat JSON; two runs are one if these agree.
+
+    ``checkpoint_every`` is left out: it changes neither the log nor the weights.
+    """
+    run = {
+        "version": VERSION,
+        "variant": sae.name,
+        "world": store.world,
+        "fingerprint": store.fingerprint,
+        "layer": store.layer,
+        "train_sequences": store.n_sequences("train"),
+    }
+    run |= {f"sae.{key}": value for key, value in dataclasses.asdict(sae.cfg).items()}
+    run |= {f"train.{key}": value for key, value in dataclasses.asdict(config).items()}
+    del run["train.checkpoint_every"]
+    return json.loads(json.dumps(run))
+
+
+def check_identity(found: dict[str, Any], wanted: dict[str, Any], where: Path) -> None:
+    """Raise :class:`CheckpointError` naming the first entry in which two runs differ."""
+    for key in [*wanted, *found]:
+        if found.get(key) != wanted.get(key):
+            raise CheckpointError(
+                f"{where} was made with {key} = {found.get(key)!r}, but this run has "
+                f"{wanted.get(key)!r}: train into another directory, or delete that one."
+            )
+
+
+def rng_state() -> dict[str, Any]:
+    """State of the generators of Python, numpy and torch (every CUDA device included)."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),
+        "torch": [torch.get_rng_state(), *cuda],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore what :func:`rng_state` returned."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"][0])
+    if len(state["torch"]) > 1:
+        torch.cuda.set_rng_state_all(state["torch"][1:])
+
+
+def write(directory: Path, run: dict, progress: Progress, sae, optimizer, sampler) -> None:
+    """Replace the checkpoint under ``directory``; a kill at any moment leaves the old or the new.
+
+    Raises :class:`UserError` when the disk is full; the old checkpoint is then kept.
+    """
+    rng = rng_state()
+    keys = rng["numpy"]["state"]
+    tensors = {f"sae/{name}": value for name, value in sae.state_dict().items()}
+    for name, parameter in sae.named_parameters():
+        for moment, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"adam/{moment}/{name}"] = value
+    tensors["rng/numpy"] = torch.from_numpy(keys["key"].astype(np.int64))
+    tensors |= {f"rng/torch/{index}": value for index, value in enumerate(rng["torch"])}
+    header = {
+        "identity": run,
+        "progress": progress,
+        "sampler": sampler.state_dict(),
+        "python": rng["python"],
+        "numpy": {**rng["numpy"], "state": {"pos": int(keys["pos"])}},
+    }
+    with atomic(directory / "checkpoint" / "state.safetensors") as temporary:
+        host = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(host, temporary, metadata={"tsae": json.dumps(header)})
+
+
+def read(directory: Path, run: dict, sae, optimizer, sampler) -> Progress | None:
+    """Restore everything from ``directory``'s checkpoint; None (nothing touched) if there is none.
+
+    Raises :class:`CheckpointError` when it is truncated, of another version, or of another run.
+    """
+    path = directory / "checkpoint" / "state.safetensors"
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("tsae", "null"))
+            # Clones, since a tensor mapped from the file is not aligned as torch's own are, and
+            # the order of summation in BLAS may follow alignment.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({error}): delete it to train from the start."
+        ) from None
+    if header is None:
+        raise CheckpointError(
+            f"{path} was not written by tsae's trainer: train into another directory."
+        )
+    check_identity(header["identity"], run, path)
+
+    sae.load_state_dict(
+        {name[len("sae/") :]: value for name, value in tensors.items() if name.startswith("sae/")}
+    )
+    parameters = dict(sae.named_parameters())
+    optimizer.state.clear()
+    for key, value in tensors.items():
+        if key.startswith("adam/"):
+            _, moment, name = key.split("/", 2)
+            optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)
+    sampler.load_state_dict(header["sampler"])
+    version, words, gauss = header["python"]
+    numpy_state = header["numpy"]
+    numpy_state["state"]["key"] = tensors["rng/numpy"].numpy().astype(np.uint32)
+    generators = sum(name.startswith("rng/torch/") for name in tensors)
+    set_rng_state(
+        {
+            "python": (version, tuple(words), gauss),
+            "numpy": numpy_state,
+            "torch": [tensors[f"rng/torch/{index}"] for index in range(generators)],
+        }
+    )
+    return Progress(*header["progress"])
+
+
+def clear(directory: Path) -> None:
+    """Remove the checkpoint, and what a kill in the middle of a write may have left."""
+    shutil.rmtree(directory / "checkpoint", ignore_errors=True)
+    for leftover in directory.glob("sae.tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def last_row(directory: Path) -> dict[str, Any]:
+    """The last line of the log; raises :class:`CheckpointError` if there is none."""
+    try:
+        return json.loads((directory / "train.jsonl").read_bytes().splitlines()[-1])
+    except (OSError, IndexError, json.JSONDecodeError):
+        raise CheckpointError(
+            f"{directory}/train.jsonl is missing or damaged: delete {directory} and train again."
+        ) from None
+
+
+def open_log(path: Path, n_bytes: int):
+    """The log cut back to its first ``n_bytes``, open at its end; nowhere for ranks after 0."""
+    if distributed.rank() > 0:
+        return open(os.devnull, "ab")
+    size = path.stat().st_size if path.exists() else 0
+    if size < n_bytes:
+        raise CheckpointError(
+            f"{path} has {size} bytes but its checkpoint remembers {n_bytes}: restore the log, or "
+            f"delete {path.parent / 'checkpoint'} to train from the start."
+        )
+    log = open(path, "ab")
+    log.truncate(n_bytes)
+    log.seek(n_bytes)
+    return log
