@@ -1,5 +1,7 @@
 """The causal variant once its C is filled: definition, laws, training, resume."""
 
+import json
+
 import pytest
 import torch
 from fake_store import FakeStore
@@ -195,3 +197,24 @@ def test_killed_and_resumed_with_feedback_equals_one_run(tmp_path):
 def test_bad_values_are_named(options, needle):
     with pytest.raises(ValueError, match=needle):
         saes.build("causal", d_in=8, d_sae=24, k=4, **options)
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_without_feedback_training_is_the_static_saes_bit_for_bit(act, tmp_path):
+    """Neither the gradient of W nor its draws reach the SAE; the clip is at work in every step."""
+    trained, logs = [], []
+    for name in ({"relu": "l1"}.get(act, act), "causal"):
+        torch.manual_seed(0)
+        sae = saes.build(name, d_in=16, d_sae=32, k=4, **({"act": act} if name == "causal" else {}))
+        asked = config(grad_clip=0.1, resample_every=5)
+        trained.append(train.train(sae, STORE, tmp_path / name, asked, progress=False).sae)
+        log = (tmp_path / name / "train.jsonl").read_text().splitlines()
+        logs.append([json.loads(line) for line in log])
+    static, causal = trained
+    for name, value in static.state_dict().items():
+        assert torch.equal(causal.state_dict()[name], value), name
+    assert all(row["grad_norm"] > 0.1 / 16 for row in logs[0])
+    for ours, theirs in zip(*logs, strict=True):
+        assert {key: theirs[key] for key in ours if key != "total"} == {
+            key: value for key, value in ours.items() if key != "total"
+        }

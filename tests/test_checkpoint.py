@@ -138,3 +138,14 @@ def test_the_log_has_no_wall_time_and_timing_has(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
     assert [(line["from"], line["to"]) for line in lines] == [(0, 4), (4, 8), (4, 12)]
     assert "seconds" not in (tmp_path / "train.jsonl").read_text()
+
+
+def test_what_is_not_ours_stays_when_a_run_ends(tmp_path):
+    path = killed(tmp_path)
+    notes = path.with_name("notes.txt")
+    notes.write_text("mine")
+    train.train(build(), STORE, tmp_path, config(), progress=False)
+    assert notes.read_text() == "mine" and [*path.parent.iterdir()] == [notes]
+    notes.unlink()
+    checkpoint.clear(tmp_path)
+    assert not path.parent.exists()

@@ -188,11 +188,45 @@ def test_what_other_trainers_leave_is_folded_in(tmp_path):
     torch.testing.assert_close(sae.encode(x[:, None])[:, 0], pre * (pre > 0.7))
 
 
+def test_topk_of_saelens_5_is_topk(tmp_path):
+    w, x = foreign(), raw(3)
+    five = {"architecture": "standard", "activation_fn_kwargs": {"k": 5}, "d_in": D, "d_sae": F}
+    five |= {"activation_fn_str": "topk", "normalize_activations": None}
+    write_saelens(tmp_path / "a", w)
+    (tmp_path / "a" / "cfg.json").write_text(json.dumps(five))
+    sae = interop.load_saelens(tmp_path / "a")
+    pre = (x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    values, cols = pre.topk(5)
+    z = torch.zeros_like(pre).scatter(1, cols, values.relu())
+    assert sae.name == "topk" and sae.cfg.k == 5
+    torch.testing.assert_close(sae.encode(x[:, None])[:, 0], z)
+
+
+@pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor"])
+def test_fine_tuned_scaling_factors_of_saelens_5_are_folded_in(tmp_path, name):
+    w, x = foreign(), raw(3)
+    factor = torch.linspace(0.5, 2.0, F)
+    options = {"architecture": "standard", "finetuning_scaling_factor": True}
+    sae = interop.load_saelens(write_saelens(tmp_path / "a", w | {name: factor}, **options))
+    z = ((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]).relu()
+    torch.testing.assert_close(sae(x[:, None]).x_hat[:, 0], (z * factor) @ w["W_dec"] + w["b_dec"])
+    torch.testing.assert_close(sae.encode(x[:, None])[:, 0], z)
+
+
 @pytest.mark.parametrize(
     ("config", "tensors", "line"),
     [
         ({"architecture": "gated"}, foreign(), "is a 'gated' SAE; those that can be read are"),
         ({"normalize_activations": "layer_norm"}, foreign(), "normalize_activations='layer_norm'"),
+        ({"k": None}, foreign(), "k=None is not a number"),
+        ({"architecture": "batchtopk", "k": None}, foreign(), "k=None is not a number"),
+        (
+            {"architecture": "standard", "activation_fn_str": "tanh-relu"},
+            foreign(),
+            "its activation function 'tanh-relu' has no like here",
+        ),
+        ({"normalize_activations": "layer_norm"}, foreign(), "no weights can hold: choose an SAE"),
+        ({"normalize_activations": "constant_norm_rescale"}, foreign(), "fold that into its"),
         ({"d_sae": F + 1}, foreign(), "W_enc has shape .6, 20., not .6, 21.+; copy it again"),
         ({}, {"W_enc": torch.zeros(D, F)}, "cannot be read .'W_dec'.; copy it again"),
         ({}, {}, "has no sae_weights.safetensors; copy it again"),
@@ -214,7 +248,7 @@ def test_foreign_and_damaged_directories(tmp_path):
     (tmp_path / "cfg.json").write_text('{"model": 1}')
     with pytest.raises(CheckpointError, match="cfg.json/cfg.json does not exist"):
         interop.load_saelens(tmp_path / "cfg.json")
-    with pytest.raises(CheckpointError, match="is not a SAELens 6 directory"):
+    with pytest.raises(CheckpointError, match="is not a SAELens directory"):
         interop.load_saelens(tmp_path)
     write_saelens(tmp_path, foreign())
     weights = tmp_path / "sae_weights.safetensors"

@@ -1,6 +1,7 @@
 """Files that are either whole or absent: atomic writes, checksums, JSON."""
 
 import errno
+import fnmatch
 import hashlib
 import json
 import os
@@ -37,12 +38,14 @@ def disk_full_is_clear(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
+def atomic(path: str | Path, own: tuple[str, ...] = ()) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path`` in one step.
 
-    A file or a directory may be written there. On any failure the temporary is removed and the
-    old ``path`` stays as it was. Raises :class:`UserError` when the disk is full, or for a file where
-    there is a directory.
+    A file or a directory may be written there. An old directory is replaced only if all in it has
+    the name of something in the new one or matches a pattern of ``own``. On any failure the
+    temporary is removed and the old ``path`` stays as it was. Raises :class:`UserError` when the
+    disk is full, for a directory that holds other files, for a file where there is a directory and
+    for a directory where there is a file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +54,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         with disk_full_is_clear(path.parent):
             yield temporary
             if temporary.is_dir():
+                check_own(path, {entry.name for entry in temporary.iterdir()}, own)
                 old = path.with_name(f"{path.name}.old-{os.getpid()}")
                 if path.exists():
                     os.rename(path, old)
@@ -81,6 +85,20 @@ def in_turn(*directories: str | Path) -> Iterator[None]:
             directory.mkdir(parents=True, exist_ok=True)
             held.enter_context(FileLock(directory / TURN))
         yield
+
+
+def check_own(directory: Path, names: set[str], own: tuple[str, ...]) -> None:
+    """Raise :class:`UserError` if replacing ``directory`` would delete what is not ours."""
+    if directory.is_file():
+        raise UserError(f"{directory} is a file; give the path of a directory.")
+    for entry in sorted(directory.iterdir()) if directory.exists() else ():
+        if entry.name not in names and not any(
+            fnmatch.fnmatch(entry.name, p) for p in (TURN, *own)
+        ):
+            raise UserError(
+                f"{directory} holds {entry.name}, which writing there would delete: give a new "
+                "directory, or move that out of it."
+            )
 
 
 def write_json(path: str | Path, value: Any) -> None:

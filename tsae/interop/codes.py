@@ -63,6 +63,6 @@ def export_codes(
         }
     )
     directory = Path(directory)
-    with atomic(directory) as unfinished:
+    with atomic(directory, own=("*.arrow",)) as unfinished:
         datasets.Dataset.from_list(list(rows()), features=features).save_to_disk(unfinished)
     return directory

@@ -1,4 +1,4 @@
-r"""SAELens 6 directories (``cfg.json``, ``sae_weights.safetensors``), written and read.
+r"""SAELens directories (``cfg.json``, ``sae_weights.safetensors``): 6 written, 5 and 6 read.
 
 The store gives an SAE x = s · raw; SAELens gives one the raw residual. Every activation here scales
 with its input (act(s · pre) = s · act(pre) once thresholds are scaled too), so the change of units is
@@ -32,7 +32,6 @@ CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SAELENS = "6.0.0"
 """The version whose format this is; later ones read it."""
 ARCHITECTURES = {"standard": "l1", "topk": "topk", "jumprelu": "jumprelu", "batchtopk": "batchtopk"}
-_DEFAULT_K = 32
 _ROWS_AT_ONCE = 64
 
 
@@ -142,25 +141,18 @@ def load_saelens(directory: str | Path, store: Any = None) -> SAE:
     codes are folded into the weights. Save it with ``sae.save(directory)``.
 
     Raises :class:`CheckpointError`, in one sentence, for what is missing, cut short, of another
-    architecture, or normalises each token's activation.
+    architecture or activation function, or changes its input in a way that is not folded in.
     """
     directory = Path(directory)
     config = read_json(directory / CONFIG, CheckpointError)
     if not isinstance(config, dict) or not {"architecture", "d_in", "d_sae"} <= set(config):
-        raise CheckpointError(f"{directory} is not a SAELens 6 directory: its cfg.json is foreign.")
+        raise CheckpointError(f"{directory} is not a SAELens directory: its cfg.json is foreign.")
     kind = config["architecture"]
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise CheckpointError(
             f"{directory} is a {kind!r} SAE; those that can be read are {', '.join(ARCHITECTURES)}."
         )
-    norm, shape = (
-        config.get(key, "none") for key in ("normalize_activations", "reshape_activations")
-    )
-    if (norm, shape) != ("none", "none"):
-        raise CheckpointError(
-            f"{directory} changes its input (normalize_activations={norm!r}, "
-            f"reshape_activations={shape!r}); fold that into its weights with SAELens first."
-        )
+    _check_input(directory, config)
     try:
         tensors = {name: t.float() for name, t in load_file(directory / WEIGHTS).items()}
         for name, tensor in tensors.items():
@@ -189,21 +181,53 @@ def load_saelens(directory: str | Path, store: Any = None) -> SAE:
     return sae.eval()
 
 
-@torch.no_grad()
-def _assembled(kind: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
-    variant = ARCHITECTURES[kind]
-    metadata = config.get("metadata")
-    tsae_k = metadata.get("tsae_k", _DEFAULT_K) if isinstance(metadata, dict) else _DEFAULT_K
-    k = config.get("k", tsae_k)
+def _check_input(directory: Path, config: dict[str, Any]) -> None:
+    """Raise :class:`CheckpointError` if the SAE does not read the residual as it is."""
+    norm = config.get("normalize_activations") or "none"
+    if norm == "layer_norm":
+        raise CheckpointError(
+            f"{directory} normalises each token (normalize_activations='layer_norm'), which no "
+            "weights can hold: choose an SAE without it."
+        )
+    shape = config.get("reshape_activations") or "none"
+    if (norm, shape) != ("none", "none"):
+        raise CheckpointError(
+            f"{directory} changes its input (normalize_activations={norm!r}, "
+            f"reshape_activations={shape!r}); fold that into its weights with SAELens first."
+        )
+
+
+def _variant(kind: str, config: dict[str, Any]) -> tuple[str, int]:
+    """Variant and k. SAELens 5 has topk as ``standard`` with an activation function of that name;
+    where k is neither said nor needed, it is 32 (the target that ``match_l0`` steers to)."""
+    function = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
+    if function not in ("relu", "topk"):
+        raise ValueError(f"its activation function {function!r} has no like here")
+    if kind == "standard" and function == "topk":
+        kind = "topk"
+    told = {"k": (config.get("metadata") or {}).get("tsae_k")}
+    for source in (config.get("activation_fn_kwargs") or {}, config):
+        told |= {key: value for key, value in source.items() if key == "k"}
+    k = told["k"]
+    if k is None and kind not in ("topk", "batchtopk"):
+        k = 32
     if not isinstance(k, int | float):
         raise ValueError(f"k={k!r} is not a number")
-    d, F = int(config["d_in"]), int(config["d_sae"])
-    sae = build(variant, d_in=d, d_sae=F, k=min(round(k), F))
+    return ARCHITECTURES[kind], min(round(k), int(config["d_sae"]))
+
+
+@torch.no_grad()
+def _assembled(kind: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
+    variant, k = _variant(kind, config)
+    sae = build(variant, d_in=int(config["d_in"]), d_sae=int(config["d_sae"]), k=k)
     W_enc, W_dec = tensors["W_enc"], tensors["W_dec"]
     b_enc, b_dec = tensors["b_enc"], tensors["b_dec"]
     if config.get("rescale_acts_by_decoder_norm"):
         norm_F = W_dec.norm(dim=1)
         W_enc, b_enc, W_dec = W_enc * norm_F, b_enc * norm_F, W_dec / norm_F[:, None]
+    if config.get("finetuning_scaling_factor"):  # it scales codes just before they are decoded
+        name = "finetuning_scaling_factor"
+        W_dec = W_dec * tensors[name if name in tensors else "scaling_factor"][:, None]
     if not config.get("apply_b_dec_to_input", True):
         b_enc = b_enc + b_dec @ W_enc
     for name, value in {"W_enc": W_enc, "W_dec": W_dec, "b_enc": b_enc, "b_dec": b_dec}.items():

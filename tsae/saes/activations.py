@@ -77,7 +77,8 @@ class BatchTopK(nn.Module):
     """The ``k * n`` largest of a batch of ``n`` tokens (Bussmann et al. 2024, 2412.06410).
 
     Inference must not couple tokens, so ``eval`` mode keeps ``pre > threshold``, where the
-    threshold is the EMA (rate ``ema``) of the smallest value that training kept.
+    threshold is the EMA (rate ``ema``) of the smallest value that training kept; before any
+    training it is -1, and ``eval`` mode keeps the ``k`` largest of each token.
     """
 
     threshold: Tensor
@@ -87,6 +88,13 @@ class BatchTopK(nn.Module):
         self.k = k
         self.ema = ema
         self.register_buffer("threshold", torch.tensor(-1.0))
+
+    @property
+    def untrained(self) -> bool:
+        """Whether it is to encode as at inference before training has set the threshold; a traced
+        graph has no such branch."""
+        traced = torch.compiler.is_compiling()
+        return not self.training and not traced and bool(self.threshold < 0)
 
     def cut(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
         """The value above which entries are kept; in training it also moves the threshold."""
@@ -116,11 +124,15 @@ class BatchTopK(nn.Module):
         return cut
 
     def forward(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+        if self.untrained:
+            return TopK(self.k)(pre_NF, mask_N)
         keep = (pre_NF > self.cut(pre_NF, mask_N)) & mask_N[:, None]
         return torch.where(keep, pre_NF, 0.0)
 
     def select(self, pre_NF: Tensor, mask_N: Tensor) -> Selection:
         """Entries above the cut, in row-major order."""
+        if self.untrained:
+            return TopK(self.k).select(pre_NF, mask_N)
         if self.training:
             keep = self.keep(mask_N)
             flat, values = candidates(pre_NF, mask_N, keep)

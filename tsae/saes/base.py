@@ -52,6 +52,8 @@ class SAE(nn.Module):
     """
 
     name: str
+    apart: tuple[str, ...] = ()
+    """Prefixes of parameters that no code depends on: their gradient is clipped by itself."""
     act: Any  # a module of tsae.saes.activations; the sparse ones among them have ``select``
     idle_tokens: Tensor
     sparsity_weight: Tensor
@@ -69,7 +71,7 @@ class SAE(nn.Module):
         self.act = self.make_activation()
         self.register_buffer("idle_tokens", torch.zeros(F, dtype=torch.int64))
         self.register_buffer("sparsity_weight", torch.tensor(float(cfg.l1)))
-        self.progress = 0.0
+        self.progress = 1.0  # a loop that never calls start_step has no warm-up
         self.phase = "train"
 
     def make_activation(self) -> nn.Module:
@@ -84,11 +86,20 @@ class SAE(nn.Module):
     # ---- encoding -------------------------------------------------------------------------
 
     def checked(self, x_BTD: Tensor, context: SequenceContext | None) -> FilledContext:
-        """Fill in the context; raise ``ValueError`` on a wrong shape."""
-        if x_BTD.ndim != 3 or x_BTD.shape[-1] != self.cfg.d_in:
+        """Fill in the context; raise ``ValueError`` on a wrong type, shape or device."""
+        if not isinstance(x_BTD, Tensor):
+            kind = type(x_BTD).__name__
+            raise ValueError(f"x is a {kind}; give a tensor, torch.as_tensor(x).float().")
+        if x_BTD.ndim != 3 or x_BTD.shape[-1] != self.cfg.d_in or x_BTD.numel() == 0:
             raise ValueError(
-                f"x has shape {tuple(x_BTD.shape)}; this SAE reads [B, T, {self.cfg.d_in}]."
+                f"x has shape {tuple(x_BTD.shape)}; this SAE reads [B, T, {self.cfg.d_in}] with at "
+                "least one token."
             )
+        W = self.W_enc
+        if x_BTD.dtype != W.dtype:
+            raise ValueError(f"x is {x_BTD.dtype}, this SAE {W.dtype}: give x.to({W.dtype}).")
+        if x_BTD.device != W.device:
+            raise ValueError(f"x is on {x_BTD.device}, this SAE on {W.device}: move one of them.")
         return (context or SequenceContext()).filled(x_BTD)
 
     def centred(self, x_BTD: Tensor, context: FilledContext) -> Tensor:
@@ -171,6 +182,8 @@ class SAE(nn.Module):
         which is reported and not part of the total.
         """
         context = self.checked(x_BTD, context)
+        if self.W_enc.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(f"losses need float32, this SAE is {self.W_enc.dtype}: call .float().")
         mask_N = context.mask_BT.flatten()
         n = mask_N.sum().clamp_min(1)
         codes, z_NF, pre_NF = self.codes(x_BTD, context)

@@ -104,7 +104,8 @@ def match(
     n = context.mask_BT.sum().clamp_min(1)
 
     def mean_square(difference: Tensor) -> Tensor:
-        return (difference * context.mask_BT[..., None]).square().sum() / (n * student.cfg.d_in)
+        valid = torch.where(context.mask_BT[..., None], difference, 0.0)
+        return valid.square().sum() / (n * student.cfg.d_in)
 
     terms = {"match_codes": mean_square(out.z - goal.z)}
     terms["match_output"] = mean_square(out.x_hat - goal.x_hat)

@@ -96,6 +96,7 @@ class CausalSAE(SAE):
     """The SAE of the module's equations; ``tracker`` holds C, and W with its learning."""
 
     cfg: CausalConfig
+    apart = ("tracker.",)
     observed: tuple[Active, Tensor] | None
 
     def __init__(self, cfg: CausalConfig):
@@ -231,10 +232,13 @@ class CausalSAE(SAE):
             return {"relation": self.cfg.learning_weight * relation.norm_loss()}
         kept = remembered(active.values_NM, self.cfg.bits)
         arguments = (active, document_N, kept, self.cfg.pairs)
-        if self.cfg.checkpointing:
-            loss = checkpoint(relation.logistic_loss, *arguments, use_reentrant=False)
-        else:
-            loss = relation.logistic_loss(*arguments)
+        devices = [active.values_NM.device] if active.values_NM.is_cuda else []
+        with torch.random.fork_rng(devices):  # the SAE trains as if nothing had been drawn here
+            torch.manual_seed(int(self.tracker.updates))
+            if self.cfg.checkpointing:
+                loss = checkpoint(relation.logistic_loss, *arguments, use_reentrant=False)
+            else:
+                loss = relation.logistic_loss(*arguments)
         return {"relation": self.cfg.learning_weight * loss}
 
     def stream(self, batch_size: int) -> "CausalStream":
@@ -262,14 +266,10 @@ class CausalStream(Stream):
         self.buffer = CircularFeatureBuffer(batch_size, cfg.slots, cfg.window, cfg.bits, device)
 
     @torch.no_grad()
-    def step(
-        self, x_BD: Tensor, boundary_B: Tensor | None = None, mask_B: Tensor | None = None
-    ) -> Tensor:
+    def advance(self, x_BD: Tensor, boundary_B: Tensor | None, mask_B: Tensor) -> Tensor:
         sae = self.sae
         if not sae.cfg.feedback:
-            return super().step(x_BD, boundary_B, mask_B)
-        if mask_B is None:
-            mask_B = torch.ones(self.batch_size, dtype=torch.bool, device=x_BD.device)
+            return super().advance(x_BD, boundary_B, mask_B)
         if boundary_B is not None:
             self.buffer.clear(boundary_B >= DOCUMENT)
         static_BF = torch.where(mask_B[:, None], x_BD - sae.b_dec, 0.0) @ sae.W_enc + sae.b_enc

@@ -267,16 +267,12 @@ class ConvStream(Stream):
         self.t = 0
 
     @torch.no_grad()
-    def step(
-        self, x_BD: Tensor, boundary_B: Tensor | None = None, mask_B: Tensor | None = None
-    ) -> Tensor:
+    def advance(self, x_BD: Tensor, boundary_B: Tensor | None, mask_B: Tensor) -> Tensor:
         sae, cfg = self.sae, self.sae.cfg
         if boundary_B is None:
             boundary_B = torch.zeros(self.batch_size, dtype=torch.uint8, device=x_BD.device)
         if self.t == 0:
             boundary_B = torch.full_like(boundary_B, DOCUMENT)
-        if mask_B is None:
-            mask_B = torch.ones_like(boundary_B, dtype=torch.bool)
         x = torch.where(mask_B[:, None], x_BD - sae.b_dec, 0.0)
         pair = torch.stack([self.previous_BD, x], 1)
         both = torch.stack([boundary_B, boundary_B], 1)

@@ -241,14 +241,10 @@ class GLTAStream(Stream):
         self.m_BF = sae.b_dec.new_zeros(batch_size, sae.cfg.d_sae)
 
     @torch.no_grad()
-    def step(
-        self, x_BD: Tensor, boundary_B: Tensor | None = None, mask_B: Tensor | None = None
-    ) -> Tensor:
+    def advance(self, x_BD: Tensor, boundary_B: Tensor | None, mask_B: Tensor) -> Tensor:
         sae = self.sae
         if boundary_B is not None:
             self.m_BF.masked_fill_((boundary_B >= DOCUMENT)[:, None], 0.0)
-        if mask_B is None:
-            mask_B = torch.ones(self.batch_size, dtype=torch.bool, device=x_BD.device)
         u = torch.where(mask_B[:, None], x_BD - sae.b_dec, 0.0)
         pre = u @ sae.W_enc + sae.b_enc
         delta_F, theta_F = sae.adaptation()

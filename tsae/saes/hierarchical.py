@@ -203,7 +203,8 @@ class HierarchicalSAE(SAE):
         h1 = z_NF if codes is None else codes
         assert h1 is not None
         h2, pre2 = self.parent_codes(h1, mask_N)
-        error = (x_BTD.flatten(0, 1) - self.decode_parents(h2)) * mask_N[:, None]
+        error = x_BTD.flatten(0, 1) - self.decode_parents(h2)
+        error = torch.where(mask_N[:, None], error, 0.0)  # a masked token may hold anything
         composed = self.composer(h1)
         unit = n * cfg.d_in
         terms = {

@@ -236,7 +236,7 @@ class LSTMSAE(SAE):
                 decoded = z_NF @ self.W_dec
             else:
                 decoded = sparse.decode(codes, self.W_dec)
-            error = (x_BTD.flatten(0, 1) - decoded - self.b_dec) * mask_N
+            error = torch.where(mask_N, x_BTD.flatten(0, 1) - decoded - self.b_dec, 0.0)
             gain = (error - self.kept[0]).square().sum() - error.square().sum()
             terms["recurrent"] = gain / (mask_N.sum().clamp_min(1) * self.cfg.d_in)
         return terms

@@ -187,17 +187,13 @@ class PredictiveStream(Stream):
         self.t = 0
 
     @torch.no_grad()
-    def step(
-        self, x_BD: Tensor, boundary_B: Tensor | None = None, mask_B: Tensor | None = None
-    ) -> Tensor:
+    def advance(self, x_BD: Tensor, boundary_B: Tensor | None, mask_B: Tensor) -> Tensor:
         """Codes [B, F] of the next token; ``x_p_BD`` then holds its predicted part."""
         sae = self.sae
         if not sae.cfg.n_heads:
-            return super().step(x_BD, boundary_B, mask_B)
+            return super().advance(x_BD, boundary_B, mask_B)
         if boundary_B is not None:
             self.readable_BS &= (boundary_B < DOCUMENT)[:, None]
-        if mask_B is None:
-            mask_B = torch.ones(self.batch_size, dtype=torch.bool, device=x_BD.device)
         u_B1D = torch.where(mask_B[:, None], x_BD - sae.b_dec, 0.0)[:, None]
         z_in = sae.codes_in(u_B1D)
         keys, values = sae.split(self.key_BSW), sae.split(self.value_BSV)

@@ -150,12 +150,9 @@ class RecurrentStream(Stream):
         self.started = False
 
     @torch.no_grad()
-    def step(
-        self, x_BD: Tensor, boundary_B: Tensor | None = None, mask_B: Tensor | None = None
-    ) -> Tensor:
+    def advance(self, x_BD: Tensor, boundary_B: Tensor | None, mask_B: Tensor) -> Tensor:
         sae, recurrent, w = self.sae, self.sae.recurrent, self.sae.cfg.memory
         every = torch.ones(self.batch_size, dtype=torch.bool, device=x_BD.device)
-        mask_B = every if mask_B is None else mask_B
         new_B = ~every if boundary_B is None else boundary_B >= DOCUMENT
         keep_B1 = (~new_B if self.started else ~every)[:, None]
         self.started = True

@@ -5,10 +5,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tsae.errors import CheckpointError
+from tsae.errors import CheckpointError, UserError
 from tsae.files import atomic, read_json, write_json
 from tsae.saes.base import SAE, SAEConfig
 
@@ -72,12 +73,21 @@ def save(sae: SAE, directory: str | Path) -> None:
         write_json(temporary / "cfg.json", {**config, "meta": sae.meta})
 
 
+def check_device(device: str) -> None:
+    """Raise :class:`UserError` for a GPU where torch sees none."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UserError(
+            f"device={device!r} was asked for, but torch sees no GPU here: use device='cpu'."
+        )
+
+
 def load(directory: str | Path, device: str = "cpu") -> SAE:
     """Read what :func:`save` wrote, in ``eval`` mode.
 
     Raises :class:`CheckpointError`, in one sentence, when the directory is missing, truncated,
-    foreign or of another format version.
+    foreign or of another format version, and :class:`UserError` for a device that is not there.
     """
+    check_device(device)
     directory = Path(directory)
     record = read_json(directory / "cfg.json", CheckpointError)
     if not isinstance(record, dict) or not {"format", "variant", "config"} <= set(record):
@@ -89,11 +99,18 @@ def load(directory: str | Path, device: str = "cpu") -> SAE:
         )
     try:
         sae = build(record["variant"], **record["config"])
-        sae.load_state_dict(load_file(directory / "sae.safetensors", device=device))
+        tensors = load_file(directory / "sae.safetensors", device=device)
+        for name, own in sae.state_dict().items():
+            if name not in tensors:
+                raise ValueError(f"tensor {name} is missing")
+            if tensors[name].shape != own.shape:
+                shape = tuple(tensors[name].shape)
+                raise ValueError(f"{name} has shape {shape}, not {tuple(own.shape)}")
+        sae.load_state_dict(tensors)
     except FileNotFoundError:
         raise CheckpointError(f"{directory} has no sae.safetensors; train it again.") from None
     except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())
         raise CheckpointError(f"{directory} cannot be read ({reason}); train it again.") from None
     sae.meta = record.get("meta", {})
     return sae.to(device).eval()

@@ -6,6 +6,7 @@ step, the length of the log, the data cursor, Python's generator and the identit
 file, because replacing a file is one step of the file system and replacing a directory is not.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -156,7 +157,11 @@ def read(directory: Path, run: dict, sae, optimizer, sampler) -> Progress | None
 
 def clear(directory: Path) -> None:
     """Remove the checkpoint, and what a kill in the middle of a write may have left."""
-    shutil.rmtree(directory / "checkpoint", ignore_errors=True)
+    folder = directory / "checkpoint"
+    for file in folder.glob("state.safetensors*"):
+        file.unlink()
+    with contextlib.suppress(OSError):  # it is not there, or holds files that are not ours
+        folder.rmdir()
     for leftover in directory.glob("sae.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -3,10 +3,9 @@
 import dataclasses
 import math
 
-import torch
-
 from tsae.errors import CheckpointError, UserError
 from tsae.saes.base import SAE, require
+from tsae.saes.registry import check_device
 from tsae.training import distributed
 
 
@@ -85,10 +84,7 @@ def seen_positions(config: TrainConfig, seq_len: int) -> int:
 
 def check_fit(sae: SAE, store, config: TrainConfig) -> None:
     """Raise one sentence if SAE, store, configuration and machine do not go together."""
-    if config.device != "cpu" and not torch.cuda.is_available():
-        raise UserError(
-            f"device={config.device!r} was asked for, but torch sees no GPU here: use device='cpu'."
-        )
+    check_device(config.device)
     if sae.cfg.d_in != store.d_model:
         raise UserError(
             f"The SAE reads d_in={sae.cfg.d_in}, the store holds d_model={store.d_model}: "

@@ -46,7 +46,7 @@ Steps = Generator[np.ndarray, Any, TrainResult]
 
 @flushed()
 def training_step(sae: SAE, batch, optimizer, config: TrainConfig) -> tuple[dict, Tensor]:
-    """One update; returns the whole batch's loss terms and gradient norm before clipping.
+    """One update; returns the whole batch's loss terms and gradient norm (:func:`clip`).
 
     Raises ``FloatingPointError`` naming the term that is not finite, before any weight moves.
     """
@@ -59,15 +59,26 @@ def training_step(sae: SAE, batch, optimizer, config: TrainConfig) -> tuple[dict
     terms = distributed.summed(terms, share)
     distributed.sum_gradients(sae)
     sae.project_gradients()
-    norm = torch.nn.utils.clip_grad_norm_(sae.parameters(), config.grad_clip / sae.cfg.d_in)
-    if not math.isfinite(terms["total"].item() + norm.item()):
+    norm, norm_apart = clip(sae, config.grad_clip / sae.cfg.d_in)
+    if not math.isfinite(terms["total"].item() + norm.item() + norm_apart.item()):
         values = {k: float(v.detach()) for k, v in terms.items() if k != "total"}
-        values |= {"total": float(terms["total"].detach()), "gradient": float(norm)}
+        values |= {"total": float(terms["total"].detach())}
+        values |= {"gradient": float(norm), "gradient of what is apart": float(norm_apart)}
         term = next(k for k, v in values.items() if not math.isfinite(v))
         raise FloatingPointError(f"term {term!r} of the loss is {values[term]}")
     optimizer.step()
     sae.finish_step()
     return {name: value.detach() for name, value in terms.items()}, norm
+
+
+def clip(sae: SAE, longest: float) -> tuple[Tensor, Tensor]:
+    """Shorten the gradient to ``longest``, and that of ``sae.apart`` by itself; both norms before."""
+    inside: list[Tensor] = []
+    apart: list[Tensor] = []
+    for name, parameter in sae.named_parameters():
+        (apart if name.startswith(sae.apart) else inside).append(parameter)
+    cut = torch.nn.utils.clip_grad_norm_
+    return cut(inside, longest), cut(apart, longest)
 
 
 @torch.no_grad()
