@@ -5,12 +5,13 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from fake_world import CONFIG, SPECS, D, FakeWorld, T, embed, make, one_sentence
+from fake_world import CONFIG, SPECS, D, FakeWorld, T, contents, embed, make, one_sentence
 
 from tsae import models
 from tsae.errors import StoreError, WorldError
 from tsae.sequences import Sequence
 from tsae.store import harvest, layout
+from tsae.store.config import HarvestConfig
 
 
 def test_everything_comes_back_in_order(tmp_path):
@@ -118,11 +119,47 @@ def test_bfloat16_keeps_what_float16_cannot(tmp_path):
         return 65536.0 * embed(tokens_BT)
 
     with pytest.raises(StoreError, match="beyond float16.*bfloat16") as error:
-        make(tmp_path / "h", residual=large)
+        make(tmp_path / "h", residual=large, dtype="float16")
     one_sentence(error)
     store = make(tmp_path / "h", residual=large, dtype="bfloat16")  # nothing was in it yet
     x_BTD = store.batch("train", [3]).x_BTD / store.scale
     torch.testing.assert_close(x_BTD, large(torch.tensor([[0, 10, 11, 12]])), rtol=4e-3, atol=0)
+
+
+def test_dtype_is_chosen_by_what_was_seen(tmp_path, capsys):
+    def late(tokens_BT):
+        """Fits float16 in the first two shards of train, not in the third."""
+        x_BTD = embed(tokens_BT)
+        return x_BTD * (1 + 65536.0 * (tokens_BT >= 31)[..., None] * (tokens_BT < 1000)[..., None])
+
+    store = make(tmp_path / "s", residual=late)
+    line = (
+        "The residual at layer 1 of fake reaches 3.932e+05, beyond float16: stored as bfloat16.\n"
+    )
+    assert capsys.readouterr().err == line
+    assert store.manifest["dtype"] == "bfloat16"
+    asked = make(tmp_path / "asked", residual=late, dtype="bfloat16")
+    assert contents(tmp_path / "s") == contents(tmp_path / "asked")
+    assert asked.n_sequences("train") == 12
+    again = make(tmp_path / "s", residual=None)  # all is there, in whichever format
+    assert again.manifest == store.manifest and capsys.readouterr().err == ""
+    # A store that was finished in float16 goes the same way when more tokens do not fit.
+    assert make(tmp_path / "grown", train=10 * T, residual=late).manifest["dtype"] == "float16"
+    grown = make(tmp_path / "grown", train=12 * T, test=0, residual=late)
+    assert contents(tmp_path / "grown") == contents(tmp_path / "s")
+    assert grown.n_sequences("test") == 7
+    assert make(tmp_path / "half").manifest["dtype"] == "float16"
+
+
+def test_a_batch_is_as_large_as_the_memory_limit_lets_it_be(tmp_path):
+    def sequences(limit, d=2304):
+        config = HarvestConfig({"train": 1}, memory_limit_mb=limit)
+        return config.batch_for(FakeWorld(seq_len=512, d_model=d))
+
+    # 40 bytes an element: 45 MiB a sequence, beside 32 MiB and 1.75 MiB of small arrays.
+    assert [sequences(limit) for limit in (4096, 512, 80)] == [16, 10, 1]
+    with pytest.raises(ValueError, match="with batch_sequences 1 .* allowed is 79 or more"):
+        sequences(78)
 
 
 def test_world_without_labels(tmp_path):

@@ -95,11 +95,18 @@ def test_old_store_stays_readable_until_a_new_shard_is_there(tmp_path):
 
 
 @pytest.mark.parametrize("n", [7, 10])
-def test_text_that_ends_too_soon_is_kept(tmp_path, n):
+def test_a_text_that_ends_too_soon_is_used_as_far_as_it_goes(tmp_path, capsys, n):
     world = FakeWorld(n=n)
-    for _ in range(2):
-        with pytest.raises(StoreError, match=f"ends after {n * T} of the 48 tokens") as error:
-            make(tmp_path / "s", world, test=0)
-        one_sentence(error)
-    store = make(tmp_path / "s", world, train=n * T, test=0, residual=stops_after(0))
+    with pytest.raises(Stop):
+        make(tmp_path / "s", world, test=0, residual=stops_after(3))
+    assert capsys.readouterr().err == ""
+    store = make(tmp_path / "s", world, test=0)
+    assert capsys.readouterr().err == (
+        f"The train text of fake ends after {n * T} of the 48 tokens asked for: "
+        "it is used as far as it goes.\n"
+    )
     assert store.n_sequences("train") == n
+    assert store.mean_D.equal(make(tmp_path / "less", world, train=n * T, test=0).mean_D)
+    for asked in (12, 20):  # nothing is left to do, and nothing is read again to find that out
+        again = make(tmp_path / "s", world, train=asked * T, test=0, residual=None)
+        assert again.manifest == store.manifest and capsys.readouterr().err == ""

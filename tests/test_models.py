@@ -181,8 +181,8 @@ def unknown_architecture(folder):
     [
         (truncate, "cannot be read"),
         (drop_a_tensor, r"lack 1 tensors of the model, .*layers\.1\.mlp\.up_proj\.weight first"),
-        (unknown_architecture, "cannot be read"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "cannot be read"),
+        (unknown_architecture, "no model that transformers knows"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no .safetensors weights"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no readable tokenizer"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "no readable tokenizer"),
     ],

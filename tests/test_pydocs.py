@@ -154,6 +154,15 @@ def test_section_labels_on_tokens():
     assert (document.labels["library"] == 2).all()
 
 
+@pytest.mark.parametrize("unit", ["a", "a1", "_", "`", "a.", "aB", "A", "\n", "\n ", " ", ".", "1"])
+def test_annotation_is_linear_in_the_length_of_anything(unit):
+    """What no linear search could finish: the quadratic one would take hours."""
+    text = "x" + unit * (300_000 // len(unit))
+    assert len(annotate.character_classes(text)) == len(text)
+    assert annotate.paragraph_starts(text) == []
+    assert len(annotate.sentence_starts(text)) <= len(text)
+
+
 def test_token_classes_by_hand():
     text = "Use `x` in np.sum(a_b, 42) - naïveté!\n  "
     pieces = [

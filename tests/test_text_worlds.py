@@ -52,7 +52,30 @@ def write_dataset_dict(path):
     return path
 
 
+def write_clone(path):
+    """A data set as the hub hands it out: Parquet beside a card, a license and hidden files."""
+    (path / "data").mkdir(parents=True)
+    (path / ".git").mkdir()
+    datasets.Dataset.from_dict({"n": [0] * 20, "text": TEXTS[:20]}).to_parquet(
+        path / "data" / "train-00000.parquet"
+    )
+    datasets.Dataset.from_dict({"text": TEXTS[20:]}).to_parquet(path / "data" / "train-1.PARQUET")
+    for name in ("README.md", "LICENSE.txt", ".git/notes.txt", "data/.draft.md"):
+        (path / name).write_text("About the data.")
+    return path
+
+
+def write_notebook_folder(path):
+    (path / ".ipynb_checkpoints").mkdir(parents=True)
+    for i, text in enumerate(TEXTS):
+        (path / f"{i:02d}.TXT").write_text(text)
+    (path / ".ipynb_checkpoints" / "00.TXT").write_text("an old copy")
+    return path
+
+
 WRITERS = [
+    write_clone,
+    write_notebook_folder,
     write_text,
     write_jsonl,
     write_gzip,
@@ -106,7 +129,9 @@ def test_a_lone_surrogate_does_not_stop_the_reader(tmp_path):
             "a.jsonl, line 2, is not JSON; put one JSON object",
         ),
         ("a.jsonl", b'{"body": "a"}', 'a.jsonl, line 1, has no "text" field'),
-        ("a.jsonl", b'{"text": 3}', 'a.jsonl, line 1, has no "text" field'),
+        ("a.jsonl", b'{"text": 3}', 'a.jsonl, line 1, has a "text" that is of type int; remove'),
+        ("a.jsonl", b'{"text": "a"}\n{"text": null}', "a.jsonl, line 2, .* that is null; remove"),
+        ("a.parquet", b"PAR1", r"a.parquet is not whole Parquet \(.*\); copy it again"),
         ("a.jsonl", b"[1]", 'a.jsonl, line 1, has no "text" field'),
         (
             "a.jsonl.gz",
@@ -114,7 +139,7 @@ def test_a_lone_surrogate_does_not_stop_the_reader(tmp_path):
             "not a whole gzip file; copy it",
         ),
         ("a.jsonl.gz", b"plain", "not a whole gzip file; copy it"),
-        ("a.csv", b"a,b", "a.csv is not .txt, .md, .jsonl or .jsonl.gz; convert it"),
+        ("a.csv", b"a,b", "a.csv is not .txt, .md, .jsonl, .jsonl.gz or .parquet; convert it"),
     ],
 )
 def test_bad_files_give_one_line(tmp_path, name, content, line):
@@ -127,7 +152,9 @@ def test_bad_files_give_one_line(tmp_path, name, content, line):
 def test_bad_places_give_one_line(tmp_path):
     with pytest.raises(WorldError, match="nowhere does not exist; give text=PATH"):
         LocalText(tmp_path / "nowhere")
-    with pytest.raises(WorldError, match="holds no .txt, .md or .jsonl file; add some text"):
+    with pytest.raises(
+        WorldError, match="holds no .txt, .md, .jsonl or .parquet file; add some text"
+    ):
         list(LocalText(tmp_path).texts("train", 0))
     datasets.Dataset.from_dict({"body": ["a"]}).save_to_disk(tmp_path / "saved")
     with pytest.raises(WorldError, match='has no "text" column but body; rename'):
@@ -135,3 +162,48 @@ def test_bad_places_give_one_line(tmp_path):
     (tmp_path / "saved" / "state.json").write_text("{")
     with pytest.raises(WorldError, match="saved cannot be read .*; save it again"):
         list(LocalText(tmp_path / "saved").texts("train", 0))
+    datasets.Dataset.from_dict({"text": ["a", None]}).save_to_disk(tmp_path / "null")
+    with pytest.raises(WorldError, match='null, row 2, has a "text" that is null; remove the row'):
+        list(LocalText(tmp_path / "null").texts("train", 0))
+
+
+def read_all(path):
+    splits = [[t.text for t in LocalText(path).texts(split, 0)] for split in ("train", "test")]
+    return sorted(sum(splits, []))
+
+
+def write_marked_plain(path, texts):
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n<|endoftext|>\r\n".join(texts).encode())
+
+
+def write_marked_jsonl(path, texts):
+    rows = "\r\n".join(json.dumps({"text": text}) for text in texts)
+    path.write_bytes(b"\xef\xbb\xbf" + rows.encode())
+
+
+def write_saved(path, texts):
+    datasets.Dataset.from_dict({"text": ["\ufeff" + text for text in texts]}).save_to_disk(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.txt", write_marked_plain), ("a.jsonl", write_marked_jsonl), ("a", write_saved)],
+)
+def test_line_ends_of_windows_and_byte_order_marks_leave_no_trace(tmp_path, name, write):
+    write(tmp_path / name, ["One.\r\n\r\nTwo.", "Three.\rFour."])
+    assert read_all(tmp_path / name) == ["One.\n\nTwo.", "Three.\nFour."]
+
+
+@pytest.mark.parametrize("between", ["\n\n", "\n", " "])
+def test_one_long_file_is_cut_into_documents(tmp_path, between):
+    # 1,000 sentences of 24 characters and what stands between: pieces of at least 2,000 of them.
+    parts = [f"Sentence {i:04d} says this." for i in range(1000)]
+    (tmp_path / "book.txt").write_text(between.join(parts))
+    pieces = read_all(tmp_path / "book.txt")
+    per_piece = -(-2000 // (24 + len(between)))
+    assert len(pieces) == 1000 // per_piece
+    assert between.join(piece.strip() for piece in pieces) == between.join(parts)
+    (tmp_path / "folder").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "folder" / f"{name}.txt").write_text(name + between.join(parts))
+    assert len(read_all(tmp_path / "folder")) == 2  # there, a file is a document

@@ -1,5 +1,6 @@
 """Random Hugging Face models of a few thousand weights with a byte tokenizer, saved as folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,10 +9,12 @@ from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
+    Qwen3Config,
 )
 from transformers.utils import logging
 
@@ -34,13 +37,17 @@ CONFIGS = {
     ),
     "gpt_neox": GPTNeoXConfig(**_SHAPE, **_SPECIAL),
     "gemma2": Gemma2Config(num_key_value_heads=1, head_dim=8, **_SHAPE, **_SPECIAL),
+    "gemma3": Gemma3TextConfig(num_key_value_heads=1, head_dim=8, **_SHAPE, **_SPECIAL),
+    "qwen3": Qwen3Config(num_key_value_heads=1, head_dim=8, **_SHAPE, **_SPECIAL),
 }
 
 
-def tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    """One token a byte; ids below 256 are bytes in the alphabet's order, then ``<eos>``."""
+def tokenizer(pairs: Sequence[str] = (), **special: str) -> PreTrainedTokenizerFast:
+    """One token a byte; ids below 256 are bytes in the alphabet's order, then ``<eos>``, then
+    ``pairs`` of bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(BPE({symbol: i for i, symbol in enumerate([*alphabet, "<eos>"])}, []))
+    symbols = {symbol: i for i, symbol in enumerate([*alphabet, "<eos>", *pairs])}
+    backend = Tokenizer(BPE(symbols, [(a, b) for a, b in pairs]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)

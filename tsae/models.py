@@ -6,14 +6,14 @@ hook ``blocks.{l}.hook_out`` (0 ≤ l < n_layers). Nothing here keeps a gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tsae import model_folders
 from tsae.errors import WorldError
 
 if TYPE_CHECKING:
@@ -31,34 +31,22 @@ class _Residual(Exception):
         self.x_BTD = x_BTD
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars of transformers inside the block; as before afterwards."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def boot(directory: str | Path, device: str = "cpu") -> TransformerBridge:
     """The Hugging Face causal language model saved in ``directory``, bridged; no hub is asked.
 
     In eval mode, fp32, without gradients or a key–value cache. Weights come from safetensors only.
-    Raises :class:`WorldError` when files are missing, cut short, or lack weights of the model.
+    Raises :class:`WorldError` when files are missing, cut short, or lack weights of the model, and
+    for a model that :func:`tsae.model_folders.check` refuses or transformer_lens does not know.
     """
     from safetensors import SafetensorError
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM
 
     directory = Path(directory)
-    tokenizer = load_tokenizer(directory)
+    config = model_folders.check(directory)
+    tokenizer = model_folders.load_tokenizer(directory)
     try:
-        with quiet():
+        with model_folders.quiet():
             hf_model, report = AutoModelForCausalLM.from_pretrained(
                 directory,
                 local_files_only=True,
@@ -67,7 +55,7 @@ def boot(directory: str | Path, device: str = "cpu") -> TransformerBridge:
                 attn_implementation="eager",  # what the bridge needs for its attention hooks
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WorldError(
             f"The model in {directory} cannot be read ({reason}); "
@@ -77,32 +65,25 @@ def boot(directory: str | Path, device: str = "cpu") -> TransformerBridge:
         missing = sorted(report["missing_keys"])
         raise WorldError(
             f"The weights in {directory} lack {len(missing)} tensors of the model, "
-            f"{missing[0]} first; save the model again."
+            f"{missing[0]} first; save the whole model again."
         )
     hf_model.config.use_cache = False
     hf_model.to(device)
-    model = TransformerBridge.boot_transformers(
-        str(directory), hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=torch.float32
-    )
-    return model.eval().requires_grad_(False)
-
-
-def load_tokenizer(directory: str | Path) -> Any:
-    """The fast tokenizer in ``directory``. Raises :class:`WorldError` when there is none."""
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # tokenizers raises bare Exception on a file it cannot parse
+        with model_folders.no_installs():
+            model = TransformerBridge.boot_transformers(
+                str(directory),
+                hf_model=hf_model,
+                tokenizer=tokenizer,
+                device=device,
+                dtype=torch.float32,
+            )
+    except (ValueError, KeyError, AttributeError, ImportError) as error:
         raise WorldError(
-            f"There is no readable tokenizer in {directory}; save tokenizer.json beside the model."
+            f"transformer_lens knows no model of type {config.model_type} "
+            f"({' '.join(str(error).split())[:120]}); give a model of another architecture."
         ) from error
-    if not tokenizer.is_fast:
-        raise WorldError(
-            f"The tokenizer in {directory} gives no character offsets; "
-            "save a fast tokenizer.json there."
-        )
-    return tokenizer
+    return model.eval().requires_grad_(False)
 
 
 def n_layers(model_or_world: TransformerBridge | TextSource) -> int:

@@ -26,7 +26,7 @@ def make_setting(
     options: Mapping[str, Any] | None = None,
     layer: int | None = None,
     tokens: Mapping[str, int],
-    dtype: str = "float16",
+    dtype: str | None = None,
     progress: bool = True,
 ) -> Setting:
     """Build ``world`` and harvest its activations into ``directory/{world,store}``.

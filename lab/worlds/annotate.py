@@ -25,7 +25,9 @@ TOKEN_LABEL = LabelSpec("token", "token", TOKEN_CLASSES)
 _WORD, _CONTINUATION, _IDENTIFIER, _NUMBER, _OPERATOR, _PUNCTUATION, _BRACKET, _SPACE = range(8)
 _BATCH = 64  # texts tokenised together
 
-_PARAGRAPH = re.compile(r"\n[ \t]*\n\s*(?=\S)")
+# Linear in the text's length, whatever it holds: `_PARAGRAPH` never meets trailing space, a name
+# begins only where no letter stands before it, and its parts have at most 128 characters.
+_PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 _ABBREVIATIONS = ("e.g.", "i.e.", "cf.", "vs.", "Fig.", "Eq.", "al.", "Dr.", "Mr.", "Mrs.", "No.")
 _SENTENCE = re.compile(
     "(?<=[.!?])"
@@ -33,12 +35,13 @@ _SENTENCE = re.compile(
     + r"[\"')\]`*”’]*\s+(?=[\"'(\[`*“‘]*[^\W_a-z])"
 )
 _ITEM = re.compile(r"^[ \t]*(?=(?:[-*+•]|\d+[.)]|>>>)[ \t]+\S)", re.MULTILINE)
+_NAME = r"(?<![^\W\d])[^\W\d]\w{0,127}"
 _CODE = re.compile(
-    r"`+(?P<quoted>[^`\n]+)`+"
-    r"|[^\W\d]\w*(?:\.[^\W\d]\w*)+"  # dotted.name
-    r"|[^\W\d]*_\w+"  # snake_case
-    r"|[^\W\d_]+[a-z][A-Z]\w*"  # camelCase
-    r"|[^\W\d]\w*(?=\()"  # call(
+    r"(?<!`)`+(?P<quoted>[^`\n]+)`+"
+    rf"|{_NAME}(?:\.[^\W\d]\w{{0,127}})+"  # dotted.name
+    r"|(?<![^\W\d])[^\W\d]{0,128}_\w+"  # snake_case
+    r"|(?<![^\W\d_])[^\W\d_]{1,128}[a-z][A-Z]\w*"  # camelCase
+    rf"|{_NAME}(?=\()"  # call(
 )
 
 
@@ -64,7 +67,7 @@ def sentence_starts(text: str) -> list[int]:
 
 def paragraph_starts(text: str) -> list[int]:
     """Characters at which a paragraph starts, that is the first ones after blank lines."""
-    return [match.end() for match in _PARAGRAPH.finditer(text)]
+    return [match.end() for match in _PARAGRAPH.finditer(text.rstrip())]
 
 
 @cache
@@ -147,9 +150,15 @@ def document(id: int, text: Text, tokens: list[int], offsets: np.ndarray) -> Doc
 
 
 def documents(
-    texts: Iterable[Text], tokenizer: Any, first_id: int, step: int, min_tokens: int
+    texts: Iterable[Text],
+    tokenizer: Any,
+    vocab_size: int,
+    first_id: int,
+    step: int,
+    min_tokens: int,
 ) -> Iterator[Document]:
-    """Tokenise ``texts`` in batches; those under ``min_tokens`` are left out.
+    """Tokenise ``texts`` in batches; those under ``min_tokens`` are left out, and so is one that
+    spells a special token that the model, of ``vocab_size`` tokens, does not know.
 
     Ids are first_id, first_id + step, … so that splits with different ``first_id`` share none.
     """
@@ -159,6 +168,7 @@ def documents(
     while batch := list(islice(texts, _BATCH)):
         encodings = backend.encode_batch([text.text for text in batch], add_special_tokens=False)
         for text, encoding in zip(batch, encodings, strict=True):
-            if len(encoding.ids) >= max(min_tokens, 1):
-                yield document(id, text, encoding.ids, np.array(encoding.offsets).reshape(-1, 2))
+            ids = encoding.ids
+            if len(ids) >= max(min_tokens, 1) and max(ids) < vocab_size:
+                yield document(id, text, ids, np.array(encoding.offsets).reshape(-1, 2))
                 id += step

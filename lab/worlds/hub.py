@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lab.worlds import corpora, local
 from lab.worlds.local_config import PYDOCS
-from lab.worlds.smollm2 import default_cache
+from lab.worlds.text import default_cache
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 MEGABYTES = 32.0

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from lab.worlds import annotate, cloze, exams, linguistics, pydocs, text
 from lab.worlds.base import Document, World, read_record, write_record
 from lab.worlds.local_config import CLOZE, PYDOCS, LocalConfig
-from tsae import models
+from tsae import model_folders, models
 from tsae.errors import WorldError
-from tsae.files import read_json, sha256
+from tsae.files import sha256
 from tsae.sequences import LabelSpec
 
 if TYPE_CHECKING:
@@ -100,14 +100,16 @@ class LocalWorld(World):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return models.load_tokenizer(Path(self.config.model))
+        return model_folders.load_tokenizer(Path(self.config.model))
 
     def documents(self, split: str) -> Iterator[Document]:
         """See :meth:`World.documents`. Raises :class:`WorldError` when the text is another now."""
         source = _open_text(self.config.text, self._text_stamp)
         first_id = 0 if split == "train" else 1
         texts = source.texts(split, self.config.seed)
-        yield from annotate.documents(texts, self._tokenizer, first_id, 2, source.min_tokens)
+        yield from annotate.documents(
+            texts, self._tokenizer, self.vocab_size, first_id, 2, source.min_tokens
+        )
 
     def to_strings(self, tokens: Iterable[int]) -> list[str]:
         """See :meth:`World.to_strings`; a byte that is half a character prints as U+FFFD."""
@@ -149,31 +151,14 @@ def _absolute(value: Any) -> Any:
     return value
 
 
-def _weights(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
-
-
 def _weight_bytes(folder: str | Path) -> int:
-    return sum(file.stat().st_size for file in _weights(Path(folder)))
+    return sum(file.stat().st_size for file in model_folders.weights(folder))
 
 
 def _describe(name: str, cfg: LocalConfig) -> dict[str, Any]:
     """The world's record, from the model folder and the text; see :func:`build` for errors."""
     folder = Path(cfg.model)
-    hf_config = read_json(folder / "config.json", WorldError)
-    if not _weights(folder):
-        raise WorldError(
-            f"{folder} has no .safetensors weights; save the model with save_pretrained."
-        )
-    from transformers import AutoConfig
-
-    try:
-        shape = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
-    except (OSError, ValueError, KeyError) as error:
-        raise WorldError(
-            f"{folder / 'config.json'} describes no model that transformers knows; "
-            "give another folder."
-        ) from error
+    shape = model_folders.check(folder)
     longest = getattr(shape, "max_position_embeddings", None)
     if longest is not None and cfg.seq_len > longest:
         raise ValueError(
@@ -183,7 +168,7 @@ def _describe(name: str, cfg: LocalConfig) -> dict[str, Any]:
     layer = n_layers // 2 if cfg.layer is None else cfg.layer
     if not 0 <= layer < n_layers:
         raise WorldError(f"layer {layer} does not exist: {name} has layers 0..{n_layers - 1}.")
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = model_folders.load_tokenizer(folder)
     bos_id = tokenizer.bos_token_id
     if bos_id is None:
         bos_id = tokenizer.eos_token_id
@@ -191,9 +176,11 @@ def _describe(name: str, cfg: LocalConfig) -> dict[str, Any]:
         raise WorldError(
             f"The tokenizer in {folder} has neither BOS nor EOS; set one of them and save it."
         )
-    if len(tokenizer) > shape.vocab_size:
+    # Further tokens are special ones (a pad, Gemma 3's image) that no text turns into.
+    size = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    if size > shape.vocab_size:
         raise WorldError(
-            f"The tokenizer in {folder} has {len(tokenizer)} tokens, the model {shape.vocab_size}; "
+            f"The tokenizer in {folder} has {size} tokens, the model {shape.vocab_size}; "
             "save the tokenizer that belongs to the model."
         )
     source = _open_text(cfg.text)
@@ -204,10 +191,11 @@ def _describe(name: str, cfg: LocalConfig) -> dict[str, Any]:
                 f"Text {cfg.text} has no document for the {split} split; give at least two "
                 "documents (a line <|endoftext|> separates those in one file)."
             )
-    model_config = {key: value for key, value in hf_config.items() if key not in _NOT_THE_MODEL}
+    raw = model_folders.read_config(folder)
+    model_config = {key: value for key, value in raw.items() if key not in _NOT_THE_MODEL}
     options = asdict(cfg) | {"model": None, "layer": None}  # neither changes what is harvested
     del options["questions"], options["tasks"]  # nor does what is asked
-    weights = [sha256(file) for file in _weights(folder)]
+    weights = [sha256(file) for file in model_folders.weights(folder)]
     tokens = sha256(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else ""
     whole = json.dumps([name, options, stamp, model_config, weights, tokens], sort_keys=True)
     return {
@@ -236,7 +224,8 @@ def build(
 ) -> LocalWorld:
     """The world of a saved model: options are the fields of :class:`LocalConfig`.
 
-    Nothing is copied: ``world.json`` points to the model and the text and holds their fingerprint.
+    A model in one .gguf file is converted into ``cache_dir`` first. Nothing else is copied:
+    ``world.json`` points to the model and the text and holds their fingerprint.
     Raises ValueError for an unknown option or a bad value, :class:`WorldError` for a folder or text
     that cannot be used and for a directory that holds another world.
     """
@@ -250,6 +239,9 @@ def build(
     for key in ("model", "text", "tasks"):
         if key in options:
             options[key] = _absolute(options[key])
+    if str(options["model"]).lower().endswith(".gguf"):
+        folder = model_folders.from_gguf(options["model"], cache_dir or text.default_cache())
+        options["model"] = str(folder)
     if isinstance(options.get("questions"), dict):
         options["questions"] = {
             key: [str(Path(name).resolve()) if Path(name).is_file() else name for name in names]

@@ -13,7 +13,7 @@ class LocalConfig:
     """Options of a world made from a saved model."""
 
     model: str
-    """Folder with config.json, .safetensors weights and a fast tokenizer."""
+    """Folder with config.json, .safetensors weights and a fast tokenizer, or a .gguf file."""
     text: str | dict[str, str] = PYDOCS
     """"pydocs", or a path: .txt, .md, .jsonl, a folder of them, or a datasets folder; or several
     paths by name, which becomes the document label ``source``."""

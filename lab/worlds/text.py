@@ -1,18 +1,21 @@
-"""Local text as documents: plain files and folders, JSONL, ``datasets`` folders saved to disk."""
+"""Local text as documents: plain files and folders, JSONL, Parquet, ``datasets`` folders."""
 
 import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lab.worlds.annotate import TOKEN_LABEL, Text
+from lab.worlds.annotate import TOKEN_LABEL, Text, paragraph_starts, sentence_starts
 from tsae.errors import WorldError
 from tsae.sequences import LabelSpec
 
-PLAIN = (".txt", ".md")
+PLAIN, JSONL, PARQUET = (".txt", ".md"), (".jsonl", ".jsonl.gz"), (".parquet",)
+ABOUT = ("README", "LICENSE", "LICENCE", "NOTICE", "CITATION")
+PIECE = 2000
+"""Fewest characters of a document where one long file is cut."""
 _SEPARATOR = re.compile(r"^(?:<\|endoftext\|>|\f)[ \t]*$", re.MULTILINE)
 _BLOCK = 10  # one document in so many is held out
 
@@ -23,12 +26,23 @@ def digest(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
 
 
-class LocalText:
-    """The documents of ``path``: one a file (.txt, .md), a line (.jsonl), or a row (``datasets``).
+def default_cache() -> Path:
+    """Where a world keeps what it fetched when the caller names no ``cache_dir``: ~/.cache/tsae."""
+    return Path.home() / ".cache" / "tsae"
 
-    A line ``<|endoftext|>`` or a form feed splits a plain file into documents. Repeated documents
-    are read once. Of each ten documents in a row, one that the seed picks is in the test split (of
-    the first ten, one of the first two, so that two documents are enough for both splits). Raises
+
+class LocalText:
+    """The documents of ``path``: one a file (.txt, .md), a line (.jsonl), or a row (.parquet, or a
+    ``datasets`` folder saved to disk).
+
+    A line ``<|endoftext|>`` or a form feed splits a plain file into documents; a single file without
+    any is cut at blank lines (else at line ends, else between sentences) into documents of at least
+    :data:`PIECE` characters. In a folder, hidden files are passed over, and beside .jsonl or .parquet
+    rows so are its README and LICENSE. Line ends become \\n; a byte-order mark goes. Repeated
+    documents are read once.
+
+    Of each ten documents in a row, one that the seed picks is in the test split (of the first ten,
+    one of the first two, so that two documents are enough for both splits). Raises
     :class:`WorldError` when the path is missing, empty, not UTF-8, or has no "text" field.
     """
 
@@ -39,14 +53,35 @@ class LocalText:
         self.label_specs: dict[str, LabelSpec] = {"token": TOKEN_LABEL}
         if not self.path.exists():
             raise WorldError(
-                f"Text {self.path} does not exist; give text=PATH of a .txt, .md or .jsonl file, "
-                "a folder of them, or a datasets folder saved to disk."
+                f"Text {self.path} does not exist; give text=PATH of a .txt, .md, .jsonl or .parquet "
+                "file, a folder of them, or a datasets folder saved to disk."
             )
+        saved = ("state.json", "dataset_dict.json")
+        self._is_saved = any((self.path / file).exists() for file in saved)
+
+    def _files(self) -> list[Path]:
+        """The files that are read, in order."""
+        if self.path.is_file():
+            return [self.path]
+        names = sorted(file.relative_to(self.path) for file in self.path.rglob("*"))
+        files = [
+            self.path / name
+            for name in names
+            if not any(part.startswith(".") for part in name.parts) and (self.path / name).is_file()
+        ]
+        if self._is_saved:
+            return files
+        rows = any(_ends(file, JSONL + PARQUET) for file in files)
+        return [
+            file
+            for file in files
+            if _ends(file, PLAIN + JSONL + PARQUET)
+            and not (rows and _ends(file, PLAIN) and file.stem.upper() in ABOUT)
+        ]
 
     def stamp(self) -> dict[str, Any]:
         """What identifies the text: files and bytes, so that a later change is noticed."""
-        files = [self.path] if self.path.is_file() else sorted(self.path.rglob("*"))
-        sizes = [file.stat().st_size for file in files if file.is_file()]
+        sizes = [file.stat().st_size for file in self._files()]
         return {"files": len(sizes), "bytes": sum(sizes)}
 
     def texts(self, split: str, seed: int) -> Iterator[Text]:
@@ -63,18 +98,20 @@ class LocalText:
                 yield Text(text)
 
     def _raw(self) -> Iterator[str]:
-        if self.path.is_file():
-            yield from _file(self.path)
-        elif any((self.path / f).exists() for f in ("state.json", "dataset_dict.json")):
+        if self._is_saved:
             yield from _saved_dataset(self.path)
-        else:
-            files = [f for f in sorted(self.path.rglob("*")) if f.is_file() and _known(f)]
-            if not files:
-                raise WorldError(
-                    f"Folder {self.path} holds no .txt, .md or .jsonl file; add some text."
-                )
-            for file in files:
-                yield from _file(file)
+            return
+        files = self._files()
+        if not files:
+            raise WorldError(
+                f"Folder {self.path} holds no .txt, .md, .jsonl or .parquet file; add some text."
+            )
+        if self.path.is_file() and _ends(self.path, PLAIN):
+            documents = list(_file(self.path))
+            yield from documents if len(documents) > 1 else _pieces(documents[0])
+            return
+        for file in files:
+            yield from _file(file)
 
 
 class MixedText:
@@ -110,19 +147,44 @@ class MixedText:
             yield text._replace(labels={"source": classes.index(name)})
 
 
-def _known(path: Path) -> bool:
-    return path.name.endswith((*PLAIN, ".jsonl", ".jsonl.gz"))
+def _ends(path: Path, ends: tuple[str, ...]) -> bool:
+    return path.name.lower().endswith(ends)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """One long text in pieces of :data:`PIECE` characters or a little more, none torn."""
+    cuts = [0]
+    for starts in (paragraph_starts, _line_starts, sentence_starts):
+        cuts = [0]
+        for at in starts(text):
+            if min(at - cuts[-1], len(text) - at) >= PIECE:
+                cuts.append(at)
+        if max(b - a for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)) < 4 * PIECE:
+            break
+    for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True):
+        yield text[a:b].strip("\n")
+
+
+def _line_starts(text: str) -> list[int]:
+    return [match.end() for match in re.finditer("\n", text)]
+
+
+def _clean(text: str) -> str:
+    """Line ends as \\n, no byte-order mark, and no lone surrogate, which has no token."""
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _file(path: Path) -> Iterator[str]:
-    if not _known(path):
+    if not _ends(path, PLAIN + JSONL + PARQUET):
         raise WorldError(
-            f"{path} is not .txt, .md, .jsonl or .jsonl.gz; convert it to one of them."
+            f"{path} is not .txt, .md, .jsonl, .jsonl.gz or .parquet; convert it to one of them."
         )
     if path.stat().st_size == 0:
         raise WorldError(f"{path} is empty; put text in it or remove it.")
+    read = _plain if _ends(path, PLAIN) else _jsonl if _ends(path, JSONL) else _parquet
     try:
-        yield from _plain(path) if path.name.endswith(PLAIN) else _jsonl(path)
+        yield from read(path)
     except UnicodeDecodeError as error:
         raise WorldError(f"{path} is not UTF-8 ({error.reason}); convert it to UTF-8.") from error
     except (EOFError, gzip.BadGzipFile) as error:
@@ -130,15 +192,15 @@ def _file(path: Path) -> Iterator[str]:
 
 
 def _plain(path: Path) -> Iterator[str]:
-    text = path.read_text(encoding="utf-8")
+    text = _clean(path.read_text(encoding="utf-8"))
     if not text.strip():
         raise WorldError(f"{path} holds only blank space; put text in it or remove it.")
     yield from (part.strip("\n") for part in _SEPARATOR.split(text))
 
 
 def _jsonl(path: Path) -> Iterator[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
+    opener = gzip.open if _ends(path, (".gz",)) else open
+    with opener(path, "rt", encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -152,12 +214,45 @@ def _jsonl(path: Path) -> Iterator[str]:
 
 
 def _field(row: Any, where: str) -> str:
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str):
+    if not isinstance(row, dict) or "text" not in row:
+        has = f"but {', '.join(map(str, row))}" if isinstance(row, dict) and row else "at all"
+        raise WorldError(f'{where} has no "text" field {has}; rename the field with the text.')
+    if not isinstance(row["text"], str):
+        what = "null" if row["text"] is None else f"of type {type(row['text']).__name__}"
         raise WorldError(
-            f'{where} has no "text" field that is a string; rename the field with the text.'
+            f'{where} has a "text" that is {what}; remove the row or give it a string.'
         )
-    return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate has no token
+    return _clean(row["text"])
+
+
+def _parquet(path: Path) -> Iterator[str]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        _check_columns(file.schema_arrow.names, path)
+        batches = file.iter_batches(batch_size=256, columns=["text"])
+        yield from _rows((row for batch in batches for row in batch.to_pylist()), path)
+    except (ArrowException, OSError) as error:
+        raise WorldError(
+            f"{path} is not whole Parquet ({_reason(error)}); copy it again."
+        ) from error
+
+
+def _rows(rows: Iterable[Any], path: Path) -> Iterator[str]:
+    for number, row in enumerate(rows, 1):
+        yield _field(row, f"{path}, row {number},")
+
+
+def _check_columns(names: list[str], path: Path) -> None:
+    if "text" not in names:
+        raise WorldError(
+            f'{path} has no "text" column but {", ".join(names)}; rename the column with the text.'
+        )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _saved_dataset(path: Path) -> Iterator[str]:
@@ -166,15 +261,9 @@ def _saved_dataset(path: Path) -> Iterator[str]:
     try:
         loaded = load_from_disk(str(path))
     except Exception as error:  # pyarrow, JSON and missing-file errors alike
-        reason = " ".join(str(error).split())[:160]
         raise WorldError(
-            f"The datasets folder {path} cannot be read ({reason}); save it again."
+            f"The datasets folder {path} cannot be read ({_reason(error)}); save it again."
         ) from error
-    for part in loaded.values() if isinstance(loaded, DatasetDict) else [loaded]:
-        if "text" not in part.column_names:
-            raise WorldError(
-                f'The datasets folder {path} has no "text" column but '
-                f"{', '.join(part.column_names)}; rename the column with the text."
-            )
-        for row in part.select_columns("text"):
-            yield _field(row, f"A row of {path}")
+    for name, part in loaded.items() if isinstance(loaded, DatasetDict) else [("", loaded)]:
+        _check_columns(part.column_names, path / name)
+        yield from _rows(part.select_columns("text"), path / name)

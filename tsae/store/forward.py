@@ -29,6 +29,10 @@ class Job:
     count: int
 
 
+class Overflow(StoreError):
+    """A residual does not fit float16."""
+
+
 class Piece(NamedTuple):
     """One forward batch: its sequences, the half-precision residuals and their norms [B, T]."""
 
@@ -70,8 +74,8 @@ def forward(
     expected = (*tokens_BT.shape, manifest["d_model"])
     if tuple(x_BTD.shape) != expected:
         raise StoreError(
-            f"The residual at {where} has shape {tuple(x_BTD.shape)} instead of {expected}: "
-            "build the world again."
+            f"The residual at {where} has shape {tuple(x_BTD.shape)} instead of {expected}, so "
+            "transformer_lens does not read this architecture as usual: give another model."
         )
     half_BTD = x_BTD.to(getattr(torch, manifest["dtype"]))
     norm_BT = torch.linalg.vector_norm(half_BTD, dim=-1, dtype=torch.float32)
@@ -79,11 +83,11 @@ def forward(
         if not x_BTD.isfinite().all():
             raise StoreError(
                 f"The residual at {where} is not finite (NaN or infinity) on {job.split} text near "
-                f"sequence {job.start}: check the model's weights or build the world again."
+                f"sequence {job.start}: its weights are damaged; copy the model again or give another."
             )
-        raise StoreError(
+        raise Overflow(
             f"The residual at {where} reaches {x_BTD.abs().max().item():.4g}, beyond float16: "
-            "harvest with dtype 'bfloat16' into another directory."
+            "leave dtype out, or harvest with dtype 'bfloat16' into another directory."
         )
     return Piece(sequences, half_BTD.cpu(), norm_BT.cpu().numpy())
 

@@ -59,7 +59,9 @@ def write_shard(
         inside_NT, norm_NT = arrays["doc"] >= 0, norm_NT[:n]
         if "median_norm" not in manifest:
             if not inside_NT.any():
-                raise StoreError(f"{path.name} would hold no text at all: build the world again.")
+                raise StoreError(
+                    f"{path.name} would hold no text at all: give the world more text."
+                )
             manifest["median_norm"] = float(np.median(norm_NT[inside_NT]))
         massive_NT = inside_NT & (norm_NT > MASSIVE_FACTOR * manifest["median_norm"])
         valid_NT = inside_NT & ~massive_NT

@@ -6,9 +6,9 @@ The forward pass runs one batch ahead in a thread of its own, so that writing do
 import fcntl
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -22,60 +22,10 @@ from tsae import files, models
 from tsae.errors import StoreError
 from tsae.sequences import SPLITS, TextSource
 from tsae.store import layout
-from tsae.store.forward import Job, forward, one_ahead, read_text, until_full
+from tsae.store.config import DTYPES, HarvestConfig
+from tsae.store.forward import Job, Overflow, forward, one_ahead, read_text, until_full
 from tsae.store.reading import ActivationStore
-from tsae.store.shard import MIB, least_mapped, write_shard
-
-DTYPES = ("float16", "bfloat16")
-# Measured: at most so much is taken beyond a harvest's own arrays, and so much per element of a
-# batch (float32, its half, both of the batch ahead, and the allocator's gaps).
-OVERHEAD, BATCH_BYTES = 32 * MIB, 40
-
-
-@dataclass(frozen=True)
-class HarvestConfig:
-    """How much to harvest and in what portions."""
-
-    tokens: dict[str, int]
-    """Tokens to have of each split, BOS included, rounded up to whole sequences."""
-    dtype: str = "float16"
-    """Number format of the residuals on disk; bfloat16 where values exceed 65504."""
-    shard_tokens: int = 65536
-    """Tokens of a full shard, in whole sequences; an interruption loses at most one shard."""
-    batch_sequences: int = 16
-    """Sequences of a forward pass."""
-    memory_limit_mb: float = 512
-    """Most that buffers and mapped pages may take, MiB; the model's own memory comes on top."""
-
-    def __post_init__(self) -> None:
-        if not self.tokens or set(self.tokens) - set(SPLITS):
-            raise ValueError(f"tokens are for {sorted(self.tokens)}; allowed are {SPLITS}")
-        counts = {f"tokens[{split!r}]": n for split, n in self.tokens.items()}
-        for name in ("shard_tokens", "batch_sequences"):
-            counts[name] = getattr(self, name)
-        for name, n in counts.items():
-            if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-                raise ValueError(f"{name} is {n!r}; allowed are whole numbers from 1")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; allowed are {DTYPES}")
-
-    def check_fits(self, world: TextSource) -> None:
-        """Raise ValueError when a shard is below one sequence or the buffers above the limit."""
-        length, d = world.seq_len, world.d_model
-        if self.shard_tokens < length:
-            raise ValueError(
-                f"shard_tokens is {self.shard_tokens}; allowed are whole numbers from {length}, "
-                "one sequence"
-            )
-        batch = BATCH_BYTES * self.batch_sequences * length * d
-        small = self.shard_tokens * (24 + 2 * len(world.label_specs))
-        least = math.ceil(max(OVERHEAD + batch + small, least_mapped(length, d)) / MIB)
-        if self.memory_limit_mb < least:
-            raise ValueError(
-                f"memory_limit_mb is {self.memory_limit_mb}; with batch_sequences "
-                f"{self.batch_sequences} and shard_tokens {self.shard_tokens}, allowed is {least} "
-                "or more"
-            )
+from tsae.store.shard import write_shard
 
 
 def harvest(
@@ -84,9 +34,9 @@ def harvest(
     *,
     layer: int,
     tokens: dict[str, int],
-    dtype: str = "float16",
+    dtype: str | None = None,
     shard_tokens: int = 65536,
-    batch_sequences: int = 16,
+    batch_sequences: int | None = None,
     memory_limit_mb: float = 512,
     device: str = "cpu",
     progress: bool = True,
@@ -95,7 +45,9 @@ def harvest(
 
     For the settings see :class:`HarvestConfig`. What is there already is kept: the same call after
     an interruption continues at the first missing shard and ends with the same bytes; a call for
-    more tokens appends shards; a missing or shortened shard is made again. The normalisation
+    more tokens appends shards; a missing or shortened shard is made again. A text that ends before
+    the tokens asked for is used as far as it goes, and a value beyond float16 starts a harvest of
+    no given dtype again in bfloat16; a line on stderr says so. The normalisation
 
         scale = sqrt(d / E‖x − E x‖²),   mean = scale · E x
 
@@ -104,8 +56,8 @@ def harvest(
     padding aside) of the first train shard; that median is measured once and kept.
 
     Raises ValueError on a bad setting, :class:`WorldError` when there is no such layer, and
-    :class:`StoreError` when the directory holds something else, when the text is too short or has
-    changed, and when an activation is not finite or does not fit float16.
+    :class:`StoreError` when the directory holds something else, when the text has changed, and when
+    an activation is not finite or does not fit a float16 that was asked for.
     """
     models.check_layer(world, layer)
     config = HarvestConfig(tokens, dtype, shard_tokens, batch_sequences, memory_limit_mb)
@@ -130,17 +82,30 @@ def harvest_with(
 ) -> ActivationStore:
     """:func:`harvest` with any ``residual``: tokens_BT int64 → x_BTD, in place of the model."""
     directory = Path(directory)
-    config.check_fits(world)
+    batch_sequences = config.batch_for(world)
     with files.disk_full_is_clear(directory), _only_one(directory):
         manifest = _begin(directory, world, layer, config.dtype)
-        jobs = _plan(directory, manifest, config)
+        jobs = _plan(directory, manifest, config.tokens, config.shard_tokens)
         if not manifest["shards"]["train"] and not any(job.split == "train" for job in jobs):
             raise ValueError(
                 f"tokens are {config.tokens}; the first harvest needs train tokens, because the "
                 "normalisation is theirs"
             )
         if jobs or not manifest["complete"]:
-            _make(residual, directory, world, manifest, jobs, config.batch_sequences, progress)
+            try:
+                _make(residual, directory, world, manifest, jobs, batch_sequences, progress)
+            except Overflow as error:
+                if config.dtype is not None:
+                    raise
+                print(f"{str(error).split(':')[0]}: stored as bfloat16.", file=sys.stderr)
+                tokens = config.tokens | {
+                    split: max(sum(s["sequences"] for s in shards) * world.seq_len, wanted)
+                    for split, shards in manifest["shards"].items()
+                    if (wanted := config.tokens.get(split, 0)) or shards
+                }
+                manifest = _begin(directory, world, layer, "bfloat16", manifest)
+                jobs = _plan(directory, manifest, tokens, config.shard_tokens)
+                _make(residual, directory, world, manifest, jobs, batch_sequences, progress)
             _complete(directory, manifest)
     return ActivationStore.open(directory, memory_limit_mb=config.memory_limit_mb)
 
@@ -164,8 +129,17 @@ def _only_one(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _begin(directory: Path, world: TextSource, layer: int, dtype: str) -> dict[str, Any]:
-    """The manifest of the store in ``directory``, new or checked against what is asked for."""
+def _begin(
+    directory: Path,
+    world: TextSource,
+    layer: int,
+    dtype: str | None,
+    instead_of: dict | None = None,
+) -> dict[str, Any]:
+    """The manifest of the store in ``directory``, checked against what is asked for, or new.
+
+    With ``instead_of``, the store of that manifest is removed first.
+    """
     asked = {
         "world": world.name,
         "fingerprint": world.fingerprint,
@@ -183,11 +157,15 @@ def _begin(directory: Path, world: TextSource, layer: int, dtype: str) -> dict[s
     manifest = layout.read_manifest(directory) if set(directory.iterdir()) - leftovers else None
     for leftover in leftovers.union(directory.glob("*.bin.tmp-*")):
         leftover.unlink()
-    if manifest is None or not any(manifest["shards"].values()):
-        manifest = {**asked, "shards": {split: [] for split in SPLITS}, "complete": False}
+    if manifest is None or instead_of or not any(manifest["shards"].values()):
+        empty: dict[str, list] = {split: [] for split in SPLITS}
+        manifest = {**asked, "dtype": dtype or DTYPES[0], "shards": empty, "complete": False}
         layout.write_manifest(directory, manifest)
+        for shards in instead_of["shards"].values() if instead_of else []:
+            for shard in shards:
+                (directory / shard["file"]).unlink(missing_ok=True)
     for key, value in asked.items():
-        if manifest[key] != value:
+        if manifest[key] != value and not (key == "dtype" and value is None):
             was = "other labels" if key == "labels" else f"{key} {manifest[key]!r}, not {value!r}"
             raise StoreError(
                 f"The store in {directory} was harvested with {was}: "
@@ -196,19 +174,21 @@ def _begin(directory: Path, world: TextSource, layer: int, dtype: str) -> dict[s
     return manifest
 
 
-def _plan(directory: Path, manifest: dict[str, Any], config: HarvestConfig) -> list[Job]:
-    """Shards to make: recorded ones whose file is not whole, then what ``config`` asks beyond."""
+def _plan(
+    directory: Path, manifest: dict[str, Any], tokens: dict[str, int], shard_tokens: int
+) -> list[Job]:
+    """Shards to make: recorded ones whose file is not whole, then what ``tokens`` asks beyond."""
     jobs = []
-    per_shard = config.shard_tokens // manifest["seq_len"]
+    per_shard = shard_tokens // manifest["seq_len"]
     for split in SPLITS:
         start = 0
         for index, shard in enumerate(manifest["shards"][split]):
             if layout.damage(directory, shard):
                 jobs.append(Job(split, index, start, shard["sequences"]))
             start += shard["sequences"]
-        wanted = -(-config.tokens.get(split, 0) // manifest["seq_len"])
+        wanted = -(-tokens.get(split, 0) // manifest["seq_len"])
         index = len(manifest["shards"][split])
-        while start < wanted:
+        while start < wanted and split not in manifest.get("ended", []):
             jobs.append(Job(split, index, start, min(per_shard, wanted - start)))
             start += per_shard
             index += 1
@@ -245,10 +225,11 @@ def _make(
     for split, n in wanted.items():
         have = sum(shard["sequences"] for shard in manifest["shards"][split])
         if have < n:
-            tokens = have * world.seq_len
-            raise StoreError(
-                f"The {split} text of {world.name} ends after {tokens} of the "
-                f"{n * world.seq_len} tokens asked for: ask for {tokens}, or give it more text."
+            manifest["ended"] = sorted({*manifest.get("ended", []), split})
+            print(
+                f"The {split} text of {world.name} ends after {have * world.seq_len} of the "
+                f"{n * world.seq_len} tokens asked for: it is used as far as it goes.",
+                file=sys.stderr,
             )
 
 
@@ -262,7 +243,8 @@ def _complete(directory: Path, manifest: dict[str, Any]) -> None:
     variance = total[d] / max(n, 1) - mean_D @ mean_D
     if n == 0 or variance <= 1e-12 * total[d] / n:
         raise StoreError(
-            f"The residuals in {directory} do not vary over the train text: build the world again."
+            f"The residuals in {directory} do not vary over the train text: take another layer or "
+            "more text."
         )
     scale = math.sqrt(d / variance)
     massive = sum(shard["massive"] for shard in shards)
