@@ -103,3 +103,28 @@ def test_costs_stand_in_order_of_the_ratio_to_the_static_step():
     assert lines[static + 1] == r"Conv & 30 & 1.52 & addmm 50\%, topk 25\%\\"
     with pytest.raises(UserError, match="lack topk: run benchmarks/overheads.py"):
         cost_table({"settings": settings, "rows": rows[:1]})
+
+
+def of_scales(table, scales):
+    """A table as it is of a text that has labels of these scales alone."""
+    unlike = [s for s in ("document", "section", "token") if s not in scales]
+    return table[~table["group"].str.split("[:|]", regex=True).str[0].isin(unlike)]
+
+
+@pytest.mark.parametrize("scales", [["token"], ["document", "token"], []])
+def test_texts_of_few_labels_are_shown_by_the_scales_they_have(tmp_path, scales):
+    found = {"curves": made.curves(), "dwell": made.dwell(), "heatmap": made.heatmap()}
+    found |= {"facts": pd.DataFrame(columns=["world", "key", "value"])}
+    for name in ("results", "documents", "differences"):
+        found[name] = of_scales(getattr(made, name)(), scales)
+    drawn = drawings(found, True)
+    assert ("recovery" in drawn) == bool(scales) and {"pareto", "dwell"} <= set(drawn)
+    if scales:
+        titles = {axes.get_title().partition(": ")[2] for axes in drawn["recovery"].axes}
+        assert titles == {f"{scale} latents" for scale in scales}
+    written = write_latex(found, tmp_path, True, True)
+    assert ("table_recovery.tex" in written) == bool(scales) and "table_main.tex" in written
+    if scales:
+        lines = (tmp_path / "table_recovery.tex").read_text().splitlines()
+        head = next(line for line in lines if line.startswith("System"))
+        assert head.count("&") == 2 * len(scales)

@@ -99,9 +99,10 @@ def basic_drawings(
         "smoothness": lambda: figures.smoothness(results, smoke=smoke),
         "dwell": lambda: figures.dwell(found["dwell"], smoke=smoke),
         "heatmap": lambda: figures.heatmap(found["heatmap"], smoke=smoke),
-        "recovery": lambda: figures.recovery(results, found["documents"], smoke=smoke),
         "curves": lambda: figures.curves(found["curves"], smoke=smoke),
     }
+    if (results["metric"] == "recovery_f1").any():
+        basic["recovery"] = lambda: figures.recovery(results, found["documents"], smoke=smoke)
     if results["metric"].str.startswith("unlearn_").any():
         basic["unlearning"] = lambda: figures.unlearning(results, smoke=smoke)
     if (results["ablation"] != "").any():
@@ -228,8 +229,11 @@ def write_latex(
     basic = {
         "numbers": lambda: numbers(found, smoke, partial, part, paper),
         "table_main": lambda: tables.main_table(results, smoke=smoke),
-        "table_recovery": lambda: tables.recovery_table(results, found["differences"], smoke=smoke),
     }
+    if (results["metric"] == "recovery_f1").any():
+        basic["table_recovery"] = lambda: tables.recovery_table(
+            results, found["differences"], smoke=smoke
+        )
     if (results["ablation"] != "").any():
         basic["table_ablation"] = lambda: tables.ablation_table(results, smoke=smoke)
     made = {name: table() for name, table in basic.items() if not shown or name in shown}

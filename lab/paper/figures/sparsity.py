@@ -103,6 +103,10 @@ def ablation(results: pd.DataFrame) -> Figure:
         names = sorted(mine["ablation"].unique(), key=tidy.natural)
         look = style.look(system)
         for panel, (metric, group, label) in zip(row, columns, strict=True):
+            measured = mine.loc[mine["metric"] == metric, "group"]
+            if metric == "recovery_f1" and group not in set(measured):  # a text without labels
+                panel.set_axis_off()
+                continue
             rows = tidy.pick(mine, metric, group)
             base = tidy.pick(tidy.unchanged(case), metric, group)["value"]
             panel.axvline(base.mean(), color="black", linewidth=0.9, linestyle="--")

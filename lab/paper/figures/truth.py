@@ -34,8 +34,8 @@ def recovery(results: pd.DataFrame, documents: pd.DataFrame) -> Figure:
 
     Bar: mean over seeds; dots: seeds; line: 95% bootstrap interval over documents; hatched: nulls;
     vertical tick: the frequency-matched null. Needs metrics ``recovery_f1`` and
-    ``recovery_f1_matched`` with groups document, section and token in the results, and the
-    per-document ``num``/``den`` of ``recovery_f1``, groups ``scale:label=class``, in the documents.
+    ``recovery_f1_matched`` of at least one time scale in the results, and the per-document
+    ``num``/``den`` of ``recovery_f1``, groups ``scale:label=class``, in the documents.
     """
     frame = tidy.main(tidy.prepare(results))
     columns = ("world", "variant", "seed", "ablation", "metric", "group", "doc", "num", "den")
@@ -45,21 +45,22 @@ def recovery(results: pd.DataFrame, documents: pd.DataFrame) -> Figure:
         raise UserError(
             "The documents table holds no 'recovery_f1' counts: run the evaluate stage again."
         )
-    rows = {scale: tidy.pick(frame, "recovery_f1", scale) for scale in tidy.SCALES}
-    matched = {scale: tidy.pick(frame, "recovery_f1_matched", scale) for scale in tidy.SCALES}
+    scales = tidy.scales(frame)
+    rows = {scale: tidy.pick(frame, "recovery_f1", scale) for scale in scales}
+    matched = {scale: tidy.pick(frame, "recovery_f1_matched", scale) for scale in scales}
     every = pd.concat(rows.values())
     worlds, systems = tidy.ordered(every["world"]), tidy.ordered(every["system"])
     bars = 0.14 * len(systems)
     figure, axes = style.panels(
         len(worlds),
-        len(tidy.SCALES),
+        len(scales),
         style.PAGE,
         max(0.7 + len(worlds) * (0.3 + bars), 1.25 + len(worlds) * bars),
         sharey=True,
         sharex=True,
     )
     for row, world in zip(axes, worlds, strict=True):
-        for panel, scale in zip(row, tidy.SCALES, strict=True):
+        for panel, scale in zip(row, scales, strict=True):
             here = rows[scale][rows[scale]["world"] == world]
             style.bars(panel, here, systems)
             nulls = matched[scale][matched[scale]["world"] == world]

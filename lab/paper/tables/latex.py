@@ -140,27 +140,28 @@ def recovery_table(
     r"""F1 by time scale, and the paired difference from ``baseline`` with its 95% interval.
 
     ``differences``: world, variant, baseline, metric, group, diff, lo, hi. Bold: the interval
-    excludes 0; dagger: L0 not matched. Needs ``l0``, and ``recovery_f1`` with groups document,
-    section and token.
+    excludes 0; dagger: L0 not matched. Needs ``l0``, and ``recovery_f1`` of at least
+    one time scale.
     """
     frame = tidy.main(tidy.prepare(results))
-    rows = pd.concat([tidy.pick(frame, "recovery_f1", scale) for scale in tidy.SCALES])
+    scales = tidy.scales(frame)
+    rows = pd.concat([tidy.pick(frame, "recovery_f1", scale) for scale in scales])
     matched = tidy.matched_l0(frame, baseline)
     paired = tidy.prepare(differences, ("world", "variant", "baseline", "metric", "group", "diff"))
     paired = paired[(paired["baseline"] == baseline) & (paired["metric"] == "recovery_f1")]
     paired = paired.set_index(["world", "variant", "group"])
     name = escape(tidy.display(baseline))
-    heads = " & ".join(rf"\multicolumn{{2}}{{c}}{{{scale.title()}}}" for scale in tidy.SCALES)
-    rules = "".join(rf"\cmidrule(lr){{{i}-{i + 1}}}" for i in (2, 4, 6))
+    heads = " & ".join(rf"\multicolumn{{2}}{{c}}{{{scale.title()}}}" for scale in scales)
+    rules = "".join(rf"\cmidrule(lr){{{i}-{i + 1}}}" for i in range(2, 2 * len(scales) + 1, 2))
     body = [f" & {heads}" + r"\\", rules]
-    body.append("System" + rf" & F1 $\uparrow$ & $\Delta$ to {name}" * 3 + r"\\")
+    body.append("System" + rf" & F1 $\uparrow$ & $\Delta$ to {name}" * len(scales) + r"\\")
     for world in tidy.ordered(rows["world"]):
-        body += [r"\midrule", panel(world, 7)]
+        body += [r"\midrule", panel(world, 1 + 2 * len(scales))]
         here = rows[rows["world"] == world]
         for system in tidy.ordered(here["system"]):
             dagger = "" if matched[world, system] else r"$^\dagger$"
             cells = [escape(tidy.display(system)) + dagger]
-            for scale in tidy.SCALES:
+            for scale in scales:
                 cells.append(cell(here[here["system"] == system], "recovery_f1", scale))
                 found = (world, system, scale) in paired.index
                 cells.append(change(paired.loc[(world, system, scale)]) if found else "--")
@@ -171,7 +172,7 @@ def recovery_table(
         r"documents; bold where the interval excludes 0. $\dagger$: L0 not within 2\% of "
         f"{name}'s."
     )
-    return floated(body, "l" + "rr" * 3, caption, "recovery", smoke)
+    return floated(body, "l" + "rr" * len(scales), caption, "recovery", smoke)
 
 
 def change(row: pd.Series) -> str:
