@@ -3,6 +3,7 @@ r"""What turns pre-activations into codes: ``relu``, ``topk``, ``batchtopk``, ``
 Each is a module with ``forward(pre_NF, mask_N) -> z_NF`` (dense) and, where the code is sparse
 by construction, ``select(pre_NF, mask_N)`` naming the active entries for the sparse kernels. A
 token outside the mask has the code zero. ``pre`` is ReLU'd by every activation: codes are >= 0.
+``spare_N`` [N] is how many entries more than its own a token may keep, where entries are counted.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ NAMES = ("relu", "topk", "batchtopk", "jumprelu")
 class ReLU(nn.Module):
     """``z = max(pre, 0)``; sparsity comes from the L1 term of the loss (Bricken et al. 2023)."""
 
-    def forward(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+    def forward(self, pre_NF: Tensor, mask_N: Tensor, spare_N: Tensor | None = None) -> Tensor:
         return pre_NF.clamp_min(0.0) * mask_N[:, None]
 
 
@@ -34,16 +35,36 @@ class TopK(nn.Module):
         super().__init__()
         self.k = k
 
-    def forward(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+    def forward(self, pre_NF: Tensor, mask_N: Tensor, spare_N: Tensor | None = None) -> Tensor:
         cols = largest(pre_NF, min(self.k, pre_NF.shape[1]))
         values = pre_NF.gather(1, cols).clamp_min(0.0) * mask_N[:, None]
-        return torch.zeros_like(pre_NF).scatter(1, cols, values)
+        z_NF = torch.zeros_like(pre_NF).scatter(1, cols, values)
+        if spare_N is None:
+            return z_NF
+        rows, cols = self.beyond(pre_NF, mask_N, spare_N)
+        return z_NF.index_put((rows, cols), pre_NF[rows, cols].clamp_min(0.0))
 
-    def select(self, pre_NF: Tensor, mask_N: Tensor) -> Selection:
+    def select(self, pre_NF: Tensor, mask_N: Tensor, spare_N: Tensor | None = None) -> Selection:
         """The ``k`` largest entries of every valid row, columns ascending."""
         rows, k = mask_N.nonzero()[:, 0], min(self.k, pre_NF.shape[1])
-        cols = largest(pre_NF, k)[rows]
-        return rows.repeat_interleave(k), cols.flatten(), rows_to_crow(mask_N.long() * k)
+        cols, counts_N = largest(pre_NF, k)[rows].flatten(), mask_N.long() * k
+        rows = rows.repeat_interleave(k)
+        if spare_N is not None:
+            more = self.beyond(pre_NF, mask_N, spare_N)
+            rows, cols = (torch.cat(both) for both in zip((rows, cols), more, strict=True))
+            order = (rows * pre_NF.shape[1] + cols).argsort()
+            rows, cols = rows[order], cols[order]
+            counts_N = counts_N + torch.bincount(more[0], minlength=len(pre_NF))
+        return rows, cols, rows_to_crow(counts_N)
+
+    def beyond(self, pre_NF: Tensor, mask_N: Tensor, spare_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns of each valid token's ``spare_N`` largest entries after the first k."""
+        rows = ((spare_N > 0) & mask_N).nonzero()[:, 0]
+        width = int(spare_N[rows].max()) if rows.numel() else 0
+        k, F = min(self.k, pre_NF.shape[1]), pre_NF.shape[1]
+        cols_RS = pre_NF.detach()[rows].topk(min(k + width, F), dim=1).indices[:, k:]
+        kept = torch.arange(cols_RS.shape[1], device=rows.device) < spare_N[rows, None]
+        return rows.repeat_interleave(kept.sum(1)), cols_RS[kept]
 
 
 def valid_above(pre_NF: Tensor, mask_N: Tensor, bound: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -96,16 +117,17 @@ class BatchTopK(nn.Module):
         traced = torch.compiler.is_compiling()
         return not self.training and not traced and bool(self.threshold < 0)
 
-    def cut(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+    def cut(self, pre_NF: Tensor, mask_N: Tensor, spare_N: Tensor | None = None) -> Tensor:
         """The value above which entries are kept; in training it also moves the threshold."""
         if not self.training:
             return self.threshold.clamp_min(0.0)
-        keep = self.keep(mask_N)
+        keep = self.keep(mask_N, spare_N)
         return self.cut_among(candidates(pre_NF, mask_N, keep)[1], keep)
 
-    def keep(self, mask_N: Tensor) -> int:
+    def keep(self, mask_N: Tensor, spare_N: Tensor | None = None) -> int:
         """How many entries the whole batch, ranks together, keeps."""
-        return self.k * distributed.count(int(mask_N.sum()))
+        n = self.k * int(mask_N.sum())
+        return distributed.count(n if spare_N is None else n + int(spare_N[mask_N].sum()))
 
     @torch.no_grad()
     def cut_among(self, values: Tensor, keep: int) -> Tensor:
@@ -123,18 +145,18 @@ class BatchTopK(nn.Module):
         self.threshold.copy_(torch.where(first, cut.float(), moved))
         return cut
 
-    def forward(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+    def forward(self, pre_NF: Tensor, mask_N: Tensor, spare_N: Tensor | None = None) -> Tensor:
         if self.untrained:
             return TopK(self.k)(pre_NF, mask_N)
-        keep = (pre_NF > self.cut(pre_NF, mask_N)) & mask_N[:, None]
+        keep = (pre_NF > self.cut(pre_NF, mask_N, spare_N)) & mask_N[:, None]
         return torch.where(keep, pre_NF, 0.0)
 
-    def select(self, pre_NF: Tensor, mask_N: Tensor) -> Selection:
+    def select(self, pre_NF: Tensor, mask_N: Tensor, spare_N: Tensor | None = None) -> Selection:
         """Entries above the cut, in row-major order."""
         if self.untrained:
             return TopK(self.k).select(pre_NF, mask_N)
         if self.training:
-            keep = self.keep(mask_N)
+            keep = self.keep(mask_N, spare_N)
             flat, values = candidates(pre_NF, mask_N, keep)
             flat = flat[values > self.cut_among(values, keep)]
         else:
@@ -175,7 +197,7 @@ class JumpReLU(nn.Module):
         """``1[relu(pre) > theta]`` [N, F], differentiable in theta alone."""
         return _Step.apply(pre_NF.clamp_min(0.0), self.log_threshold.exp(), self.bandwidth)
 
-    def forward(self, pre_NF: Tensor, mask_N: Tensor) -> Tensor:
+    def forward(self, pre_NF: Tensor, mask_N: Tensor, spare_N: Tensor | None = None) -> Tensor:
         on = self.step(pre_NF)
         # The published estimator weighs the threshold's gradient by theta, not by pre.
         through_theta = self.log_threshold.exp().detach() * (on - on.detach())

@@ -1,0 +1,65 @@
+"""Losses that ask a memory for what lasts over a document, and what they read of a batch.
+
+Tokens are drawn with the CPU's generator, which is the one that checkpoints restore bit for bit.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from tsae.saes.context import DOCUMENT, FilledContext
+
+
+def starts(context: FilledContext, level: int) -> Tensor:
+    """The token [N] at which each token's stretch of ``level`` starts; N = B * T."""
+    opens_N = context.boundary_BT.flatten() >= level
+    t_N = torch.arange(len(opens_N), device=opens_N.device)
+    return torch.where(opens_N, t_N, 0).cummax(0).values
+
+
+def drawn(flag_N: Tensor, limit: int) -> Tensor:
+    """At most ``limit`` of the flagged tokens, at random."""
+    rows = flag_N.nonzero()[:, 0]
+    return rows[torch.randperm(len(rows))[:limit].to(rows.device)]
+
+
+def document_contrast(
+    m_NG: Tensor, context: FilledContext, pairs: int, longest_lag: int, temperature: float
+) -> Tensor:
+    """Symmetric InfoNCE between the cosines of ``m`` at t and t - lag of a document, lag uniform.
+
+    Other documents alone are negatives, since a document's own tokens should agree. At most
+    ``pairs`` tokens t are compared; 0 with fewer than two.
+    """
+    mask_N, start_N = context.mask_BT.flatten(), starts(context, DOCUMENT)
+    t_N = torch.arange(len(mask_N), device=mask_N.device)
+    then_N = t_N - torch.randint(1, longest_lag + 1, t_N.shape).to(t_N.device)
+    now = drawn((then_N >= start_N) & mask_N & mask_N[then_N.clamp_min(0)], pairs)
+    if len(now) < 2:
+        return m_NG.new_zeros(())
+    a, b = (nn.functional.normalize(m_NG[t], dim=1, eps=1e-6) for t in (now, then_N[now]))
+    same = (start_N[now, None] == start_N[now]).fill_diagonal_(False)
+    cosine = (a @ b.t() / temperature).masked_fill(same, -torch.inf)
+    target, entropy = torch.arange(len(now), device=now.device), nn.functional.cross_entropy
+    return 0.5 * (entropy(cosine, target) + entropy(cosine.t(), target))
+
+
+def others_sum(u_ND: Tensor, context: FilledContext, level: int) -> tuple[Tensor, Tensor]:
+    """The sum of ``u`` (0 at invalid tokens) over the other valid tokens of each token's stretch of
+    ``level`` [N, d], and how many they are [N]."""
+    start_N, valid_N = starts(context, level), context.mask_BT.flatten().long()
+    sum_ND = torch.zeros_like(u_ND).index_add_(0, start_N, u_ND)
+    n_N = torch.zeros_like(valid_N).index_add_(0, start_N, valid_N)
+    return sum_ND[start_N] - u_ND, n_N[start_N] - valid_N
+
+
+def next_sum(u_ND: Tensor, context: FilledContext, horizon: int) -> tuple[Tensor, Tensor]:
+    """The sum of ``u`` (0 at invalid tokens) over the valid ones of the next ``horizon`` tokens of
+    each token's document [N, d], and how many they are [N]."""
+    start_N, valid_N = starts(context, DOCUMENT), context.mask_BT.flatten().long()
+    t_N = torch.arange(len(u_ND), device=u_ND.device)
+    last_N = torch.zeros_like(t_N).index_add_(0, start_N, torch.ones_like(t_N))
+    stop_N = torch.minimum(t_N + 1 + horizon, (start_N + last_N[start_N]))
+    sum_ND = nn.functional.pad(u_ND.double().cumsum(0), (0, 0, 1, 0))
+    n_N = nn.functional.pad(valid_N.cumsum(0), (1, 0))
+    total_ND = (sum_ND[stop_N] - sum_ND[t_N + 1]).to(u_ND.dtype)
+    return total_ND, n_N[stop_N] - n_N[t_N + 1]
