@@ -68,6 +68,11 @@ class RoundsSAE(SAE):
         """Whether this is the static SAE exactly."""
         return len(self.cfg.rounds) == 1 and not self.cfg.correct
 
+    @property
+    def dense_path(self) -> bool:
+        """Also in half precision, for which there are no sparse products."""
+        return super().dense_path or self.W_enc.element_size() < 4
+
     def biases(self) -> list[Tensor]:
         """The bias of each round [n_fast]."""
         bias_F = self.b_enc[self.cfg.d_sae - self.n_fast :]
