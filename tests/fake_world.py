@@ -28,7 +28,7 @@ class FakeWorld:
         vars(self).update(changes)
 
     def sequences(self, split, limit_tokens=None):
-        offset = {"train": 0, "test": 1000}[split]
+        offset = {"train": 0, "test": 1000, "validation": 2000}[split]
         for i in range(self.n):
             tokens = np.array([BOS, *range(3 * i + 1, 3 * i + 4)], np.int32)
             tokens[1:] += offset + self.shift

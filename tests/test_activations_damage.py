@@ -121,7 +121,7 @@ def edit(**changes):
     ("harm", "what"),
     [
         (edit(format="other"), "not written by a harvest"),
-        (edit(version=2), "store version 2, this code reads version 1"),
+        (edit(version=1), "store version 1, this code reads version 2"),
         (edit(scale=None), "damaged at scale"),
         (edit(layer="1", shards=None), "damaged at layer, shards"),
         (edit(d_model=4), "damaged at shard test-00000.bin"),

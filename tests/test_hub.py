@@ -71,12 +71,12 @@ def test_a_published_model_by_path_is_a_whole_world(tmp_path, folders, corpus, n
     assert (world.name, world.layer, world.d_model) == (name, 1, tiny_models.D_MODEL)
     again = worlds.load(tmp_path / "w")
     assert again.fingerprint == world.fingerprint
-    texts = {split: "" for split in ("train", "test")}
+    texts = {split: "" for split in ("train", "validation", "test")}
     for split in texts:
         for document in again.documents(split):
             texts[split] += "".join(again.to_strings(document.tokens)) + "\n"
     assert sorted("".join(texts.values()).splitlines()) == sorted(row["text"] for row in ROWS)
-    assert texts["train"] and texts["test"]
+    assert all(texts.values())
     logits = world.model()(torch.tensor([[world.bos_id, 5, 6]]), prepend_bos=False)
     assert logits.shape == (1, 3, tiny_models.VOCABULARY) and logits.isfinite().all()
 

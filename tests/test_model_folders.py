@@ -24,6 +24,7 @@ from transformers import (
 from lab import worlds
 from tsae import model_folders, models
 from tsae.errors import WorldError
+from tsae.sequences import SPLITS
 from tsae.store import harvest
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": tiny_models.VOCABULARY}
@@ -147,7 +148,7 @@ def test_a_special_token_that_the_model_lacks_is_no_obstacle(tmp_path):
     texts = [f"Line {i}." + " Here is a <pad> of it." * (i in (3, 4)) for i in range(20)]
     (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(texts))
     world = worlds.build("local", tmp_path / "w", model=folder, text=tmp_path / "a.txt")
-    documents = [d for split in ("train", "test") for d in world.documents(split)]
+    documents = [d for split in SPLITS for d in world.documents(split)]
     assert len(documents) == 18 and max(int(d.tokens.max()) for d in documents) < 257
 
 

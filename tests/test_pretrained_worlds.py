@@ -15,6 +15,7 @@ from lab import worlds
 from lab.worlds import pydocs, smollm2
 from tsae import model_folders
 from tsae.errors import UserError, WorldError
+from tsae.sequences import SPLITS
 
 TEXTS = [f"Document {i} says so. It ends." for i in range(25)]
 
@@ -64,7 +65,7 @@ def test_a_bos_of_its_own_is_used(tmp_path, corpus):
 
 def test_sequences_hold_whole_documents_of_one_split(world):
     found = {}
-    for split in ("train", "test"):
+    for split in SPLITS:
         texts = {}
         for sequence in world.sequences(split):
             assert sequence.tokens[0] == world.bos_id and sequence.doc[0] == -1
@@ -73,8 +74,9 @@ def test_sequences_hold_whole_documents_of_one_split(world):
                 texts.setdefault(int(doc), []).append(int(token))
         del texts[-1]
         found[split] = {doc: "".join(world.to_strings(tokens)) for doc, tokens in texts.items()}
-    assert not found["train"].keys() & found["test"].keys()
-    assert sorted([*found["train"].values(), *found["test"].values()]) == sorted(TEXTS)
+    ids = [id for texts in found.values() for id in texts]
+    assert len(set(ids)) == len(ids) and min(map(len, found.values())) > 1
+    assert sorted(text for texts in found.values() for text in texts.values()) == sorted(TEXTS)
 
 
 def test_documents_carry_sentences(world):
@@ -106,7 +108,7 @@ def test_pydocs_world_has_three_scales(tmp_path, model_folder, monkeypatch):
         assert document.labels["section"].min() >= 0 and document.labels["token"].min() >= 0
         changes = np.flatnonzero(np.diff(document.labels["section"])) + 1
         assert (document.boundary[changes] == 2).all()
-    assert [document.id for document in documents] == list(range(1, 61, 2))
+    assert [document.id for document in documents] == list(range(2, 92, 3))
 
 
 def test_options_that_are_wrong(tmp_path, model_folder, corpus):
@@ -140,9 +142,9 @@ def test_options_that_are_wrong(tmp_path, model_folder, corpus):
     assert not (tmp_path / "w").exists()
 
 
-def test_one_document_is_not_enough(tmp_path, model_folder):
-    (tmp_path / "one.txt").write_text("Only one.")
-    with pytest.raises(WorldError, match="no document for the .* split; give at least two"):
+def test_two_documents_are_not_enough(tmp_path, model_folder):
+    (tmp_path / "one.txt").write_text("Only one.\n<|endoftext|>\nAnother.")
+    with pytest.raises(WorldError, match="no document for the .* split; give at least three"):
         worlds.build("local", tmp_path / "w", model=model_folder, text=tmp_path / "one.txt")
 
 

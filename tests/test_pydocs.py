@@ -9,6 +9,7 @@ import pytest
 from lab.worlds import annotate, pydocs
 from lab.worlds.annotate import TOKEN_CLASSES, Text
 from tsae.errors import WorldError
+from tsae.sequences import SPLITS
 
 NUMPY_STYLE = """\
 Add two numbers.  See e.g. the notes.
@@ -220,13 +221,12 @@ def test_pydocs_splits_share_no_family_and_repeat_none(two_libraries):
     source = pydocs.Pydocs()
     assert source.label_specs["library"].classes == ("papermill", "networkx")
     families = {
-        split: [pydocs.family(text.text) for text in source.texts(split, 3)]
-        for split in ("train", "test")
+        split: [pydocs.family(text.text) for text in source.texts(split, 3)] for split in SPLITS
     }
-    train, test = families["train"], families["test"]
-    assert len(set(train)) == len(train) and len(set(test)) == len(test)
-    assert not set(train) & set(test)
-    assert 0.07 < len(test) / (len(test) + len(train)) < 0.13  # 10%, of about 1200
+    every = sum(families.values(), [])
+    assert len(set(every)) == len(every)
+    for held_out in ("validation", "test"):  # 10% each, of about 1200
+        assert 0.07 < len(families[held_out]) / len(every) < 0.13
 
 
 def test_pydocs_order_is_of_the_seed_alone_and_balanced(two_libraries):

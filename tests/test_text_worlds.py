@@ -8,6 +8,7 @@ import pytest
 
 from lab.worlds.text import LocalText
 from tsae.errors import WorldError
+from tsae.sequences import SPLITS
 
 TEXTS = [f"Document {i} says so. It ends." for i in range(25)]
 
@@ -93,26 +94,26 @@ def no_progress_bars():
 @pytest.mark.parametrize("write", WRITERS)
 def test_every_format_gives_the_same_documents(tmp_path, write):
     source = LocalText(write(tmp_path / "corpus"))
-    split = {name: [text.text for text in source.texts(name, 5)] for name in ("train", "test")}
-    assert sorted(split["train"] + split["test"]) == sorted(TEXTS)
-    assert not set(split["train"]) & set(split["test"])
-    # One of the first two, one of the next ten-block, at most one of the five that are left.
-    places = [TEXTS.index(text) for text in split["test"]]
-    assert places[0] in (0, 1) and places[1] in range(10, 20) and len(places) in (2, 3)
+    split = {name: [text.text for text in source.texts(name, 5)] for name in SPLITS}
+    assert sorted(sum(split.values(), [])) == sorted(TEXTS)
+    # One of the first three, one of the next ten-block, at most one of the five that are left.
+    for name in ("validation", "test"):
+        places = [TEXTS.index(text) for text in split[name]]
+        assert places[0] in range(3) and places[1] in range(10, 20) and len(places) in (2, 3)
 
 
-def test_two_documents_are_enough_and_repeats_count_once(tmp_path):
-    path = tmp_path / "two.jsonl"
-    path.write_text('{"text": "a"}\n\n{"text": "b"}\n{"text": "a"}\n{"text": " "}\n')
+def test_three_documents_are_enough_and_repeats_count_once(tmp_path):
+    path = tmp_path / "three.jsonl"
+    path.write_text('{"text": "a"}\n\n{"text": "b"}\n{"text": "a"}\n{"text": "c"}\n{"text": " "}\n')
     for seed in range(4):
-        got = [[t.text for t in LocalText(path).texts(split, seed)] for split in ("train", "test")]
-        assert sorted(got) == [["a"], ["b"]]
+        got = [[t.text for t in LocalText(path).texts(split, seed)] for split in SPLITS]
+        assert sorted(got) == [["a"], ["b"], ["c"]]
 
 
 def test_a_lone_surrogate_does_not_stop_the_reader(tmp_path):
     path = tmp_path / "odd.jsonl"
     path.write_text('{"text": "a\\ud800b"}\n')
-    texts = [t.text for split in ("train", "test") for t in LocalText(path).texts(split, 0)]
+    texts = [t.text for split in SPLITS for t in LocalText(path).texts(split, 0)]
     assert texts == ["a?b"]
 
 
@@ -168,7 +169,7 @@ def test_bad_places_give_one_line(tmp_path):
 
 
 def read_all(path):
-    splits = [[t.text for t in LocalText(path).texts(split, 0)] for split in ("train", "test")]
+    splits = [[t.text for t in LocalText(path).texts(split, 0)] for split in SPLITS]
     return sorted(sum(splits, []))
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
+"""Train on the first, choose on the second, read the third once; no document is in two of them."""
 SCALES = ("document", "section", "token")
 """Time scales of a label, slowest first."""
 SENTENCE, SECTION, DOCUMENT = 1, 2, 3

@@ -31,6 +31,7 @@ def make_setting(
 ) -> Setting:
     """Build ``world`` and harvest its activations into ``directory/{world,store}``.
 
+    ``tokens`` are those of each split; validation, where it is left out, has as many as the test.
     What is there already is kept; another process that makes the same waits. Raises
     :class:`UserError` for a world, layer or text that cannot be used, ``ValueError`` for an
     unknown option.
@@ -43,6 +44,8 @@ def make_setting(
         layer = made.layer if layer is None else layer
         check_layer(made, layer)
         place, sizes = directory / "store", dict(tokens)
+        if "test" in sizes:
+            sizes.setdefault("validation", sizes["test"])
         store = harvest(made, place, layer=layer, tokens=sizes, dtype=dtype, progress=progress)
     return Setting(made, store)
 

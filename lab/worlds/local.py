@@ -14,7 +14,7 @@ from lab.worlds.local_config import CLOZE, PYDOCS, LocalConfig
 from tsae import model_folders, models
 from tsae.errors import WorldError
 from tsae.files import sha256
-from tsae.sequences import LabelSpec
+from tsae.sequences import SPLITS, LabelSpec
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -105,10 +105,10 @@ class LocalWorld(World):
     def documents(self, split: str) -> Iterator[Document]:
         """See :meth:`World.documents`. Raises :class:`WorldError` when the text is another now."""
         source = _open_text(self.config.text, self._text_stamp)
-        first_id = 0 if split == "train" else 1
+        first_id = SPLITS.index(split)
         texts = source.texts(split, self.config.seed)
         yield from annotate.documents(
-            texts, self._tokenizer, self.vocab_size, first_id, 2, source.min_tokens
+            texts, self._tokenizer, self.vocab_size, first_id, len(SPLITS), source.min_tokens
         )
 
     def to_strings(self, tokens: Iterable[int]) -> list[str]:
@@ -185,10 +185,10 @@ def _describe(name: str, cfg: LocalConfig) -> dict[str, Any]:
         )
     source = _open_text(cfg.text)
     stamp = source.stamp()
-    for split in ("train", "test"):
+    for split in SPLITS:
         if next(source.texts(split, cfg.seed), None) is None:
             raise WorldError(
-                f"Text {cfg.text} has no document for the {split} split; give at least two "
+                f"Text {cfg.text} has no document for the {split} split; give at least three "
                 "documents (a line <|endoftext|> separates those in one file)."
             )
     raw = model_folders.read_config(folder)

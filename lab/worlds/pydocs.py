@@ -69,7 +69,6 @@ _FIELD = re.compile(r":(\w+)\b[^:\n]*:")
 _ENTRY = re.compile(r"\*{0,2}\w[\w, *.]* : \S|\*{0,2}`?\w+`? ?\([^)]*\): ?\S|\w+: \S")
 _MIN_CHARACTERS, _MAX_CHARACTERS = 120, 8192
 _FILES_AT_ONCE = 32
-_TEST_PERCENT = 10
 _NOT_LETTERS = re.compile(r"[^a-z]+")
 
 
@@ -152,14 +151,19 @@ def family(text: str) -> str:
     return _NOT_LETTERS.sub("", text[:800].lower())[:200]
 
 
+def split_of(key: int) -> str:
+    """Where a family with this hash belongs."""
+    return ("test", "validation", *["train"] * 8)[key % 100 // 10]
+
+
 class Pydocs:
     """Docstrings of the installed ones of :data:`LIBRARIES`, each family (see :func:`family`) once.
 
     Labels: ``library`` (document), ``section`` (section), ``token`` (token). The next document
     always comes from the library that has given the fewest characters so far, so a small sample is
     balanced; only as many files are read as asked for. A seeded hash of the family decides the
-    split (10% test). Raises :class:`WorldError` when no library is installed or their versions are
-    not those of ``stamp``.
+    split (10% test, 10% validation). Raises :class:`WorldError` when no library is installed or
+    their versions are not those of ``stamp``.
     """
 
     min_tokens = 40
@@ -217,6 +221,6 @@ class Pydocs:
             # Shuffled, or the documents of one file would follow one another.
             for text in sorted(texts, key=lambda text: digest(seed, text)):
                 key = digest(seed, family(text))
-                if key not in seen and (key % 100 < _TEST_PERCENT) == (split == "test"):
+                if key not in seen and split_of(key) == split:
                     seen.add(key)
                     yield text

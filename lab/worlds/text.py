@@ -10,14 +10,14 @@ from typing import Any
 
 from lab.worlds.annotate import TOKEN_LABEL, Text, paragraph_starts, sentence_starts
 from tsae.errors import WorldError
-from tsae.sequences import LabelSpec
+from tsae.sequences import SPLITS, LabelSpec
 
 PLAIN, JSONL, PARQUET = (".txt", ".md"), (".jsonl", ".jsonl.gz"), (".parquet",)
 ABOUT = ("README", "LICENSE", "LICENCE", "NOTICE", "CITATION")
 PIECE = 2000
 """Fewest characters of a document where one long file is cut."""
 _SEPARATOR = re.compile(r"^(?:<\|endoftext\|>|\f)[ \t]*$", re.MULTILINE)
-_BLOCK = 10  # one document in so many is held out
+_BLOCK = 10  # one document in so many is in the test split, and one in validation
 
 
 def digest(*parts: object) -> int:
@@ -41,8 +41,8 @@ class LocalText:
     rows so are its README and LICENSE. Line ends become \\n; a byte-order mark goes. Repeated
     documents are read once.
 
-    Of each ten documents in a row, one that the seed picks is in the test split (of the first ten,
-    one of the first two, so that two documents are enough for both splits). Raises
+    Of each ten documents in a row, the seed picks one for the test split and one for validation (of
+    the first ten, two of the first three, so that three documents are enough for all splits). Raises
     :class:`WorldError` when the path is missing, empty, not UTF-8, or has no "text" field.
     """
 
@@ -93,8 +93,10 @@ class LocalText:
                 continue
             block, place = divmod(len(seen), _BLOCK)
             seen.add(key)
-            held_out = place == digest(seed, block) % (_BLOCK if block else 2)
-            if held_out == (split == "test"):
+            n = _BLOCK if block else len(SPLITS)
+            test = digest(seed, block) % n
+            validation = (test + 1 + digest(seed, block, "validation") % (n - 1)) % n
+            if {test: "test", validation: "validation"}.get(place, "train") == split:
                 yield Text(text)
 
     def _raw(self) -> Iterator[str]:

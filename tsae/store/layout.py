@@ -24,7 +24,7 @@ from tsae import files
 from tsae.errors import StoreError
 from tsae.sequences import SPLITS, LabelSpec
 
-FORMAT, VERSION = "tsae-activations", 1
+FORMAT, VERSION = "tsae-activations", 2
 MANIFEST = "store.json"
 OUTSIDE, VALID, MASSIVE = 0, 1, 2
 ALIGNMENT = 64

@@ -15,7 +15,7 @@ class MicroworldConfig:
     n_train_docs: int = 12_000
     """Documents of about 106 tokens for training."""
     n_test_docs: int = 1_500
-    """Documents held out."""
+    """Documents held out for the test, and as many again for validation."""
     n_entities: int = 16
     """Invented things per subject, 4 to 20; each one more adds 26 facts."""
     temporal: float = 1.0

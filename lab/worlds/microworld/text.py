@@ -55,10 +55,10 @@ class MicroworldText:
         self.facts: dict[str, list[Fact]] = make_facts(config.seed, config.n_entities)
 
     def documents(self, split: str) -> Iterator[Document]:
-        """The documents of a split in order; ids of the test split follow those of training."""
-        n_train = self.config.n_train_docs
-        first, n = (0, n_train) if split == "train" else (n_train, self.config.n_test_docs)
-        for i in range(n):
+        """The documents of a split in order; ids go on from training to test to validation."""
+        n_train, n_test = self.config.n_train_docs, self.config.n_test_docs
+        first = {"train": 0, "test": n_train, "validation": n_train + n_test}[split]
+        for i in range(n_train if split == "train" else n_test):
             yield self.document(split, i, first + i)
 
     def write(self, split: str, i: int) -> Writer:
@@ -79,7 +79,8 @@ class MicroworldText:
         if temporal == 1:
             return made
         n = len(made.tokens)
-        rng = np.random.default_rng([self.config.seed, split == "train", i])
+        stream = ("test", "train", "validation").index(split)
+        rng = np.random.default_rng([self.config.seed, stream, i])
         kept = rng.random(n) < temporal
         drawn = rng.integers(len(self._pool.tokens), size=n)
         boundary = np.where(kept, made.boundary, 0).astype(np.uint8)
