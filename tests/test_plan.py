@@ -194,8 +194,12 @@ def test_overrides_go_to_the_local_world_only(tmp_path):
 def test_label_rows_puts_keys_first():
     table = label_rows([dict(metric="fve", group="", value=0.5, n=2)], **KEYS)
     keys = ["world", "layer", "variant", "act", "seed", "ablation"]
-    assert list(table.columns) == [*keys, "metric", "group", "value", "n"]
-    assert table.iloc[0].tolist() == ["microworld", 2, "topk", "topk", 0, "", "fve", "", 0.5, 2]
+    assert list(table.columns) == [*keys, "reading", "metric", "group", "value", "n"]
+    first = ["microworld", 2, "topk", "topk", 0, "", "own", "fve", "", 0.5, 2]
+    assert table.iloc[0].tolist() == first
+    table = label_rows([dict(metric="ap", group="", value=0.5, n=2, reading="ema")], **KEYS)
+    assert table["reading"].tolist() == ["ema"]
+    assert "reading" not in label_rows([dict(dwell=1)], **KEYS)  # a row of another table
     with pytest.raises(ValueError, match="lacks layer, variant, act, seed"):
         label_rows([], world="microworld")
     with pytest.raises(ValueError, match="already have seed"):

@@ -17,7 +17,8 @@ def label_rows(rows: Iterable[Mapping[str, Any]], **keys: Any) -> "pandas.DataFr
     """Rows of an evaluation as a table whose first columns say what they are about.
 
     ``keys`` are world, layer, variant, act, seed and (by default ``""``) ablation, in the column
-    order of :data:`KEYS`; further keys follow them. The rows' own columns come last.
+    order of :data:`KEYS`; further keys follow them. The rows' own columns come last. Rows of the
+    results table (metric and group) that name no ``reading`` are of the code itself, ``own``.
     Raises ``ValueError`` when a key is missing or a row already has it.
     """
     import pandas as pd  # here, because a plan must not wait for it
@@ -31,6 +32,9 @@ def label_rows(rows: Iterable[Mapping[str, Any]], **keys: Any) -> "pandas.DataFr
     order = [*KEYS, *(key for key in keys if key not in KEYS)]
     for position, key in enumerate(order):
         table.insert(position, key, keys[key])
+    if {"metric", "group"} <= set(table.columns):
+        read = table.pop("reading").fillna("own") if "reading" in table else "own"
+        table.insert(len(order), "reading", read)
     return table
 
 

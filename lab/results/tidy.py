@@ -1,81 +1,45 @@
-"""Reading the tidy results table: selection, names in print, order, mean and standard error.
+"""Reading the tidy results table: selection, mean and standard error, numbers in print.
 
-A row is ``world, layer, variant, act, seed, ablation, metric, group, value, n``. Group ``""`` and
-``"all"`` are the same thing. A null is a pseudo-variant written ``ema(topk)``, ``shuffled(conv)``.
+A row is ``world, layer, variant, act, seed, ablation, reading, metric, group, value, n``. Group
+``""`` and ``"all"`` are the same thing. ``reading`` is ``own`` (the code itself), ``ema`` (the code
+through a causal moving average), ``average`` (the averaged residual encoded) or ``shuffled``; tables
+written before there was one hold pseudo-variants, ``ema(topk)``, which mean the same.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
+from lab.results.metrics import metric
+from lab.results.systems import WORLDS, display, is_null, ordered
 from tsae.errors import UserError
 from tsae.sequences import SCALES
 
+__all__ = ["SCALES", "WORLDS", "display", "is_null", "ordered"]
+
 SMOKE = "smoke size: not results"
 BASE = "base"
+OWN = "own"
 MATCHED = 0.02  # two L0s within this share of each other count as matched
-
 COLUMNS = ("world", "layer", "variant", "act", "seed", "ablation", "metric", "group", "value", "n")
-WORLDS = {"microworld": "microworld", "smollm2": "SmolLM2-135M"}
-VARIANTS = {
-    "l1": "ReLU+L1",
-    "topk": "TopK",
-    "batchtopk": "BatchTopK",
-    "jumprelu": "JumpReLU",
-    "conv": "Conv",
-    "matryoshka": "Matryoshka",
-    "contrastive": "Contrastive",
-    "predictive": "Predictive",
-    "causal": "Causal",
-    "lstm": "LSTM",
-    "glta": "GLTA",
-    "hierarchical": "Hierarchical",
-}
-NULLS = {"ema": "EMA", "shuffled": "Shuffled"}
 # A run of the L0 sweep carries the swept setting as its ablation.
 SWEEP = re.compile(r"^(k|l1\w*|sparsity\w*)=")
 
 
-def is_null(variant: str) -> bool:
-    """True for ``ema(topk)`` and the like."""
-    return variant.split("+")[0].endswith(")")
-
-
-def display(system: str) -> str:
-    """The name in print: ``ema(topk)`` is ``EMA(TopK)``, ``conv+jumprelu`` is ``Conv+JumpReLU``."""
-    if match := re.fullmatch(r"(\w+)\((.+)\)", system):
-        return f"{NULLS.get(match[1], match[1])}({display(match[2])})"
-    return "+".join(VARIANTS.get(part, part) for part in system.split("+"))
-
-
-def ordered(names: Iterable[str]) -> list[str]:
-    """Worlds or systems in the order of print: the known ones first, nulls last."""
-    known = [*WORLDS, *VARIANTS]
-
-    def place(name: str) -> tuple[bool, int, str]:
-        inner = re.sub(r"^\w+\((.+)\)$", r"\1", name).split("+")[0]
-        return is_null(name), known.index(inner) if inner in known else len(known), name
-
-    return sorted(set(names), key=place)
-
-
 def natural(text: str) -> list:
     """Sort key by which ``window=8`` comes before ``window=16``."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in _parts(text)]
-
-
-def _parts(text: str) -> list[str]:
-    return [part for part in re.split(r"(\d+)", text) if part]
+    parts = [part for part in re.split(r"(\d+)", text) if part]
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
 
 
 def prepare(results: pd.DataFrame, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
     """The table with one spelling of the overall group and a ``system`` column.
 
     ``system`` is the variant; the act is joined on (``conv+jumprelu``) where the same variant was
-    run with several acts and this one is not ``topk``. Raises :class:`UserError` for a missing
-    column.
+    run with several acts and this one is not ``topk``; a reading other than ``own`` wraps it
+    (``ema(topk)``). Raises :class:`UserError` for a missing column.
     """
     absent = [name for name in columns if name not in results.columns]
     if absent:
@@ -88,13 +52,16 @@ def prepare(results: pd.DataFrame, columns: Sequence[str] = COLUMNS) -> pd.DataF
         frame["group"] = frame["group"].fillna("all").replace("", "all")
     if "ablation" in frame:
         frame["ablation"] = frame["ablation"].fillna("")
+    frame["system"] = frame["variant"]
     if "act" in frame:
         main = frame[frame["ablation"] == ""] if "ablation" in frame else frame
         several = main.groupby("variant")["act"].nunique()
         joined = frame["variant"].map(several).fillna(1).gt(1) & frame["act"].ne("topk")
         frame["system"] = frame["variant"].where(~joined, frame["variant"] + "+" + frame["act"])
-    else:
-        frame["system"] = frame["variant"]
+    if "reading" in frame:
+        frame["reading"] = frame["reading"].fillna(OWN).replace("", OWN)
+        wrapped = frame["reading"] + "(" + frame["system"] + ")"
+        frame["system"] = frame["system"].where(frame["reading"].eq(OWN), wrapped)
     return frame
 
 
@@ -153,8 +120,8 @@ def matched_l0(frame: pd.DataFrame, baseline: str = "topk") -> pd.Series:
     return pd.Series(flags)
 
 
-def number(metric: str, value: float, like: float | None = None) -> str:
-    """A value in print: three decimals below 10, one below 1000 and for L0, else whole numbers.
+def number(name: str, value: float, like: float | None = None) -> str:
+    """A value in LaTeX print with its metric's decimals, fewer where it is large.
 
     ``like`` gives a standard error the decimals of its mean.
     """
@@ -165,12 +132,13 @@ def number(metric: str, value: float, like: float | None = None) -> str:
         return r"$\infty$" if value > 0 else r"$-\infty$"
     if size >= 1000:
         return f"{value:,.0f}".replace(",", r"\,").replace("-", "$-$")
-    places = 1 if metric in {"l0", "half_life", "mean_dwell"} or size >= 10 else 3
+    places = min(metric(name).decimals, 1 if size >= 10 else 6)
     return f"{value:.{places}f}".replace("-", "$-$")
 
 
 def unlearning(results: pd.DataFrame) -> pd.DataFrame:
-    """One row a (world, system, strategy, group): accuracies forget, near, far, mean over seeds.
+    """One row a (world, system, strategy, group): accuracies forget, near, far, mean over seeds,
+    and ``retained``, the lesser of near and far.
 
     A row's group is a setting, ``clamp|n=10|m=50``; the strategy is what stands before the first
     ``|``. Raises :class:`UserError` when one of ``unlearn_{forget,near,far}_accuracy`` is missing.
@@ -187,4 +155,5 @@ def unlearning(results: pd.DataFrame) -> pd.DataFrame:
         columns.append(rows.groupby(["world", "system", "group"])["value"].mean().rename(name))
     table = pd.concat(columns, axis=1, join="inner").reset_index()
     table.insert(2, "strategy", table["group"].str.split("|").str[0])
+    table["retained"] = table[["near", "far"]].min(axis=1)
     return table

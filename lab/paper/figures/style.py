@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lab.results import tidy
+from lab.results import systems, tidy
 
 STYLE = Path(__file__).resolve().parent.parent / "tsae.mplstyle"
 COLUMN, PAGE = 3.35, 6.9  # widths in inches of one and two text columns
@@ -52,22 +52,17 @@ def panels(rows: int, columns: int, width: float, height: float, **shared):
 
 
 def look(system: str) -> dict:
-    """Colour, marker and line style of a system, the same in every figure; a null is its parent's,
+    """Colour and marker of a system, the same in every figure; a reading or null is its parent's,
     hollow and dotted."""
-    colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
-    parent = system[system.index("(") + 1 : system.rindex(")")] if tidy.is_null(system) else system
-    names = list(tidy.VARIANTS)
-    name, _, act = parent.partition("+")
-    place = names.index(name) if name in names else len(names) + sum(map(ord, name))
-    place += sum(map(ord, act))
-    colour = colours[place % len(colours)]
-    null = tidy.is_null(system)
+    name, _, act = systems.inside(system).partition("+")
+    _, colour, marker = systems.SYSTEMS.get(name, ("", "#444444", MARKERS[len(name + act) % 9]))
+    null = systems.is_null(system)
     return {
         "color": colour,
-        "marker": MARKERS[(place + 5 * system.startswith("shuffled")) % len(MARKERS)],
+        "marker": marker,
         "markerfacecolor": "white" if null else colour,
         "markeredgecolor": colour,
-        "linestyle": ":" if null else DASHES[place % len(DASHES)],
+        "linestyle": ":" if null else "--" if act else "-",
     }
 
 
