@@ -49,7 +49,10 @@ class LabelSpec:
 
 
 class TextSource(Protocol):
-    """What a store is harvested from: a language model and the sequences that it reads."""
+    """What a store is harvested from: a language model and the sequences that it reads.
+
+    A source without a language model has ``activations`` of its own, tokens_BT → x_BTD.
+    """
 
     name: str
     fingerprint: str

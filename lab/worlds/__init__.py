@@ -1,9 +1,12 @@
 """Worlds: where activations come from. One file per world, found here by name.
 
-A world's module offers ``build(directory, *, name, seed, progress, cache_dir, **options)`` and
-``load(directory, record)``, both of which return a :class:`World`.
+A world's module has a line ``WORLDS = ("name",)``, and ``build(directory, *, name, seed, progress,
+cache_dir, **options)`` and ``load(directory, record)``, both of which return a :class:`World`.
 """
 
+import re
+from ast import literal_eval
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -25,24 +28,30 @@ __all__ = [
     "pack",
 ]
 
-# Modules are imported on first use: transformers alone takes seconds.
-_MODULES = {
-    **dict.fromkeys(("gpt2", "pythia-70m", "gemma-2-2b", "gemma-2-2b-it"), "lab.worlds.hub"),
-    "local": "lab.worlds.local",
-    "microworld": "lab.worlds.microworld.world",
-    "smollm2": "lab.worlds.smollm2",
-}
+_NAMES = re.compile(r"^WORLDS = (\(.*?\))$", re.MULTILINE | re.DOTALL)
+
+
+@cache
+def _modules() -> dict[str, str]:
+    """Module of each world, read off its line WORLDS: importing them all would take seconds."""
+    here = Path(__file__).parent
+    found: dict[str, str] = {}
+    for path in sorted(here.rglob("*.py")):
+        for line in _NAMES.findall(path.read_text(encoding="utf-8")):
+            place = path.relative_to(here).with_suffix("").parts
+            found |= dict.fromkeys(literal_eval(line), ".".join((__name__, *place)))
+    return found
 
 
 def names() -> list[str]:
     """Names of all worlds that :func:`build` knows."""
-    return sorted(_MODULES)
+    return sorted(_modules())
 
 
 def _module(name: str) -> ModuleType:
-    if name not in _MODULES:
+    if name not in _modules():
         raise WorldError(f"There is no world {name!r}; the worlds are: {', '.join(names())}.")
-    return import_module(_MODULES[name])
+    return import_module(_modules()[name])
 
 
 def build(

@@ -12,6 +12,7 @@ from lab.worlds import corpora, local
 from lab.worlds.local_config import PYDOCS
 from lab.worlds.text import default_cache
 
+WORLDS = ("gpt2", "pythia-70m", "gemma-2-2b", "gemma-2-2b-it")
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 MEGABYTES = 32.0
 

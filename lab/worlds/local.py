@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lab.worlds.knowledge import Question, Statement
     from lab.worlds.tasks import ProbeItem
 
+WORLDS = ("local",)
 # What transformers writes into config.json about itself rather than about the model.
 _NOT_THE_MODEL = ("transformers_version", "_name_or_path")
 

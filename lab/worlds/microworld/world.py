@@ -31,6 +31,7 @@ from tsae.files import read_json, sha256, write_json
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+WORLDS = ("microworld",)
 # Options of a world that builds within seconds and is no result: for smoke runs and tests.
 SMOKE: dict[str, Any] = {
     "n_train_docs": 800,
