@@ -1,5 +1,7 @@
 """Rounds, correction and leaky memory: by hand, and fast forms against plain torch."""
 
+import functools
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def test_two_rounds_and_the_correction_by_hand():
     # 2.2 against 2: latent 1 first; it leaves (0.24, -0.32), of which latent 0 takes 0.24.
     torch.testing.assert_close(pres[0], torch.tensor([[2.0, 2.2]]))
     torch.testing.assert_close(r, torch.tensor([[0.0, -0.32]]))
-    codes = rounds.merged(parts, [0, 0], 2)
+    codes = rounds.merged(parts)
     torch.testing.assert_close(codes.dense(), torch.tensor([[0.24, 2.2]]))
     codes = rounds.corrected(codes, r, W_dec, torch.tensor(0.5))
     # Along latent 1 the error is -0.32 * 0.6; latent 0 sees none of it.
@@ -52,7 +54,7 @@ def test_sparse_rounds_equal_dense_ones(act, reference, monkeypatch):
         given = r, W, D, [b, b + c], [act(3), act(2)], mask, spare
         if fast:
             parts, _, left = rounds.sparse_rounds(*given)
-            codes = rounds.corrected(rounds.merged(parts, [0, 0], 20), left, D, eta)
+            codes = rounds.corrected(rounds.merged(parts), left, D, eta)
             z, x_hat = codes.dense(), sparse.decode(codes, D)
         else:
             z, _, left = rounds.dense_rounds(*given)
@@ -86,21 +88,25 @@ def test_leaky_mean_by_hand():
     # 4;  (2 + 1) / 1.5;  the same, as the token is invalid;  2, as a document starts.
     torch.testing.assert_close(m.flatten(), torch.tensor([4.0, 2.0, 2.0, 2.0]))
     assert after.sum_BF.tolist() == [[2.0]] and after.count_B.tolist() == [1]
+    m, _ = leaky_mean(e, torch.tensor([0.5]), keep, valid, prior_F=1.0)
+    torch.testing.assert_close(m.flatten(), torch.tensor([2.0, 1.2, 1.2, 1.0]))  # 3 / 2.5
 
 
-def test_leaky_mean_equals_the_plain_loop_and_goes_on_where_it_stopped():
+@pytest.mark.parametrize("scanned", [False, True])
+def test_leaky_mean_equals_the_plain_loop_and_goes_on_where_it_stopped(scanned):
+    fast_mean = functools.partial(leaky_mean, reference=scanned)
     keep, valid = draw(0, 3, 14) > -0.8, draw(1, 3, 14) > -0.5
-    results = []
-    for run in (lambda *given: leaky_mean(*given)[0], leaky_mean_reference):
+    prior, results = torch.tensor([0.0, 0.5, 1.0, 4.0, 9.0], dtype=torch.float64), []
+    for run in (lambda *given, **more: fast_mean(*given, **more)[0], leaky_mean_reference):
         e, logit = draw(2, 3, 14, 5).requires_grad_(), draw(3, 5).requires_grad_()
-        m = run(e, torch.sigmoid(logit), keep, valid)
+        m = run(e, torch.sigmoid(logit), keep, valid, prior_F=prior)
         m.sin().sum().backward()
         results.append((m.detach(), e.grad, logit.grad))
     for fast, plain in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain)
     e, delta = e.detach(), torch.sigmoid(logit.detach())
-    first, after = leaky_mean(e[:, :6], delta, keep[:, :6], valid[:, :6])
-    second, _ = leaky_mean(e[:, 6:], delta, keep[:, 6:], valid[:, 6:], after)
+    first, after = fast_mean(e[:, :6], delta, keep[:, :6], valid[:, :6], None, prior)
+    second, _ = fast_mean(e[:, 6:], delta, keep[:, 6:], valid[:, 6:], after, prior)
     torch.testing.assert_close(torch.cat([first, second], 1), results[0][0])
 
 

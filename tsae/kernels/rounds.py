@@ -64,17 +64,21 @@ def dense_corrected(z_NF: Tensor, r_ND: Tensor, W_dec: Tensor, eta: Tensor) -> T
     return torch.where(z_NF > 0, moved, 0.0)
 
 
-def merged(parts: Sequence[Codes], firsts: Sequence[int], n_latents: int) -> Codes:
-    """The positive entries of several codes of the same tokens as one; latent i of a part is latent
-    ``first + i`` of the whole, and no entry is in two parts."""
+def merged(parts: Sequence[Codes]) -> Codes:
+    """The positive entries of several codes of the same tokens and latents as one; no entry may be
+    in two of them."""
     values = torch.cat([part.values for part in parts])
-    rows = torch.cat([part.rows for part in parts])
-    cols = torch.cat([part.cols + first for part, first in zip(parts, firsts, strict=True)])
+    rows, cols = torch.cat([p.rows for p in parts]), torch.cat([p.cols for p in parts])
+    N, F = parts[0].shape
     kept = (values.detach() > 0).nonzero()[:, 0]
-    order = kept[(rows[kept] * n_latents + cols[kept]).argsort()]
-    rows, n = rows[order], parts[0].shape[0]
-    crow = rows_to_crow(torch.bincount(rows, minlength=n))
-    return Codes(values.index_select(0, order), rows, cols[order], crow, (n, n_latents))
+    order = kept[(rows[kept] * F + cols[kept]).argsort()]
+    crow = rows_to_crow(torch.bincount(rows[order], minlength=N))
+    return Codes(values.index_select(0, order), rows[order], cols[order], crow, (N, F))
+
+
+def subtracted(r_ND: Tensor, codes: Codes, W_dec: Tensor) -> Tensor:
+    """``r - z W_dec``; the sign is given to the few values, not to the gradient of the many."""
+    return r_ND + sparse.decode(codes._replace(values=-codes.values), W_dec)
 
 
 def sparse_rounds(
@@ -89,8 +93,10 @@ def sparse_rounds(
     """Codes and pre-activations of every round, and what they leave of ``r`` [N, d].
 
     ``acts``: activations with ``select``; the last one may keep ``spare_N`` entries more of each
-    token. ``W_enc`` [d, F], ``W_dec`` [F, d], ``biases`` [F] each.
+    token. ``W_dec`` [F, d]; ``W_enc`` [d, G] and the ``biases`` [G] are of the last G latents, which
+    alone are chosen from.
     """
+    F, first = len(W_dec), len(W_dec) - W_enc.shape[1]
     found: list[Codes] = []
     pres = []
     for i, (bias_F, act) in enumerate(zip(biases, acts, strict=True)):
@@ -99,12 +105,13 @@ def sparse_rounds(
         def select(pre_NF: Tensor, act=act, spare=spare) -> sparse.Selection:
             for codes in found:
                 taken = (codes.values > 0).nonzero()[:, 0]
-                flat = codes.rows[taken] * pre_NF.shape[1] + codes.cols[taken]
+                flat = codes.rows[taken] * pre_NF.shape[1] + codes.cols[taken] - first
                 pre_NF.view(-1).index_fill_(0, flat, float("-inf"))
             return act.select(pre_NF, mask_N, spare)
 
         codes, pre_NF = sparse.encode(select, bias_F, [(r_ND, W_enc)])
-        r_ND = r_ND - sparse.decode(codes, W_dec)
+        codes = codes._replace(cols=codes.cols + first, shape=(len(r_ND), F))
+        r_ND = subtracted(r_ND, codes, W_dec)
         found.append(codes)
         pres.append(pre_NF)
     return found, pres, r_ND
@@ -119,8 +126,9 @@ def dense_rounds(
     mask_N: Tensor,
     spare_N: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """:func:`sparse_rounds` of dense codes [N, F], for every activation: the reference."""
+    """:func:`sparse_rounds` of dense codes [N, G], for every activation: the reference."""
     z_NF, pres = r_ND.new_zeros(len(r_ND), W_enc.shape[1]), []
+    W_dec = W_dec[-W_enc.shape[1] :]
     for i, (bias_F, act) in enumerate(zip(biases, acts, strict=True)):
         pre_NF = (r_ND @ W_enc + bias_F).masked_fill(z_NF > 0, float("-inf"))
         new_NF = act(pre_NF, mask_N, spare_N if i == len(acts) - 1 else None)

@@ -78,34 +78,49 @@ class RoundsSAE(SAE):
         bias_F = self.b_enc[self.cfg.d_sae - self.n_fast :]
         return [bias_F, *(bias_F + b for b in self.b_round)]
 
-    def codes(
+    def found(
         self, x_BTD: Tensor, context: FilledContext
-    ) -> tuple[Codes | None, Tensor | None, Tensor]:
-        """As the base's; the pre-activations [N, R F] are those of the rounds side by side."""
-        if self.is_static:
-            return super().codes(x_BTD, context)
+    ) -> tuple[Codes | None, Tensor | None, list[Tensor]]:
+        """Sparse or dense codes, and the pre-activations of every round."""
         u_ND, mask_N = self.centred(x_BTD, context).flatten(0, 1), context.mask_BT.flatten()
-        given = u_ND, self.W_enc, self.W_dec, self.biases(), self.act.parts, mask_N
+        W_FD = self.W_enc.t().contiguous()  # by latent, once: every round's gradient reads it
+        given = u_ND, W_FD.t(), self.W_dec, self.biases(), self.act.parts, mask_N
         if self.dense_path:
             z_NF, pres, r_ND = rounds.dense_rounds(*given)
             if self.cfg.correct:
                 z_NF = rounds.dense_corrected(z_NF, r_ND, self.W_dec, self.eta)
-            return None, z_NF, torch.cat(pres, 1)
+            return None, z_NF, pres
         parts, pres, r_ND = rounds.sparse_rounds(*given)
-        codes = rounds.merged(parts, [0] * len(parts), self.cfg.d_sae)
+        codes = rounds.merged(parts)
         if self.cfg.correct:
             codes = rounds.corrected(codes, r_ND, self.W_dec, self.eta)
-        return codes, None, pres[0]  # of no use to a loss of sparse codes
+        return codes, None, pres
+
+    def codes(
+        self, x_BTD: Tensor, context: FilledContext
+    ) -> tuple[Codes | None, Tensor | None, Tensor]:
+        """As the base's; beside dense codes, the pre-activations of all rounds side by side."""
+        if self.is_static:
+            return super().codes(x_BTD, context)
+        codes, z_NF, pres = self.found(x_BTD, context)
+        return codes, z_NF, pres[0] if z_NF is None else torch.cat(pres, 1)
 
     def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
         return self.forward(x_BTD, context).z
 
     def forward(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
         """``pre`` of the output is that of the first round."""
-        codes, z_NF, pre_NF = self.codes(x_BTD, self.checked(x_BTD, context))
-        if z_NF is None:
-            assert codes is not None
-            z_NF = codes.dense()
-        shape = x_BTD.shape[:2]
-        z_BTF, pre_BTF = z_NF.unflatten(0, shape), pre_NF[:, : self.cfg.d_sae].unflatten(0, shape)
-        return SAEOutput(self.decode(z_BTF), z_BTF, pre_BTF, {})
+        if self.is_static:
+            return super().forward(x_BTD, context)
+        codes, z_NF, pres = self.found(x_BTD, self.checked(x_BTD, context))
+        z_BTF = dense(codes, z_NF).unflatten(0, x_BTD.shape[:2])
+        pre_NF = torch.cat(pres, 1)[:, : self.cfg.d_sae]
+        return SAEOutput(self.decode(z_BTF), z_BTF, pre_NF.view_as(z_BTF), {})
+
+
+def dense(codes: Codes | None, z_NF: Tensor | None) -> Tensor:
+    """Whichever of the two there is, as a dense tensor [N, F]."""
+    if codes is not None:
+        return codes.dense()
+    assert z_NF is not None
+    return z_NF

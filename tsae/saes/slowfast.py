@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tsae.kernels import rounds, sparse
+from tsae.kernels import rounds
 from tsae.kernels.leaky import LeakySum, leaky_mean
 from tsae.kernels.sparse import Codes, rows_to_crow
 from tsae.saes import activations
@@ -30,7 +30,7 @@ from tsae.saes.base import DOCUMENT, FilledContext, Stream, require
 from tsae.saes.config import split_by_shares
 from tsae.saes.passages import document_contrast, drawn, next_sum, others_sum
 from tsae.saes.registry import register
-from tsae.saes.rounds import RoundsConfig, RoundsSAE
+from tsae.saes.rounds import RoundsConfig, RoundsSAE, dense
 
 GROUPS = ("document", "section")
 SECTION = 2
@@ -47,6 +47,8 @@ class SlowFastConfig(RoundsConfig):
     """Shares of k of the slow groups; each has one slot at least."""
     decays: tuple[float, ...] = (0.985, 0.85)
     """Decay per token of each slow group's memory."""
+    priors: tuple[float, ...] = (8.0, 1.0)
+    """Tokens without evidence with which each group's memory of a document begins."""
     learn_decays: bool = False
     """Whether every slow latent learns its own decay from there."""
     floor: float = 0.05
@@ -61,7 +63,7 @@ class SlowFastConfig(RoundsConfig):
     """Divisor of its cosines."""
     predict: float = 0.05
     """alpha, the weight of the prediction of the passage by the slow latents that are on."""
-    predict_tokens: int = 512
+    predict_tokens: int = 256
     """Tokens a step that it is asked at."""
     target: str = "section"
     """What is predicted: the mean of the section's other tokens, or of the next tokens."""
@@ -78,6 +80,8 @@ class SlowFastConfig(RoundsConfig):
             require(ok, field, getattr(self, field), f"{n} positive shares of less than 1 in all")
         ok = len(self.decays) >= n and all(0 < decay < 1 for decay in self.decays)
         require(ok, "decays", self.decays, f"{n} numbers between 0 and 1")
+        ok = len(self.priors) >= n and all(prior >= 0 for prior in self.priors)
+        require(ok, "priors", self.priors, f"{n} numbers of at least 0")
         least = sum(self.slow_ks) + len(self.rounds)
         require(self.k >= least, "k", self.k, f"at least {least}, one for each group and round")
         for field in ("floor", "contrast", "predict"):
@@ -112,11 +116,15 @@ class SlowFastSAE(RoundsSAE):
     """The memory, the groups and the losses of the module's equations."""
 
     cfg: SlowFastConfig
+    prior_S: Tensor
+    decay_logit: Tensor
 
     def __init__(self, cfg: SlowFastConfig):
         super().__init__(cfg)
         sizes = torch.tensor(cfg.slow_sizes, dtype=torch.long)
         delta = torch.repeat_interleave(torch.tensor(cfg.decays[: len(sizes)]), sizes)
+        prior = torch.repeat_interleave(torch.tensor(cfg.priors[: len(sizes)]), sizes)
+        self.register_buffer("prior_S", prior, persistent=False)
         if cfg.learn_decays:
             self.decay_logit = nn.Parameter(torch.logit(delta))
         else:
@@ -180,46 +188,55 @@ class SlowFastSAE(RoundsSAE):
         return u_ND.detach(), b_F - (self.b_dec - self.b_dec.detach()) @ W_DF.detach()
 
     def memory(
-        self, x_BTD: Tensor, u_ND: Tensor, context: FilledContext, before: LeakySum | None
+        self,
+        x_BTD: Tensor,
+        u_ND: Tensor,
+        W_DS: Tensor,
+        context: FilledContext,
+        before: LeakySum | None,
     ) -> tuple[Tensor, LeakySum]:
         """``m`` [N, Fs], and what is remembered after the last token."""
-        W_DS = self.W_enc[:, : self.n_slow]
         u_ND, b_S = self.detached(x_BTD, u_ND, W_DS, self.b_enc[: self.n_slow])
         e_BTS = torch.addmm(b_S, u_ND, W_DS).relu().unflatten(0, x_BTD.shape[:2])
         delta_S, keep_BT = torch.sigmoid(self.decay_logit), context.boundary_BT < DOCUMENT
-        m_BTS, after = leaky_mean(e_BTS, delta_S, keep_BT, context.mask_BT, before)
+        m_BTS, after = leaky_mean(e_BTS, delta_S, keep_BT, context.mask_BT, before, self.prior_S)
         return m_BTS.flatten(0, 1), after
 
-    def codes(
+    def found(
         self, x_BTD: Tensor, context: FilledContext, before: LeakySum | None = None
-    ) -> tuple[Codes | None, Tensor | None, Tensor]:
-        """As the base's; the pre-activations are the memory and those of the rounds. ``before``:
-        what is remembered of earlier tokens, for streaming."""
+    ) -> tuple[Codes | None, Tensor | None, list[Tensor]]:
+        """As of ``rounds``; the first pre-activation is the memory. ``before``: what is remembered
+        of earlier tokens, for streaming."""
         if not self.cfg.slow_shares:
-            return super().codes(x_BTD, context)
+            return super().found(x_BTD, context)
         u_ND, mask_N = self.centred(x_BTD, context).flatten(0, 1), context.mask_BT.flatten()
-        m_NS, self.after = self.memory(x_BTD, u_ND, context, before)
+        # By latent, once: the gradients of all rounds read it so.
+        W_FD = self.W_enc.t().contiguous()
+        W_DS, W_DG = (W.t() for W in W_FD.split([self.n_slow, self.n_fast]))
+        m_NS, self.after = self.memory(x_BTD, u_ND, W_DS, context, before)
         if self.dense_path:
-            return self.dense_codes(u_ND, m_NS, mask_N)
+            return self.dense_codes(u_ND, m_NS, W_DG, mask_N)
+        cfg = self.cfg
         pattern = self.selected(m_NS, mask_N)
         m = pattern.values
         v_ND, b_S = self.detached(x_BTD, u_ND, self.W_amp.t(), self.b_amp)
         amplitude = rounds.projected(pattern, v_ND, self.W_amp)
         amplitude = amplitude + b_S[pattern.cols] + self.c_amp[pattern.cols] * m
-        slow = pattern._replace(values=amplitude.relu() + self.cfg.floor * m)
-        Fs, fast = self.n_slow, self.act.parts[len(self.cfg.slow_sizes) :]
-        r_ND = u_ND - sparse.decode(slow, self.W_dec[:Fs])
-        spare_N = sum(self.cfg.slow_ks) * mask_N - pattern.crow.diff()
+        shape = len(u_ND), cfg.d_sae
+        slow = pattern._replace(values=amplitude.relu() + cfg.floor * m, shape=shape)
+        r_ND = rounds.subtracted(u_ND, slow, self.W_dec)
+        spare_N = sum(cfg.slow_ks) * mask_N - pattern.crow.diff()
+        fast = self.act.parts[len(cfg.slow_sizes) :]
         parts, pres, r_ND = rounds.sparse_rounds(
-            r_ND, self.W_enc[:, Fs:], self.W_dec[Fs:], self.biases(), fast, mask_N, spare_N
+            r_ND, W_DG, self.W_dec, self.biases(), fast, mask_N, spare_N
         )
-        codes = rounds.merged([slow, *parts], [0] + [Fs] * len(parts), self.cfg.d_sae)
-        if self.cfg.correct:
+        codes = rounds.merged([slow, *parts])
+        if cfg.correct:
             codes = rounds.corrected(codes, r_ND, self.W_dec, self.eta)
         on_NS = torch.zeros_like(m_NS, dtype=torch.bool)
         on_NS[pattern.rows, pattern.cols] = True
         self.slow = SlowPart(m_NS, on_NS)
-        return codes, None, torch.cat([m_NS.detach(), pres[0]], 1)
+        return codes, None, [m_NS, *pres]
 
     def selected(self, m_NS: Tensor, mask_N: Tensor) -> Codes:
         """``S``: the memories of the slow latents that are on, with their gradient."""
@@ -236,9 +253,9 @@ class SlowFastSAE(RoundsSAE):
         return Codes(m, r, place % m_NS.shape[1], crow, (len(m_NS), m_NS.shape[1]))
 
     def dense_codes(
-        self, u_ND: Tensor, m_NS: Tensor, mask_N: Tensor
-    ) -> tuple[None, Tensor, Tensor]:
-        """:meth:`codes` in plain dense products, for the activations that have no sparse ones."""
+        self, u_ND: Tensor, m_NS: Tensor, W_DG: Tensor, mask_N: Tensor
+    ) -> tuple[None, Tensor, list[Tensor]]:
+        """:meth:`found` in plain dense products, for the activations that have no sparse ones."""
         cfg, Fs, n = self.cfg, self.n_slow, len(self.cfg.slow_sizes)
         on = []
         for act, m_NG in zip(self.act.parts, m_NS.split(cfg.slow_sizes, 1), strict=False):
@@ -253,14 +270,13 @@ class SlowFastSAE(RoundsSAE):
         r_ND = u_ND - z_NS @ self.W_dec[:Fs]
         spare_N = sum(cfg.slow_ks) * mask_N - on_NS.detach().long().sum(1)
         z_NF, pres, r_ND = rounds.dense_rounds(
-            r_ND, self.W_enc[:, Fs:], self.W_dec[Fs:], self.biases(), self.act.parts[n:], mask_N,
-            spare_N,
+            r_ND, W_DG, self.W_dec, self.biases(), self.act.parts[n:], mask_N, spare_N
         )  # fmt: skip
         z_NF = torch.cat([z_NS, z_NF], 1)
         if cfg.correct:
             z_NF = rounds.dense_corrected(z_NF, r_ND, self.W_dec, self.eta)
         self.slow = SlowPart(m_NS, on_NS.detach() > 0)
-        return None, z_NF, torch.cat([m_NS, *pres], 1)
+        return None, z_NF, [m_NS, *pres]
 
     # ---- loss -----------------------------------------------------------------------------
 
@@ -315,10 +331,9 @@ class SlowFastStream(Stream):
         if boundary_B is None:
             boundary_B = torch.zeros(self.batch_size, dtype=torch.uint8, device=x_BD.device)
         context = FilledContext(mask_B[:, None], boundary_B[:, None])
-        codes, z_BF, _ = self.sae.codes(x_BD[:, None], context, self.memory)
+        if self.sae.is_static:
+            return super().advance(x_BD, boundary_B, mask_B)
+        codes, z_BF, _ = self.sae.found(x_BD[:, None], context, self.memory)
         if self.sae.cfg.slow_shares:
             self.memory = self.sae.after
-        if codes is not None:
-            z_BF = codes.dense()
-        assert z_BF is not None
-        return z_BF
+        return dense(codes, z_BF)
