@@ -104,12 +104,12 @@ def ours(a: dict[str, np.ndarray]) -> dict:
     """The same quantities by this project's code, under SAEBench's names."""
     from lab.measures.concepts import probing
     from lab.measures.fidelity.core import Core
-    from lab.measures.tokens import Tokens
+    from lab.measures.reading import Tokens
 
     x, x_hat, z = (torch.from_numpy(a[name]) for name in ("x", "x_hat", "z"))
     zero = torch.zeros(len(x), dtype=torch.long)
     core = Core(x.mean(0))
-    core.update(Tokens(x, x_hat, z, zero, zero, zero, {}))
+    core.update(Tokens(x, x_hat, z, *[zero] * 5, {}))
     v = {row["metric"]: row["value"] for row in core.rows() if row["group"] == "all"}
     found = {
         "l0": v["l0"],

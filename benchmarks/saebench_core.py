@@ -100,6 +100,7 @@ class Rows:
 
     def __init__(self, world, store, tokens_NBT: torch.Tensor, special: list[int], own: bool):
         self.scale, self.layer = store.scale, store.layer
+        self.n_sequences = lambda split: len(tokens_NBT) if split == "test" else 0
         self.median_norm = store.median_norm
         self.world, self.tokens_NBT, self.special, self.own = world, tokens_NBT, special, own
 
@@ -148,11 +149,12 @@ def as_bench(sae, massive_norm: float, order_T: torch.Tensor | None = None):
 def ours(sae, rows: Rows, world, n: int) -> dict[str, float]:
     """Our metrics: splicing on the first ``n`` batches, codes on the others, as SAEBench does."""
     from lab.measures.fidelity import core
-    from lab.measures.tokens import Tokens
+    from lab.measures.reading import Reading, Sizes, Tokens
 
     spliced = Rows(world, rows, rows.tokens_NBT[:n], rows.special, rows.own)
+    everything = Reading(spliced, Sizes(splice=2**62), progress=False)
     found = {r["metric"]: r["value"] for r in
-             core.splice({"": sae}, spliced, world, limit_tokens=sys.maxsize)[""][0]}  # fmt: skip
+             core.splice({"": sae}, everything, world)[""].rows}  # fmt: skip
     coded = Rows(world, rows, rows.tokens_NBT[n:], rows.special, rows.own)
     table = None
     for batch in coded.batches("test", 0):

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import torch
 
-from lab.measures.tokens import Tokens
+import lab.measures
+from lab.measures.reading import Reading, Sizes, Tokens
 from tsae.saes.base import SequenceContext
 from tsae.sequences import LabelSpec
 
@@ -22,8 +23,22 @@ def tokens(z, x=None, *, x_hat=None, piece=None, boundary=None, doc=None, labels
         piece_N=zeros if piece is None else torch.as_tensor(piece),
         boundary_N=zeros if boundary is None else torch.as_tensor(boundary),
         doc_N=zeros if doc is None else torch.as_tensor(doc),
+        id_N=zeros,
+        position_N=torch.arange(n),
         labels={k: torch.as_tensor(v) for k, v in (labels or {}).items()},
     )
+
+
+def read(store, seed=0, **sizes):
+    """All of a store by default."""
+    sizes = Sizes(**{"test": 10**6, "choose": 10**6, "splice": 20_000, "batch": 4, **sizes})
+    return Reading(store, sizes, seed=seed, progress=False)
+
+
+def measured(saes, store, world=None, families=(), options=None, **sizes):
+    """``lab.measures.measure`` of ``read(store)``."""
+    reading = read(store, **sizes)
+    return lab.measures.measure(saes, reading, world, families=families, options=options)
 
 
 def value(rows, metric, group="all"):
@@ -34,6 +49,11 @@ def value(rows, metric, group="all"):
 
 
 class Batch(SimpleNamespace):
+    """A store's batch; tokens are all 0 where none are given."""
+
+    def __init__(self, **parts):
+        super().__init__(**{"tokens_BT": torch.zeros_like(parts["doc_BT"]), **parts})
+
     def to(self, device):
         return self
 
@@ -52,19 +72,23 @@ class Store:
     }
 
     def __init__(self, n_sequences=24):
-        self.n_sequences = n_sequences
+        self.n = n_sequences
         self.mean_D = torch.zeros(self.d)
         self.read = []
 
+    def n_sequences(self, split):
+        return self.n
+
     def batches(self, split, batch_size, shuffle=False, seed=0):
-        g = torch.Generator().manual_seed({"train": 1, "test": 2}[split])
+        g = torch.Generator().manual_seed({"train": 1, "test": 2, "validation": 3}[split])
         directions = torch.eye(8)
-        for first in range(0, self.n_sequences, batch_size):
+        for first in range(0, self.n, batch_size):
             self.read.append(split)
-            b, t = min(batch_size, self.n_sequences - first), self.seq_len
+            b, t = min(batch_size, self.n - first), self.seq_len
             doc = torch.full((b, t), -1)
             boundary = torch.zeros(b, t, dtype=torch.uint8)
-            ids = torch.arange(b)[:, None] * 2 + first * 2 + 1000 * (split == "test")
+            ids = torch.arange(b)[:, None] * 2 + first * 2
+            ids = ids + {"train": 0, "test": 1000, "validation": 2000}[split]
             doc[:, 1:21], doc[:, 21:] = ids, ids + 1
             boundary[:, 1::5] = 1
             boundary[:, [0, 1, 21]] = 3

@@ -2,6 +2,7 @@
 
 import math
 
+import eval_cases
 import pytest
 import torch
 from eval_cases import Fake, Store, value
@@ -10,7 +11,6 @@ from lab import measures as evals
 from lab.measures.time import adaptation
 from tsae import saes
 
-OPTIONS = {"families": ("adaptation",), "limit_tokens": 400, "progress": False}
 GRIDS = {"theta": (-0.5, 0.0, 0.5), "beta": (0.0,), "tau": (0.0, 1.0)}
 
 
@@ -41,7 +41,8 @@ def test_numbers_by_hand():
 
 def measured(found, **options):
     options = {"sensitivity_tokens": 200, "grids": GRIDS, **options}
-    return evals.evaluate_many(found, Store(6), family_options={"adaptation": options}, **OPTIONS)
+    given = {"families": ("adaptation",), "options": {"adaptation": options}}
+    return eval_cases.measured(found, Store(6), **given, test=400)
 
 
 def test_others_and_nulls_are_left_out_and_the_first_seed_alone_is_bent():
@@ -54,30 +55,30 @@ def test_others_and_nulls_are_left_out_and_the_first_seed_alone_is_bent():
         "static": Fake(lambda x, context=None: x, 8),
     }
     tables = measured(found)
-    assert not tables["null"].results and not tables["static"].results
-    assert [name for name in found if "sensitivity" in tables[name].further] == ["a"]
-    assert len(tables["feature"].further["adaptation"]) == 16
+    assert not tables["null"].rows and not tables["static"].rows
+    assert [name for name in found if "sensitivity" in tables[name].tables] == ["a"]
+    assert len(tables["feature"].tables["adaptation"]) == 16
 
 
 def test_responses_touch_what_they_should():
     sae = trained(theta=0.25, tau=0.5, act="relu")
     sae.var_F.copy_(torch.rand(16, generator=torch.Generator().manual_seed(1)) + 0.1)
     before = {name: v.clone() for name, v in sae.state_dict().items()}
-    tables = measured({"a": sae}, sensitivity_tokens=10**6)["a"].further
+    tables = measured({"a": sae}, sensitivity_tokens=10**6)["a"].tables
     assert all(torch.equal(v, before[name]) for name, v in sae.state_dict().items())
     curves = tables["sensitivity"].set_index(["parameter", "metric", "setting"])["value"]
     learned = tables["sensitivity"].query("learned").set_index(["parameter", "metric"])["setting"]
     assert learned["theta", "fve"] == 0.25 and learned["beta", "fve"] == 0.0
-    core = evals.evaluate(sae, Store(6), families=("core",), limit_tokens=10**6, progress=False)
-    fve = value(core.results, "fve")
+    core = eval_cases.measured({"sae": sae}, Store(6), families=("core",))["sae"]
+    fve = value(core.rows, "fve")
     for parameter, setting in (("theta", 0.25), ("beta", 0.0), ("tau", 0.5)):
         assert curves[parameter, "fve", setting] == pytest.approx(fve)
         assert curves[parameter, "turnover", setting] == 0
     static = saes.build("l1", d_in=8, d_sae=16, k=3).eval()
     static.load_state_dict(sae.state_dict(), strict=False)
-    core = evals.evaluate(static, Store(6), families=("core",), limit_tokens=10**6, progress=False)
-    assert curves["theta", "fve", 0.0] == pytest.approx(value(core.results, "fve"))
-    assert curves["theta", "l0", 0.0] == pytest.approx(value(core.results, "l0"))
+    core = eval_cases.measured({"sae": static}, Store(6), families=("core",))["sae"]
+    assert curves["theta", "fve", 0.0] == pytest.approx(value(core.rows, "fve"))
+    assert curves["theta", "l0", 0.0] == pytest.approx(value(core.rows, "l0"))
     # What has been said weighs less: fewer latents pass 0, and more with persistence.
     assert curves["theta", "l0", 0.5] < curves["theta", "l0", 0.0] < curves["theta", "l0", -0.5]
     assert {"smoothness", "recovery_f1_document"} <= set(tables["sensitivity"]["metric"])

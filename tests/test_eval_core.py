@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from eval_cases import Batch, Fake, Store, TableModel, World, tokens, value
+from eval_cases import Batch, Fake, Store, TableModel, World, read, tokens, value
 
 from lab.measures.fidelity import core
 from lab.measures.fidelity.core import Core, density_rows, predictable, splice
-from lab.measures.tokens import Tokens
+from lab.measures.reading import Tokens
 from tsae.saes.base import SequenceContext
 
 X = [[1.0, 0.0], [3.0, 0.0], [2.0, 3.0]]  # mean (2, 1); squared distances to it: 2, 2, 4
@@ -115,14 +115,14 @@ def test_predictable_by_hand():
 def spliced(monkeypatch, saes, n=4):
     model = TableModel()
     monkeypatch.setattr(core, "models", model)
-    return splice(saes, Store(n), World(model), batch_size=2), model
+    return splice(saes, read(Store(n), batch=2), World(model)), model
 
 
 def test_identity_and_zero_splice(monkeypatch):
     """x̂ = x costs nothing; x̂ = 0 is the ablation itself."""
     saes = {"same": Fake(lambda x, c: x, 8), "zero": Fake(lambda x, c: 0 * x, 8)}
     out, model = spliced(monkeypatch, saes)
-    same, zero = out["same"][0], out["zero"][0]
+    same, zero = out["same"].rows, out["zero"].rows
     assert value(same, "ce_sae") == pytest.approx(value(same, "ce_clean"), abs=1e-6)
     assert value(same, "ce_score") == pytest.approx(1, abs=1e-5)
     assert value(same, "kl_score") == pytest.approx(1, abs=1e-5)
@@ -149,7 +149,7 @@ def test_splice_reads_and_writes_store_units(monkeypatch):
     at = predictable(batch.context.mask_BT, batch.doc_BT)
     logits = (edited @ model.unembed)[:, :-1][at]
     expected = torch.nn.functional.cross_entropy(logits, batch.tokens_BT[:, 1:][at])
-    rows, documents = out["plus"]
+    rows, documents, _ = out["plus"]
     assert value(rows, "ce_sae") == pytest.approx(float(expected), abs=1e-5)
     assert rows[0]["n"] == 2 * 38  # 40 tokens in 2 documents: 2 × 19 predictions a sequence
     mine = documents[documents["metric"] == "ce_sae"]
@@ -183,8 +183,8 @@ def test_predicted_density_by_hand():
         def __call__(self, x, context=None):
             return super().__call__(x, context)._replace(extra={"z_p": self.codes(x, context)})
 
-    store, reading = Store(2), {"limit_tokens": 100, "batch_size": 2, "device": "cpu"}
-    (found,) = core.predicted_density(Peer(predictive, 3), store, **reading)
+    reading = read(Store(2))
+    (found,) = core.predicted_density(Peer(predictive, 3), reading)
     assert found["metric"] == "predicted_density" and found["n"] == 80
     assert found["value"] == pytest.approx(1.5 / 3)  # positions 1 … 40: half odd
-    assert core.predicted_density(Fake(predictive, 3), store, **reading) == []
+    assert core.predicted_density(Fake(predictive, 3), reading) == []

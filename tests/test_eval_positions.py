@@ -1,5 +1,6 @@
 """Metrics by position against hand-worked numbers."""
 
+import eval_cases
 import pytest
 import torch
 from eval_cases import Batch, Fake, Store, value
@@ -91,14 +92,12 @@ def test_bins_sum_to_the_whole_and_nulls_are_left_out():
     store = Store(6)
     sae = Fake(lambda x, context=None: x.clamp_min(0.5), 8)
     saes = {"sae": sae, "null": evals.ShuffledNull(sae)}
-    tables = evals.evaluate_many(
-        saes, store, families=("core", "positions"), limit_tokens=10**6, progress=False
-    )
-    assert not any(r["metric"].startswith("position") for r in tables["null"].results)
+    tables = eval_cases.measured(saes, store, families=("core", "positions"))
+    assert not any(r["metric"].startswith("position") for r in tables["null"].rows)
     documents = tables["sae"].documents
     fvu = documents[documents["metric"] == "position_fvu"]
     assert 1 - fvu["num"].sum() / fvu["den"].sum() == pytest.approx(
-        value(tables["sae"].results, "fve")
+        value(tables["sae"].rows, "fve")
     )
 
 

@@ -1,12 +1,12 @@
-"""evaluate and evaluate_many: one pass, every family, tidy tables."""
+"""measure: one pass, every family, tidy tables."""
 
 import math
 
 import pytest
 import torch
-from eval_cases import Fake, Store, TableModel, World, value
+from eval_cases import Fake, Store, TableModel, World, measured, read, value
 
-from lab.measures import FAMILIES, evaluate, evaluate_many, paired_bootstrap
+from lab.measures import DEFAULT, evaluate, modules, paired_bootstrap
 from lab.measures.fidelity import core
 from lab.measures.nulls import EmaNull, ShuffledNull
 from lab.measures.time import consistency
@@ -28,17 +28,17 @@ def world(monkeypatch):
 
 
 def test_every_family_and_no_row_twice(world):
-    out = evaluate(oracle(), Store(), world, progress=False, batch_size=4)
-    keys = [(r["metric"], r["group"]) for r in out.results]
+    out = measured({"sae": oracle()}, Store(), world)["sae"]
+    keys = [(r["metric"], r["group"]) for r in out.rows]
     assert len(keys) == len(set(keys))
     assert {r for r in ("fve", "ce_score", "tss", "temporal_consistency", "mcc")} <= {
         m for m, _ in keys
     }
-    assert all(set(r) == {"metric", "group", "value", "n"} for r in out.results)
-    assert value(out.results, "recovery_f1", "document") == 1
-    assert value(out.results, "recovery_f1", "token") == 1
-    assert value(out.results, "autocorrelation", "slow:lag=1") > 0.9
-    assert math.isinf(value(out.results, "half_life", "slow"))  # they live as long as the document
+    assert all(set(r) == {"reading", "metric", "group", "value", "n"} for r in out.rows)
+    assert value(out.rows, "recovery_f1", "document") == 1
+    assert value(out.rows, "recovery_f1", "token") == 1
+    assert value(out.rows, "autocorrelation", "slow:lag=1") > 0.9
+    assert math.isinf(value(out.rows, "half_life", "slow"))  # they live as long as the document
     assert set(out.documents["metric"]) == {
         "fvu",
         "l0",
@@ -48,51 +48,69 @@ def test_every_family_and_no_row_twice(world):
         "ce_sae",
         "ce_clean",
     }
-    assert out.latents["document:topic=a"] == 0
-    assert set(out.dwell["group"]) == {"all", "slow", "fast"}
+    latents = out.tables["latents"].set_index("group")["latent"]
+    assert latents["document:topic=a"] == 0
+    assert set(out.tables["dwell"]["group"]) == {"all", "slow", "fast"}
 
 
 def test_many_equals_one_at_a_time_and_shares_the_model(world):
     torch.manual_seed(0)
     static = saes.build("topk", d_in=8, d_sae=16, k=2).eval()
-    both = evaluate_many({"a": oracle(), "b": static}, Store(8), world, progress=False)
+    both = measured({"a": oracle(), "b": static}, Store(8), world)
     calls = dict(world.model().calls)
     for name, sae in (("a", oracle()), ("b", static)):
-        alone = evaluate(sae, Store(8), world, progress=False)
-        for x, y in zip(both[name].results, alone.results, strict=True):
+        alone = measured({"sae": sae}, Store(8), world)["sae"]
+        for x, y in zip(both[name].rows, alone.rows, strict=True):
             assert (x["metric"], x["group"], x["n"]) == (y["metric"], y["group"], y["n"])
             assert x["value"] == pytest.approx(y["value"], nan_ok=True)
-    assert calls["clean"] == 1 and calls["edited"] == 3
+    assert calls["clean"] == 2 and calls["edited"] == 6
 
 
 def test_static_parent_equals_its_shuffled_null_and_bootstrap_agrees():
     torch.manual_seed(0)
     sae = saes.build("topk", d_in=8, d_sae=16, k=2).eval()
-    out = evaluate_many(
-        {"topk": sae, "shuffled": ShuffledNull(sae), "ema": EmaNull(sae, 0.8)},
-        Store(),
-        families=("core", "temporal"),
-        progress=False,
-    )
+    saes_ = {"topk": sae, "shuffled": ShuffledNull(sae), "ema": EmaNull(sae, 0.8)}
+    out = measured(saes_, Store(), families=("core", "temporal"))
     frames = {name: t.documents.query("metric == 'fvu'") for name, t in out.items()}
     same = paired_bootstrap(frames["topk"], frames["shuffled"], n_boot=200)
     assert same.diff == pytest.approx(0, abs=1e-6)
     worse = paired_bootstrap(frames["ema"], frames["topk"], n_boot=200)
     assert worse.differs and worse.lo > 0
-    l0 = [value(t.results, "l0") for t in out.values()]
+    l0 = [value(t.rows, "l0") for t in out.values()]
     assert l0[0] == l0[1] == l0[2]
 
 
 def test_families_are_checked(world):
-    assert len(FAMILIES) == 6
-    with pytest.raises(ValueError, match="'guessing'; allowed are core, splice"):
-        evaluate(oracle(), Store(), families=("guessing",), progress=False)
-    with pytest.raises(ValueError, match="give world="):
-        evaluate(oracle(), Store(), families=("splice",), progress=False)
-    out = evaluate(oracle(), Store(), families=("core",), progress=False)
-    assert "smoothness" not in {r["metric"] for r in out.results}
+    assert set(DEFAULT) <= set(modules())
+    with pytest.raises(ValueError, match="'guessing' is unknown; allowed are absorption, "):
+        measured({"sae": oracle()}, Store(), families=("guessing",))
+    with pytest.raises(ValueError, match="'splice' needs a world"):
+        measured({"sae": oracle()}, Store(), families=("splice",))
+    with pytest.raises(ValueError, match="'temporal' has no option 'nul'; allowed are null"):
+        measured({"sae": oracle()}, Store(), options={"temporal": {"nul": False}})
+    rows = evaluate(oracle(), Store(), families=("core",)).rows
+    assert "smoothness" not in {r["metric"] for r in rows}
 
 
 def test_limit_is_in_valid_tokens():
-    out = evaluate(oracle(), Store(), families=("core",), limit_tokens=81, batch_size=1)
-    assert out.results[0]["n"] == 120  # sequences of 40 valid tokens, whole
+    out = measured({"sae": oracle()}, Store(), families=("core",), test=81, batch=1)["sae"]
+    assert out.rows[0]["n"] == 120  # sequences of 40 valid tokens, whole
+
+
+@pytest.mark.parametrize("memory_mb", [0, 0.012, 100])
+def test_a_dictionary_encodes_a_split_once_while_its_codes_fit(memory_mb):
+    """0.012 MiB hold the first batch alone; what is kept changes no number."""
+    calls = []
+    sae = oracle()
+    sae.codes = lambda x, c: calls.append(1) or x.sub(1.5).clamp(min=0)
+    reading = read(Store())
+    reading._left = memory_mb * 2**20
+    passes = [list(reading.tokens(sae, "test", limit)) for limit in (10**6, 10**6, 170)]
+    assert len(calls) == {0: 14, 0.012: 12, 100: 6}[memory_mb]
+    for first, again in zip(passes[0], passes[1], strict=True):
+        assert torch.equal(first.z_NF, again.z_NF) and torch.equal(first.x_hat_ND, again.x_hat_ND)
+        assert torch.equal(first.id_N, again.id_N)
+    assert len(passes[2]) == 2  # batches of 160 valid tokens
+    reading.forget(sae)
+    list(reading.tokens(sae, "test", 1))
+    assert reading._left <= memory_mb * 2**20 and len(calls) in (15, 13, 7)

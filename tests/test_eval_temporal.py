@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from eval_cases import Batch, Fake, Store, TableModel, World, tokens, value
+from eval_cases import Batch, Fake, Store, TableModel, World, read, tokens, value
 
+from lab.measures.reading import Tokens
 from lab.measures.succession.transitions import LaggedCounts, successions
 from lab.measures.time import consistency
 from lab.measures.time.consistency import Consistency, context_stability, cosine, jaccard
 from lab.measures.time.temporal import Temporal
-from lab.measures.tokens import Tokens
 from lab.measures.truth.boundaries import boundary_f1, learned_boundaries
 from tsae.saes.base import SequenceContext
 
@@ -183,7 +183,7 @@ def test_learned_boundaries_are_scored(gate, expected):
     sae.cfg.gate = gate
     sae.centred = lambda x, context: x
     sae.closed = lambda x, context: (context.boundary_BT >= 1).float()
-    rows = learned_boundaries(sae, Store(4), batch_size=2)
+    rows = learned_boundaries(sae, read(Store(4), batch=2))
     # 4 sequences × 2 documents × 3 sentence starts that are not the document's first token
     assert [(r["value"], r["n"]) for r in rows] == ([(expected, 24)] if expected else [])
 
@@ -266,11 +266,13 @@ def test_context_stability_counts_what_the_cut_removes(monkeypatch):
         return z
 
     saes = {"static": Fake(lambda x, c: x.clamp(min=0), 8), "window": Fake(window, 8)}
-    out = context_stability(saes, Store(4), World(model), batch_size=2, contexts=(4, 16, 64))
+    out = context_stability(saes, read(Store(4), batch=2), World(model), contexts=(4, 16, 64))
     for group in ("context=4", "context=16"):
-        assert value(out["static"], "context_jaccard", group) == 1
-        assert value(out["static"], "context_cosine", group) == pytest.approx(1)
-    assert value(out["window"], "context_cosine", "context=16") == pytest.approx(1)
-    assert value(out["window"], "context_cosine", "context=4") < 0.99
-    assert not [r for r in out["static"] if r["group"] == "context=64"]  # as long as the sequence
+        assert value(out["static"].rows, "context_jaccard", group) == 1
+        assert value(out["static"].rows, "context_cosine", group) == pytest.approx(1)
+    assert value(out["window"].rows, "context_cosine", "context=16") == pytest.approx(1)
+    assert value(out["window"].rows, "context_cosine", "context=4") < 0.99
+    assert not [
+        r for r in out["static"].rows if r["group"] == "context=64"
+    ]  # as long as the sequence
     assert model.calls["residual"] == 2 * 3  # two batches: the whole text and two cuts each

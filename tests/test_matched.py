@@ -112,7 +112,7 @@ def test_an_evaluation_at_matched_l0_says_how_each_run_came_there():
     assert rows.loc[("jumprelu", "l0"), "value"] == pytest.approx(4, rel=0.1)
     # What is scored are test documents (ids from 1000); thresholds and latents come from the others.
     assert (tables["documents"]["doc"] >= 1000).all() and len(tables["documents"])
-    assert set(store.read) == {"train", "test"}
+    assert set(store.read) == {"train", "validation", "test"}
     store.read.clear()
     matched.match_all(found, store, limit_tokens=320)
     assert set(store.read) == {"train"}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab.measures.tokens import Tokens, pieces
+from lab.measures.reading import Tokens, pieces
 from lab.measures.truth.recovery import SCALES, Recovery
 
 DECAYS = (0.5, 0.8, 0.9)

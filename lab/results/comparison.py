@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from lab import measures as evals
+from lab.measures.stats import Interval, paired_bootstrap
 from tsae.sequences import SCALES
 
 EXCESS = "recovery_f1_excess"
@@ -42,7 +42,7 @@ def differences(
 
 def paired(
     a: pd.DataFrame, b: pd.DataFrame, metric: str, group: str, n_boot: int
-) -> evals.Interval | None:
+) -> Interval | None:
     """a − b of one metric with its paired bootstrap interval over documents and shared seeds;
     ``recovery_f1_excess`` is F1 beyond its frequency-matched null. None where they share no rows."""
     plain = "recovery_f1" if metric == EXCESS else metric
@@ -52,7 +52,7 @@ def paired(
     nulls = None
     if metric == EXCESS:
         nulls = tuple(rows_of(frame, "recovery_f1_matched", group) for frame in (a, b))
-    return evals.paired_bootstrap(*sides, n_boot=n_boot, nulls=nulls)
+    return paired_bootstrap(*sides, n_boot=n_boot, nulls=nulls)
 
 
 def told(row: Any) -> str:

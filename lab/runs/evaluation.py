@@ -1,13 +1,15 @@
 """The evaluation of trained dictionaries and of their nulls, as tidy tables."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from lab import measures as evals
+from lab import measures
+from lab.measures.nulls import best_ema
+from lab.measures.reading import Sizes
 from lab.results.rows import label_rows
 from lab.runs.matched import match_all
 from lab.runs.setting import Setting
@@ -27,10 +29,10 @@ def add_nulls(found: Mapping[str, SAE], store: ActivationStore, window: int, lim
         if sae.meta.get("ablation"):
             continue
         if sae.name == "topk" and store.label_specs:
-            null, _ = evals.best_ema(sae, store, limit_tokens=limit_tokens)
+            null, _ = best_ema(sae, store, limit_tokens=limit_tokens)
             everything[f"ema({label})"] = null
         if sae.name not in STATIC:
-            everything[f"shuffled({label})"] = evals.ShuffledNull(sae, window)
+            everything[f"shuffled({label})"] = measures.ShuffledNull(sae, window)
     return everything
 
 
@@ -43,7 +45,13 @@ def run_evaluation(
     null_tokens: int = 30_000,
     match: bool = False,
     match_tokens: int = 30_000,
-    **options: Any,
+    families: Sequence[str] | None = None,
+    family_options: Mapping[str, Mapping[str, Any]] | None = None,
+    limit_tokens: int = Sizes.test,
+    selection_tokens: int = Sizes.choose,
+    splice_tokens: int = Sizes.splice,
+    n_context_sequences: int = Sizes.sequences,
+    progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """``results``, ``documents`` and ``dwell`` of several SAEs and, with ``nulls``, of theirs.
 
@@ -56,15 +64,19 @@ def run_evaluation(
         everything, records = match_all(found, setting.store, match_tokens)
     if nulls:
         everything = add_nulls(everything, setting.store, null_window, null_tokens)
-    tables = evals.evaluate_many(everything, setting.store, setting.world, **options)
+    sizes = Sizes(limit_tokens, selection_tokens, splice_tokens, n_context_sequences)
+    reading = measures.Reading(setting.store, sizes, progress=progress)
+    tables = measures.measure(
+        everything, reading, setting.world, families=families or (), options=family_options
+    )
     if records is not None:
         for label, record in zip(found, records.itertuples(), strict=True):
             said = {"metric": "l0_as_trained", "group": record.how, "value": record.before}
-            tables[label].results.append({**said, "n": match_tokens})
+            tables[label].rows.append({**said, "n": match_tokens, "reading": "code"})
     joined = join(everything, tables)
     if records is not None:
         joined["matched"] = records
-    joined["heatmap"] = heatmap_rows(setting, found, {k: t.latents for k, t in tables.items()})
+    joined["heatmap"] = heatmap_rows(setting, found, {k: named(t) for k, t in tables.items()})
     return joined
 
 
@@ -75,8 +87,8 @@ def run_ablations(
     *,
     families: tuple[str, ...] = ABLATION_FAMILIES,
     family_options: Mapping[str, Mapping[str, Any]] | None = None,
-    limit_tokens: int = 60_000,
-    selection_tokens: int = 60_000,
+    limit_tokens: int = Sizes.test,
+    selection_tokens: int = Sizes.choose,
     progress: bool = True,
     **train_options: Any,
 ) -> dict[str, pd.DataFrame]:
@@ -92,28 +104,33 @@ def run_ablations(
         place = Path(directory) / f"run-{number:02d}"
         result = run_training(setting.store, place, progress=progress, **given)
         found[f"{number:02d}-{result.sae.name}-{run.get('ablation', '')}"] = result.sae
-    tables = evals.evaluate_many(
+    sizes = Sizes(limit_tokens, selection_tokens)
+    tables = measures.measure(
         found,
-        setting.store,
+        measures.Reading(setting.store, sizes, progress=progress),
         setting.world,
         families=tuple(f for f in families if setting.store.label_specs or f != "recovery"),
-        family_options=family_options,
-        limit_tokens=limit_tokens,
-        selection_tokens=selection_tokens,
-        progress=progress,
+        options=family_options,
     )
     return join(found, tables)
 
 
-def join(found: Mapping[str, Any], tables: Mapping[str, evals.Tables]) -> dict[str, pd.DataFrame]:
+def named(measured: measures.Measured) -> dict[str, int]:
+    """``scale:label=class`` → the latent that recovers it best on the tokens for choices."""
+    table = (measured.tables or {}).get("latents")
+    return {} if table is None else dict(zip(table["group"], table["latent"], strict=True))
+
+
+def join(
+    found: Mapping[str, Any], tables: Mapping[str, measures.Measured]
+) -> dict[str, pd.DataFrame]:
     """The tables of all SAEs one below the other, each row with the keys of its run."""
     frames: dict[str, list[pd.DataFrame]] = {}
     for label, sae in found.items():
         keys, here = keys_of(sae), tables[label]
-        frames.setdefault("results", []).append(label_rows(here.results, **keys))
-        named = {"documents": here.documents, "dwell": here.dwell, **here.further}
-        for name, table in named.items():
-            if len(table):
+        frames.setdefault("results", []).append(label_rows(here.rows, **keys))
+        for name, table in {"documents": here.documents, **(here.tables or {})}.items():
+            if table is not None and len(table):
                 whole = table.assign(**keys)[[*keys, *table.columns]]
                 frames.setdefault(name, []).append(whole)
     return {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from lab import measures as evals
+from lab import measures
 from lab.results.comparison import EXCESS, SCALES, paired
 from lab.runs.evaluation import STATIC, join
 from lab.runs.setting import make_setting
@@ -78,16 +78,10 @@ def run_structure(
             ).sae
             found[f"{number:02d}"] = sae
             if sae.name not in STATIC:
-                found[f"{number:02d}-null"] = evals.ShuffledNull(sae, null_window)
-        tables = evals.evaluate_many(
-            found,
-            setting.store,
-            setting.world,
-            families=("core", "recovery"),
-            limit_tokens=limit_tokens,
-            selection_tokens=selection_tokens,
-            progress=progress,
-        )
+                found[f"{number:02d}-null"] = measures.ShuffledNull(sae, null_window)
+        sizes = measures.Sizes(limit_tokens, selection_tokens)
+        reading = measures.Reading(setting.store, sizes, progress=progress)
+        tables = measures.measure(found, reading, setting.world, families=("core", "recovery"))
         joined = join(found, tables)
         results.append(joined["results"].assign(temporal=strength))
         gains.append(_gains(joined["documents"], baseline, n_boot).assign(temporal=strength))

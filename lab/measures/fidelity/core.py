@@ -7,7 +7,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lab.measures.tokens import Tokens, row
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, Tokens, row
+from lab.worlds import World
 from tsae import models
 
 DENSITY_STEP = 0.5
@@ -129,26 +131,35 @@ def density_rows(density_F: Tensor) -> list[dict[str, Any]]:
     ]
 
 
+@register("core", nulls=True)
+def measure(
+    saes: Mapping[str, Encoder], reading: Reading, world: World | None
+) -> dict[str, Measured]:
+    """:class:`Core` over the test tokens, and :func:`predicted_density`."""
+    found = {}
+    for name, sae in saes.items():
+        core = Core(reading.store.mean_D)
+        for t in reading.tokens(sae, "test"):
+            core.update(t)
+        found[name] = Measured(core.rows() + predicted_density(sae, reading), core.document_rows())
+    return found
+
+
 @torch.no_grad()
-def predicted_density(
-    sae: Any, store: Any, *, limit_tokens: int, batch_size: int, device: str
-) -> list[dict[str, Any]]:
+def predicted_density(sae: Encoder, reading: Reading) -> list[dict[str, Any]]:
     """``predicted_density``: share of a predicted part's codes z_p that are not 0 at valid tokens.
 
     L0 counts the new part alone, so equal L0 flatters a variant that has such a part; no row for
     any other.
     """
     active = count = n = 0
-    for batch in store.batches("test", batch_size):
-        batch = batch.to(device)
+    for batch in reading.batches("test"):
         z_p = sae(batch.x_BTD, batch.context).extra.get("z_p")
         if z_p is None:
             return []
         valid = z_p[batch.context.mask_BT.bool()]
         active, count = active + int((valid != 0).sum()), count + valid.numel()
         n += len(valid)
-        if n >= limit_tokens:
-            break
     return [row("predicted_density", "all", active / max(count, 1), n)]
 
 
@@ -161,17 +172,9 @@ def predictable(mask_BT: Tensor, doc_BT: Tensor) -> Tensor:
     return mask_BT[:, :-1].bool() & (doc_BT[:, 1:] == doc_BT[:, :-1]) & (doc_BT[:, :-1] >= 0)
 
 
+@register("splice", together=True, nulls=True, needs=("model",))
 @torch.no_grad()
-def splice(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any,
-    *,
-    split: str = "test",
-    limit_tokens: int = 20_000,
-    batch_size: int = 8,
-    device: str = "cpu",
-) -> dict[str, tuple[list[dict[str, Any]], pd.DataFrame]]:
+def splice(saes: Mapping[str, Encoder], reading: Reading, world: World) -> dict[str, Measured]:
     r"""What the model loses when its residual is replaced by x̂, for several SAEs at once.
 
     At valid positions the residual becomes x̂ / scale, or 0 (``ablated``; SAEBench: at BOS too); at BOS,
@@ -185,13 +188,12 @@ def splice(
     The clean and the ablated model are run once per batch, whatever the number of SAEs. Returns per
     SAE the rows and the document rows (``ce_sae``, ``ce_clean``: num = Σ CE, den = tokens).
     """
-    model = world.model(device)
+    model, store = world.model(reading.device), reading.store
     names = ["clean", "ablated", *(f"sae:{name}" for name in saes)]
     totals = {name: torch.zeros(2, dtype=torch.float64) for name in names}  # Σ CE, Σ KL
     documents: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
-    n = seen = 0
-    for batch in store.batches(split, batch_size):
-        batch = batch.to(device)
+    n = 0
+    for batch in reading.batches("test", reading.sizes.splice):
         tokens, mask_BT = batch.tokens_BT.long(), batch.context.mask_BT.bool()
         scored = predictable(mask_BT, batch.doc_BT)
         target_N = tokens[:, 1:][scored]
@@ -227,13 +229,10 @@ def splice(
             frame = pd.DataFrame(num.cpu().numpy(), columns=["num", "den"])
             documents[name].append(frame.assign(doc=doc.cpu().numpy()))
         n += len(target_N)
-        seen += int(mask_BT.sum())
-        if seen >= limit_tokens:
-            break
     if n == 0:
-        raise ValueError(f"no predictable token in split {split!r}; ask for more tokens")
+        raise ValueError("no predictable token in the test split; ask for more tokens")
     return {
-        name: (
+        name: Measured(
             _splice_rows(totals["clean"] / n, totals["ablated"] / n, totals[f"sae:{name}"] / n, n),
             pd.concat(
                 [

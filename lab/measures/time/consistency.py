@@ -8,8 +8,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, Tokens, row
 from lab.measures.succession.transitions import LaggedCounts, successions
-from lab.measures.tokens import Tokens, row
+from lab.worlds import World
 from tsae import models
 
 LAGS = (1, 2, 4)
@@ -83,18 +85,29 @@ class Consistency:
         return successions(self.whole[kind], self.latents_M, top)
 
 
+@register("consistency", nulls=True)
+def measure(
+    saes: Mapping[str, Encoder], reading: Reading, world: World | None, *, null: bool = True
+) -> dict[str, Measured]:
+    """:class:`Consistency` over the test tokens; table ``transitions``."""
+    found = {}
+    for name, sae in saes.items():
+        part = Consistency(null=null, seed=reading.seed)
+        for t in reading.tokens(sae, "test"):
+            part.update(t)
+        found[name] = Measured(part.rows(), tables={"transitions": part.table()})
+    return found
+
+
+@register("context", together=True, nulls=True, needs=("model",))
 @torch.no_grad()
 def context_stability(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any,
+    saes: Mapping[str, Encoder],
+    reading: Reading,
+    world: World,
     *,
-    split: str = "test",
-    n_sequences: int = 64,
     contexts: tuple[int, ...] = CONTEXTS,
-    batch_size: int = 8,
-    device: str = "cpu",
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, Measured]:
     """Codes of the same token when the text before it is cut, against the whole sequence.
 
     For the last token of each sequence (where it is valid), model and SAE read BOS and the last c
@@ -105,12 +118,11 @@ def context_stability(
     cos(z_c, z); group ``context=c``; means over tokens. Contexts as long as the sequence are out.
     Codes that are empty in both count as equal. Each residual is computed once for all SAEs.
     """
-    model = world.model(device)
+    model, store, n_sequences = world.model(reading.device), reading.store, reading.sizes.sequences
     used = [c for c in contexts if c + 1 < store.seq_len]
     sums = {name: torch.zeros(len(used), 2, dtype=torch.float64) for name in saes}
     n = done = 0
-    for batch in store.batches(split, batch_size):
-        batch = batch.to(device)
+    for batch in reading.batches("test", 10**12):
         tokens, context = batch.tokens_BT.long(), batch.context
         rows = context.mask_BT[:, -1].bool().nonzero().squeeze(1)[: n_sequences - done]
         done += len(rows)
@@ -135,11 +147,13 @@ def context_stability(
         if done >= n_sequences:
             break
     return {
-        name: [
-            row(metric, f"context={c}", sums[name][i, j] / n if n else float("nan"), n)
-            for j, metric in enumerate(("context_jaccard", "context_cosine"))
-            for i, c in enumerate(used)
-        ]
+        name: Measured(
+            [
+                row(metric, f"context={c}", sums[name][i, j] / n if n else float("nan"), n)
+                for j, metric in enumerate(("context_jaccard", "context_cosine"))
+                for i, c in enumerate(used)
+            ]
+        )
         for name in saes
     }
 

@@ -8,12 +8,30 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, Tokens, latent_groups, row
 from lab.measures.time.lifecycle import LifecycleTracker
-from lab.measures.tokens import Tokens, row
-from lab.measures.truth.boundaries import boundary_f1
+from lab.measures.truth.boundaries import boundary_f1, learned_boundaries
+from lab.worlds import World
 
 LAGS = (1, 2, 4, 8, 16)
 LEVELS = {"sentence": 1, "section": 2}
+
+
+@register("temporal", nulls=True)
+def measure(
+    saes: Mapping[str, Encoder], reading: Reading, world: World | None, *, null: bool = True
+) -> dict[str, Measured]:
+    """:class:`Temporal` over the test tokens, :func:`learned_boundaries`; table ``dwell``."""
+    found = {}
+    for name, sae in saes.items():
+        groups = latent_groups(sae, sae.cfg.d_sae, reading.device)
+        part = Temporal(groups, reading.store.seq_len, null=null, seed=reading.seed)
+        for t in reading.tokens(sae, "test"):
+            part.update(t)
+        rows = part.rows() + learned_boundaries(sae, reading)
+        found[name] = Measured(rows, part.document_rows(), {"dwell": part.dwell_table()})
+    return found
 
 
 class Temporal:

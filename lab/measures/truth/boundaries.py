@@ -6,19 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab.measures.tokens import pieces, row
+from lab.measures.reading import Reading, pieces, row
 
 
 @torch.no_grad()
-def learned_boundaries(
-    sae: Any,
-    store: Any,
-    *,
-    split: str = "test",
-    limit_tokens: int = 60_000,
-    batch_size: int = 16,
-    device: str = "cpu",
-) -> list[dict[str, Any]]:
+def learned_boundaries(sae: Any, reading: Reading) -> list[dict[str, Any]]:
     """``boundary_f1``, group ``learned``: a variant's learned boundaries b_t as the score.
 
     For variants whose config has ``gate="learned"`` (``sae.closed`` gives b [B, T] in [0, 1]);
@@ -26,18 +18,15 @@ def learned_boundaries(
     """
     if getattr(sae.cfg, "gate", None) != "learned" or not hasattr(sae, "closed"):
         return []
-    scores, boundaries, piece, n_pieces, seen = [], [], [], 0, 0
-    for batch in store.batches(split, batch_size):
-        batch = batch.to(device)
+    scores, boundaries, piece, n_pieces = [], [], [], 0
+    for batch in reading.batches("test"):
         mask_BT, boundary_BT = batch.context.mask_BT.bool(), batch.context.boundary_BT
         closed_BT = sae.closed(sae.centred(batch.x_BTD, batch.context), batch.context)
         piece_N = pieces(mask_BT, boundary_BT, batch.doc_BT)[mask_BT].cpu() + n_pieces
         scores.append(closed_BT[mask_BT].cpu())
         boundaries.append(boundary_BT[mask_BT].long().cpu())
         piece.append(piece_N)
-        n_pieces, seen = int(piece_N[-1]) + 1, seen + len(piece_N)
-        if seen >= limit_tokens:
-            break
+        n_pieces = int(piece_N[-1]) + 1
     score_N, piece_N = torch.cat(scores), torch.cat(piece)
     first = torch.ones_like(piece_N, dtype=torch.bool)
     first[1:] = piece_N[1:] != piece_N[:-1]

@@ -8,12 +8,32 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, Tokens, row
 from lab.measures.time.lifecycle import LifecycleTracker
-from lab.measures.tokens import Tokens, row
+from lab.worlds import World
 from tsae.sequences import SCALES
 
 QUANTILES = (0.25, 0.5, 0.75, 0.9)
 DOCUMENT_KINDS = {"plain": "recovery_f1", "matched": "recovery_f1_matched"}
+
+
+@register("recovery", nulls=True, needs=("labels",))
+def measure(
+    saes: Mapping[str, Encoder], reading: Reading, world: World | None
+) -> dict[str, Measured]:
+    """:class:`Recovery`, chosen on the split for choices; table ``latents``: group, latent."""
+    found = {}
+    for name, sae in saes.items():
+        store = reading.store
+        part = Recovery(store.label_specs, max_length=store.seq_len, seed=reading.seed)
+        for t in reading.tokens(sae, reading.choices):
+            part.select(t)
+        for t in reading.tokens(sae, "test"):
+            part.update(t)
+        best = pd.DataFrame(part.best_latents().items(), columns=["group", "latent"])
+        found[name] = Measured(part.rows(), part.document_rows(), {"latents": best})
+    return found
 
 
 class Recovery:
