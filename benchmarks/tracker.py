@@ -72,7 +72,7 @@ def measure(
     plain = TemporalCorrelationTracker(F, window, bits=8)
 
     def learn() -> None:
-        loss = tracker.relation.logistic_loss(active, document_N, active.values_NM, 8192)
+        loss = tracker.relation.logistic_loss(active, tracker.past(active), document_N, 8192)
         loss.backward()
 
     def update_plainly() -> None:

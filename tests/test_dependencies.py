@@ -19,7 +19,6 @@ from lab.measures.succession.events import (
 )
 from lab.worlds.base import ChainEdge
 from tsae.saes import SequenceContext
-from tsae.tracking import Active, TemporalCorrelationTracker
 
 
 def activity(series, pieces=None, onsets=False):
@@ -173,20 +172,6 @@ def test_q_is_benjamini_hochberg_by_hand():
     p = table["p"].to_numpy()
     expected = [min(4 / rank * p[rank - 1] for rank in range(k, 5)) for k in range(1, 5)]
     assert table["q"].tolist() == pytest.approx(expected)
-
-
-def test_strength_comes_from_the_tracker():
-    tracker = TemporalCorrelationTracker(4, 2, 2, 0.5, 0.0)
-    with torch.no_grad():
-        tracker.relation.s_LR.zero_()
-    codes = Active(torch.tensor([[0], [1]]), torch.ones(2, 1))
-    tracker.update(codes, torch.zeros(2, dtype=torch.long))
-    series, pieces = noise(3, F=4)
-    edges = np.array([[0, 1, 1], [0, 1, 2], [0, 1, 3]])
-    table = dependencies(
-        activity(series, pieces), lags=(1, 2, 3), edges=edges, shifts=20, tracker=tracker
-    ).sort_values("lag")
-    assert table["C"].tolist() == pytest.approx([0.25, 0.0, 0.0], abs=1e-6)
 
 
 def test_nothing_to_find_gives_an_empty_table():

@@ -11,7 +11,6 @@ from lab.measures.succession.events import Activity, Counter
 from lab.measures.succession.steps import Match
 from lab.measures.succession.tracking import between_steps, measure, named
 from lab.measures.succession.unchained import exchanged, false_discovery, shuffled
-from tsae.tracking import TemporalCorrelationTracker
 
 
 def activity(rows, piece):
@@ -19,17 +18,15 @@ def activity(rows, piece):
 
 
 def test_strength_between_steps_is_the_mean_over_members():
-    tracker = TemporalCorrelationTracker(4, window=2, rank=2)
-    # C_1: 0→2 .6, 1→3 .2;  C_2: 3→0 .5
-    for level, source, target, strength in ((0, 0, 2, 0.6), (0, 1, 3, 0.2), (1, 3, 0, 0.5)):
-        tracker.successors_LFS[level, source, 0] = target
-        tracker.strength_LFS[level, source, 0] = strength
+    C_LFF = np.zeros((2, 4, 4))
+    C_LFF[0, 0, 2], C_LFF[0, 1, 3], C_LFF[1, 3, 0] = 0.6, 0.2, 0.5
+    matrix = lambda lag: scipy.sparse.csr_array(C_LFF[lag - 1])  # noqa: E731
+    tracker = SimpleNamespace(n_latents=4, window=2, matrix=matrix)
     found = {7: Match((0, 1), (0.0, 0.0), 1.0), 9: Match((2, 3), (0.0, 0.0), 1.0)}
     table = between_steps(tracker, found, np.array([0.1, 0.1, 0.3, 0.1]))
     rows = table.set_index(["source", "target", "lag"])
     assert len(rows) == 2
     assert rows.loc[(0, 1, 1), "C"] == pytest.approx((0.6 + 0.2) / 4)
-    assert rows.loc[(0, 1, 1), "lift"] == pytest.approx(0.2 / 0.2)
     assert rows.loc[(1, 0, 2), "C"] == pytest.approx(0.5 / 4)
 
 
@@ -38,17 +35,18 @@ def test_the_window_bounds_the_lags_that_a_tracker_reads():
     sae = Codes()
     sae.cfg = SimpleNamespace(d_sae=4, k=2, d_in=4)
     options = {"limit_tokens": 2000, "selection_tokens": 0, "batch_size": 8, "seed": 0}
-    options |= {"device": "cpu", "progress": False, "track_tokens": 3000}
-    settings = ({}, {"window": 2}, {"bits": 32})
+    options |= {"device": "cpu", "progress": False, "track_tokens": 3000, "lr": 1e-3}
+    settings = ({"window": 4}, {"window": 2}, {"bits": 32})
     found = measure({"s": sae}, Store(), World(), settings=settings, **options)["s"].rows
     value = {(r["metric"], r["group"]): r["value"] for r in found}
-    assert value["tracker_lift_lag_accuracy", "base"] == 1.0
-    assert value["tracker_lift_lag_accuracy", "window=2"] <= 0.5
-    assert value["tracker_ap_chance", "base"] == pytest.approx(2 / 6)
-    # C, its ages, s and the step; U and V once: 4 latents, at most 4 successors, rank 32.
-    ids, rest = 4 * 4 * (4 + 4) + 4 * 4, 2 * 4 * 32 * 4 + 8
-    for group, window in (("base", 4), ("window=2", 2), ("bits=32", 4)):
-        expected = window * (ids + 32 * 4) + rest
+    assert value["tracker_lag_accuracy", "window=4"] == 1.0
+    assert value["tracker_lag_accuracy", "window=2"] <= 0.5
+    assert value["tracker_ap_chance", "window=4"] == pytest.approx(2 / 6)
+    # n, its ages and sources, s; once: firings, sums, U, V, tokens and the step. 4 latents, at most
+    # 4 successors, rank 64.
+    ids, rest = 4 * 4 * (4 + 4) + 2 * 4 * 4, 2 * 4 * 4 + 2 * 4 * 64 * 4 + 4 + 8
+    for group, window in (("window=4", 4), ("window=2", 2), ("bits=32", 8)):
+        expected = window * (ids + 64 * 4) + rest
         assert value["tracker_mib", group] == pytest.approx(expected / 2**20)
     assert named({"alpha": 0.05}) == "alpha=0.05" and named({}) == "base"
 

@@ -1,5 +1,6 @@
 """Held detectors, logistic evidence, followed chains, attacks and picked settings, by hand."""
 
+import math
 from types import SimpleNamespace
 
 import pandas as pd
@@ -104,8 +105,10 @@ def test_links_follow_what_the_tracker_saw():
     }
     found = follow(tracker, torch.tensor([1]), among, cfg)
     assert [link[:3] for link in found] == [(0, 1, 2), (1, 0, 3)]
-    # R = σ(z W z) with W near 0 is about ½, and four updates reach 1 − .9⁴ of it.
-    assert found[0].strength == pytest.approx(0.5 * (1 - 0.9**4), rel=0.1)
+    # R is about 1 with W near 0. Eight pairs a text, of which rates alone give 8 · 8 / 40, and four
+    # texts count as 1 + .98 + .98² + .98³ = 3.88.
+    lift = math.log((8 * 3.88 + 4) / (1.6 * 3.88 + 4))
+    assert found[0].strength == pytest.approx(lift, rel=0.1)
     assert isinstance(found[0], Link)
     assert follow(tracker, torch.tensor([2]), torch.tensor([2]), cfg) == []
 

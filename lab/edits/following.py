@@ -21,10 +21,10 @@ class ChainConfig:
 
     window: int = 8
     """Longest lag in tokens."""
-    alpha: float = 0.1
-    """Rate of the running average C; a forget text is few batches long."""
+    alpha: float = 0.02
+    """Share of all counts that is forgotten a batch; a forget text is few batches long."""
     tau: float = 0.1
-    """Relations R at or below it count as 0."""
+    """Log-lifts C at or below it, in nats, count as 0."""
     rank: int = 32
     """Rank of W."""
     lr: float = 0.01
@@ -45,7 +45,7 @@ class ChainConfig:
             value = getattr(self, field)
             require(isinstance(value, int) and value >= 1, field, value, "a whole number >= 1")
         require(0 < self.alpha <= 1, "alpha", self.alpha, "above 0 and at most 1")
-        require(0 <= self.tau < 1, "tau", self.tau, "at least 0 and below 1")
+        require(self.tau >= 0, "tau", self.tau, "at least 0")
         require(self.lr >= 0, "lr", self.lr, "at least 0")
         require(self.beta > 0, "beta", self.beta, "above 0")
         require(0 < self.gamma <= 1, "gamma", self.gamma, "above 0 and at most 1")
@@ -62,11 +62,9 @@ def tracked(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        F, k = sae.cfg.d_sae, sae.cfg.k
         tracker = TemporalCorrelationTracker(
-            F, cfg.window, cfg.rank, cfg.alpha, cfg.tau, cfg.successors,
-            spread=0.1 * k / sae.cfg.d_in,
-        ).to(sae.W_dec.device)  # fmt: skip
+            sae.cfg.d_sae, cfg.window, cfg.rank, cfg.alpha, cfg.tau, cfg.successors
+        ).to(sae.W_dec.device)
         return track(tracker, (kept_codes(sae, text) for text in texts), lr=cfg.lr)
 
 

@@ -2,7 +2,7 @@ r"""The tracker's update of one lag, row by row, compiled for the CPU.
 
 For every source j, over its occurrences (t, slot) and the active latents i at the later token,
 
-    sum[i] = Σ trunc(2^23 R) 1[R > τ],    C[j→i] ← (α 2^-23 / n_j) sum[i] + decay_j C[j→i]
+    sum[i] = Σ trunc(2^19 R),    n[j→i] ← 2^-19 sum[i] + decay_j n[j→i]
 
 and the S largest stay. Sums are of whole numbers, so their order does not matter and the result is
 the same, bit for bit, as that of ``TemporalCorrelationTracker.merge``, which sorts events in plain
@@ -14,8 +14,9 @@ import numpy as np
 
 from tsae.kernels.compiled import compiled
 
-UNIT = np.float32(2**23)
-"""R is counted in units of 2^-23."""
+UNIT = np.float32(2**19)
+"""R, below 16, is counted in units of 2^-19."""
+SHARE = 2.0**-19
 MOST = np.int64(2**23 - 1)
 LAST = np.int64(2**20 - 1)
 """Above every id: a key holds an entry's value and, below it, LAST - id."""
@@ -66,13 +67,13 @@ def least_of_largest(keys_N, kept):
 
 
 @compiled
-def sum_events(R_PM, order_O, now_ids_NM, tau, sums_F, touched):
+def sum_events(R_PM, order_O, now_ids_NM, sums_F, touched):
     """Add up one source's occurrences; returns how many targets were touched, each named once."""
     n_touched, M = 0, now_ids_NM.shape[1]
     for p in order_O:
         t = p // M
         for a in range(M):
-            if R_PM[p, a] > tau:
+            if R_PM[p, a] > 0:
                 i, fixed = now_ids_NM[t, a], min(np.int64(R_PM[p, a] * UNIT), MOST)
                 if sums_F[i] == 0 and fixed != 0:
                     touched[n_touched] = i
@@ -106,15 +107,15 @@ def keep_largest(ids_N, values_N, n_held, keys_N, dropped, ids_S, values_S):
 
 @compiled
 def update_rows(
-    R_PM, past_ids_NM, past_NM, now_ids_NM, tau, alpha, decay_F, dropped,
-    successors_FS, strength_FS, seen_F, updates,
+    R_PM, past_ids_NM, past_NM, now_ids_NM, decay_F, dropped,
+    successors_FS, count_FS, seen_F, updates,
 ):  # fmt: skip
-    """Move one lag's C, in place, by the relations ``R_PM`` of n M past slots with M present ones.
+    """Move one lag's n, in place, by the relations ``R_PM`` of n M past slots with M present ones.
 
     Past slots whose code is 0 do not count; for present ones R has to be 0. ``dropped``: lowest
     bits of a value that do not decide which entries stay; among equals the lowest ids do.
     """
-    n_latents, S = strength_FS.shape
+    n_latents, S = count_FS.shape
     begin_F, order_P = rows_of(past_ids_NM, past_NM, n_latents)
     sums_F, touched = np.zeros(n_latents, np.int64), np.empty(n_latents, np.uint32)
     ids, values = np.empty(n_latents + S, np.int32), np.empty(n_latents + S, np.float32)
@@ -123,25 +124,24 @@ def update_rows(
         order_O = order_P[begin_F[j] : begin_F[j + 1]]
         if len(order_O) == 0:
             continue
-        n_touched = sum_events(R_PM, order_O, now_ids_NM, tau, sums_F, touched)
-        share, n = alpha * 2.0**-23 / len(order_O), 0
+        n_touched, n = sum_events(R_PM, order_O, now_ids_NM, sums_F, touched), 0
         # In a full row, what is below the least held entry cannot stay.
-        least = max(strength_FS[j].min() * decay_F[j], TINY)
+        least = max(count_FS[j].min() * decay_F[j], TINY)
         for s in range(S):
-            held = strength_FS[j, s] * decay_F[j]
+            held = count_FS[j, s] * decay_F[j]
             if held > 0:
                 i = np.uint32(successors_FS[j, s])
-                value = np.float32(sums_F[i] * share) + held
+                value = np.float32(sums_F[i] * SHARE) + held
                 sums_F[i] = 0
                 if value >= least:
                     ids[n], values[n] = i, value
                     n += 1
         n_held = n
         for u in range(n_touched):
-            value = np.float32(sums_F[touched[u]] * share)
+            value = np.float32(sums_F[touched[u]] * SHARE)
             sums_F[touched[u]] = 0
             if value >= least:
                 ids[n], values[n] = touched[u], value
                 n += 1
-        keep_largest(ids[:n], values[:n], n_held, keys, dropped, successors_FS[j], strength_FS[j])
+        keep_largest(ids[:n], values[:n], n_held, keys, dropped, successors_FS[j], count_FS[j])
         seen_F[j] = updates

@@ -2,7 +2,7 @@ r"""B. A static SAE that tracks which latents follow which, and may use it.
 
     pre[t] = (x[t] − b_dec) W_enc + b_enc + ρ Σ_{ℓ=1..w} Σ_j C_ℓ[j→·] z⁰_j[t−ℓ]
 
-C is the running correlation of :mod:`tsae.tracking`: sparse, moved by every training batch, frozen
+C is the running log-lift of :mod:`tsae.tracking`: sparse, moved by every training batch, frozen
 in ``eval``, never part of the graph. z⁰ are the *static* codes, act of the static pre-activation,
 of earlier tokens of the same document, so that all tokens can be encoded at once and C does not
 feed on what it has itself predicted. ρ is one learned scalar, 0 at the start. Without feedback
@@ -33,7 +33,6 @@ from tsae.tracking import (
     CircularFeatureBuffer,
     TemporalCorrelationTracker,
     history,
-    remembered,
     strongest,
 )
 from tsae.tracking.quantise import BITS
@@ -47,12 +46,12 @@ class CausalConfig(SAEConfig):
 
     window: int = 4
     """Longest lag in tokens."""
-    rank: int = 32
+    rank: int = 64
     """Rank r of W."""
-    alpha: float = 0.02
-    """Rate of the running average C."""
+    alpha: float = 0.005
+    """Share of all counts that is forgotten a step."""
     tau: float = 0.1
-    """Relations R at or below it count as 0."""
+    """Log-lifts C at or below it, in nats, count as 0."""
     successors: int = 64
     """Successors kept of each latent at each lag."""
     tracked: int | None = None
@@ -65,7 +64,7 @@ class CausalConfig(SAEConfig):
     learning_weight: float = 0.1
     """Weight of that loss; it moves W alone."""
     pairs: int = 8192
-    """Pairs of latents a step from which W is learned."""
+    """Active latents a step from which W is learned, each against all of its window."""
     feedback: bool = False
     """Whether the prior joins the pre-activation."""
     checkpointing: bool = False
@@ -77,7 +76,7 @@ class CausalConfig(SAEConfig):
             value = getattr(self, field)
             require(isinstance(value, int) and value >= 1, field, value, "a whole number >= 1")
         require(0 < self.alpha <= 1, "alpha", self.alpha, "above 0 and at most 1")
-        require(0 <= self.tau < 1, "tau", self.tau, "at least 0 and below 1")
+        require(self.tau >= 0, "tau", self.tau, "at least 0")
         m = self.tracked
         ok = m is None or 1 <= m <= self.d_sae
         require(ok, "tracked", m, f"None or from 1 to d_sae={self.d_sae}")
@@ -101,11 +100,9 @@ class CausalSAE(SAE):
 
     def __init__(self, cfg: CausalConfig):
         super().__init__(cfg)
-        # Codes of a typical token are about sqrt(d / k), so W starts at scores of about 0.1.
         self.tracker = TemporalCorrelationTracker(
-            cfg.d_sae, cfg.window, cfg.rank, cfg.alpha, cfg.tau, cfg.successors, cfg.bits,
-            spread=0.1 * cfg.k / cfg.d_in,
-        )  # fmt: skip
+            cfg.d_sae, cfg.window, cfg.rank, cfg.alpha, cfg.tau, cfg.successors, cfg.bits
+        )
         if cfg.feedback:
             self.rho = nn.Parameter(torch.zeros(()))
 
@@ -230,8 +227,7 @@ class CausalSAE(SAE):
         relation = self.tracker.relation
         if self.cfg.learning == "norm":
             return {"relation": self.cfg.learning_weight * relation.norm_loss()}
-        kept = remembered(active.values_NM, self.cfg.bits)
-        arguments = (active, document_N, kept, self.cfg.pairs)
+        arguments = (active, self.tracker.past(active), document_N, self.cfg.pairs)
         devices = [active.values_NM.device] if active.values_NM.is_cuda else []
         with torch.random.fork_rng(devices):  # the SAE trains as if nothing had been drawn here
             torch.manual_seed(int(self.tracker.updates))

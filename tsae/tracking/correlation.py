@@ -1,14 +1,15 @@
-r"""The running average of the relation between latents, sparse and of fixed size.
+r"""The running log-lift between latents, sparse and of fixed size.
 
-An update reads a batch of tokens. With n_j[ℓ] the number of tokens at which j is active and whose
-ℓ-th successor lies in the same document,
+An update reads a batch of tokens and ages all that was counted before by 1 − α:
 
-    R̄_ℓ[j→i] = Σ_t R_ij[t, ℓ] 1[R_ij[t, ℓ] > τ] / n_j[ℓ]          (0 where n_j = 0)
-    C_ℓ[j→i] ← α R̄_ℓ[j→i] + (1 − α) C_ℓ[j→i]
+    n_ℓ[j→i] ← (1 − α) n_ℓ[j→i] + Σ_t R_ij[t, ℓ]        n_ℓ[j], n[i], N: occurrences, likewise
+    C_ℓ[j→i] = L if L > τ else 0,    L = log (n_ℓ[j→i] + κ) / (e + κ),    e = n_ℓ[j] n[i] / N
 
-so C is a share: how often, and how surely, i follows an active j. Of each row j the S largest
-successors are kept. Rows whose j did not occur are not touched: their factor (1 − α)^age is applied
-when they are next read. Source: this project.
+n_ℓ[j] are the tokens at which j is active and whose ℓ-th successor lies in the same document. e is
+what the rates of j and i alone give (the null), and R, 1 where W has learned nothing, weighs each
+pair by its learned lift; κ = 4 keeps rare pairs near 0. Of each row j the S successors of largest n are
+kept. Rows whose j did not occur are not touched: (1 − α)^age is applied when they are next read.
+Source: this project.
 """
 
 import numpy as np
@@ -19,10 +20,14 @@ from torch.nn.functional import pad
 
 from tsae.tracking.active import Active, Lagged, history
 from tsae.tracking.quantise import remembered
-from tsae.tracking.relation import Relation
+from tsae.tracking.relation import MOST, Relation
 
 FRACTION = 23
-"""Bits of R in a sorted word: R is counted in units of 2^-23, so sums are exact and unordered."""
+"""Bits of R in a sorted word."""
+UNIT = 2.0**19
+"""R, below 16, is counted in units of 2^-19, so that sums are exact and unordered."""
+SHRINK = 4.0
+"""κ."""
 LARGEST = 2**19
 """Most latents whose pair key fits beside R in 63 bits."""
 BLOCK = 4096
@@ -58,23 +63,27 @@ def starts_of(groups: Tensor) -> Tensor:
 
 
 class TemporalCorrelationTracker(nn.Module):
-    """C of the module's equations: [window, F, S] ids and strengths, and each row's last update.
+    """n of the module's equations: [window, F, S] ids and counts, and each row's last update.
 
-    ``relation``: R and what learns it. Rows hold ids in ascending order; strength 0 marks an empty
+    ``relation``: R and what learns it. Rows hold ids in ascending order; count 0 marks an empty
     place. All of it is in the state dict, with sizes that never change. Raises ``ValueError``.
     """
 
     successors_LFS: Tensor
-    strength_LFS: Tensor
+    count_LFS: Tensor
     seen_LF: Tensor
+    sources_LF: Tensor
+    fired_F: Tensor
+    summed_F: Tensor
+    tokens: Tensor
     updates: Tensor
 
     def __init__(
         self,
         n_latents: int,
         window: int = 4,
-        rank: int = 32,
-        alpha: float = 0.02,
+        rank: int = 64,
+        alpha: float = 0.005,
         tau: float = 0.1,
         successors: int = 64,
         bits: int = 32,
@@ -91,8 +100,12 @@ class TemporalCorrelationTracker(nn.Module):
         self.relation = Relation(n_latents, window, rank, spread)
         shape = (window, n_latents, min(successors, n_latents))
         self.register_buffer("successors_LFS", torch.zeros(shape, dtype=torch.int32))
-        self.register_buffer("strength_LFS", torch.zeros(shape))
+        self.register_buffer("count_LFS", torch.zeros(shape))
         self.register_buffer("seen_LF", torch.zeros(shape[:2], dtype=torch.int32))
+        self.register_buffer("sources_LF", torch.zeros(shape[:2]))
+        self.register_buffer("fired_F", torch.zeros(n_latents))
+        self.register_buffer("summed_F", torch.zeros(n_latents))
+        self.register_buffer("tokens", torch.zeros(()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -111,21 +124,36 @@ class TemporalCorrelationTracker(nn.Module):
     def update(self, active: Active, document_N: Tensor) -> None:
         """Read N consecutive tokens; ``document_N`` numbers the document of each."""
         self.updates += 1
-        if self.strength_LFS.device.type == "cpu":
+        for held in (self.sources_LF, self.fired_F, self.summed_F, self.tokens):
+            held *= 1 - self.alpha
+        fires_NM = (active.values_NM > 0).to(self.fired_F)
+        self.fired_F.index_add_(0, active.ids_NM.flatten(), fires_NM.flatten())
+        self.summed_F.index_add_(0, active.ids_NM.flatten(), active.values_NM.flatten())
+        self.tokens += len(document_N)
+        if self.count_LFS.device.type == "cpu":
             self.follow_compiled(active, document_N)
             return
         for lagged in history(active, document_N, self.window, self.bits):
             self.follow(lagged)
 
+    def usual(self, active: Active) -> Active:
+        """Codes over the mean code of their latent where it was active, z̄."""
+        mean_F = self.summed_F / self.fired_F.clamp_min(TINY)
+        return active._replace(values_NM=active.values_NM / mean_F.clamp_min(1e-6)[active.ids_NM])
+
+    def past(self, active: Active) -> Active:
+        """:meth:`usual` codes as they are remembered."""
+        return self.usual(active._replace(values_NM=remembered(active.values_NM, self.bits)))
+
     def follow_compiled(self, active: Active, document_N: Tensor) -> None:
         """:meth:`follow` over all lags by a compiled loop, several times as fast.
 
-        The same bits, but for σ of the last few pairs of a tensor, which torch rounds otherwise.
+        The same bits, but for exp of the last few pairs of a tensor, which torch rounds otherwise.
         """
         from tsae.kernels.correlation import update_rows  # Numba is slow to import
 
         N, M = active.ids_NM.shape
-        kept_NM = remembered(active.values_NM, self.bits)
+        kept_NM = self.past(active).values_NM
         pairs = self.relation.gathered(active)
         now_ids_NM = active.ids_NM.to(torch.uint32).numpy()
         out_NMM = active.values_NM.new_empty(N, M, M)
@@ -135,22 +163,25 @@ class TemporalCorrelationTracker(nn.Module):
             linked_N = document_N[lag:] == document_N[:-lag]
             past_NM = kept_NM[:-lag] * linked_N[:, None]
             R_PM = self.relation.at_lag(lag, past_NM, active.values_NM[lag:], pairs, out_NMM)
+            fires_P = (past_NM > 0).flatten().to(self.fired_F)
+            self.sources_LF[level].index_add_(0, active.ids_NM[:-lag].flatten(), fires_P)
             update_rows(
                 R_PM.flatten(0, 1).numpy(), active.ids_NM[:-lag].numpy(), past_NM.numpy(),
-                now_ids_NM[lag:], np.float32(self.tau), self.alpha, self.decay(level).numpy(),
-                31 - self.order_bits, self.successors_LFS[level].numpy(),
-                self.strength_LFS[level].numpy(), self.seen_LF[level].numpy(), int(self.updates),
+                now_ids_NM[lag:], self.decay(level).numpy(), 31 - self.order_bits,
+                self.successors_LFS[level].numpy(), self.count_LFS[level].numpy(),
+                self.seen_LF[level].numpy(), int(self.updates),
             )  # fmt: skip
 
     def follow(self, lagged: Lagged) -> None:
-        """Move one lag's C by its pairs of tokens, in plain torch on any device."""
-        now, past = lagged.now, lagged.past
+        """Move one lag's n by its pairs of tokens, in plain torch on any device."""
+        now, past = lagged.now, self.usual(lagged.past)
         R_PM = self.relation(past, now, lagged.lag).flatten(0, 1)
         fired = past.values_NM.flatten().nonzero()[:, 0]
         source, order = past.ids_NM.flatten()[fired].sort(stable=True)
         fired = fired[order]
         token = fired // past.ids_NM.shape[1]
         count_F = torch.bincount(source, minlength=self.n_latents)
+        self.sources_LF[lagged.lag - 1] += count_F
         end_F = count_F.cumsum(0)
         # Blocks of rows with about BLOCK occurrences: what is sorted stays in the cache.
         low, done = 0, 0
@@ -158,22 +189,22 @@ class TemporalCorrelationTracker(nn.Module):
             high = int(torch.searchsorted(end_F, min(done + BLOCK, len(source)))) + 1
             stop = int(end_F[high - 1])
             R = R_PM.index_select(0, fired[done:stop])
-            fixed = (R * 2.0**FRACTION).to(torch.int64).clamp_(max=2**FRACTION - 1)
+            fixed = (R * UNIT).to(torch.int64).clamp_(max=2**FRACTION - 1)
             word = now.ids_NM.index_select(0, token[done:stop])
             word = word.add_(((source[done:stop] - low) << self.width)[:, None])
-            word = (word << (FRACTION + 1)).bitwise_or_(fixed.mul_(R > self.tau))
+            word = (word << (FRACTION + 1)).bitwise_or_(fixed)
             self.merge(lagged.lag - 1, low, high, word.flatten(), count_F[low:high])
             low, done = high, stop
 
     def merge(self, level: int, low: int, high: int, words: Tensor, count_B: Tensor) -> None:
-        """Add events to rows low … high-1 of one lag's C.
+        """Add events to rows low … high-1 of one lag's n.
 
         ``words``: row - low, target, a bit 0 and R, from high bits to low; ``count_B``: n_j.
         """
-        S, n_rows = self.strength_LFS.shape[2], high - low
+        S, n_rows = self.count_LFS.shape[2], high - low
         ids_BS = self.successors_LFS[level, low:high]
         touched_B = count_B > 0
-        decayed_BS = self.strength_LFS[level, low:high] * self.decay(level, low, high)[:, None]
+        decayed_BS = self.count_LFS[level, low:high] * self.decay(level, low, high)[:, None]
         held_e = positions(((decayed_BS > 0) & touched_B[:, None]).flatten())
         # A held entry joins the sort as a mark above all values of R. Both lists ascend by key, so
         # the n-th mark belongs to the n-th held entry and no look-up is needed.
@@ -188,8 +219,7 @@ class TemporalCorrelationTracker(nn.Module):
         sum_u = torch.diff(total.index_select(0, end), prepend=total.new_zeros(1))
         key_u = keys.index_select(0, begin)
         row_u = key_u >> self.width
-        share_B = self.alpha * 2.0**-FRACTION / count_B.clamp_min(1).double()
-        value_u = (sum_u * share_B.index_select(0, row_u)).float()
+        value_u = (sum_u / UNIT).float()
         group_e = first.cumsum(0).index_select(0, mark_e) - 1
         value_u.index_add_(0, group_e, decayed_BS.flatten().index_select(0, held_e))
         # In a full row, what is below the least held entry cannot stay.
@@ -201,8 +231,8 @@ class TemporalCorrelationTracker(nn.Module):
         row_u = key_u >> self.width
         place = (row_u + low) * S + places(row_u, n_rows)
         rows = positions(touched_B) + low
-        self.strength_LFS[level].index_fill_(0, rows, 0.0)
-        self.strength_LFS[level].view(-1)[place] = value_u
+        self.count_LFS[level].index_fill_(0, rows, 0.0)
+        self.count_LFS[level].view(-1)[place] = value_u
         self.successors_LFS[level].view(-1)[place] = (key_u & (2**self.width - 1)).int()
         self.seen_LF[level, rows] = self.updates.int()
 
@@ -230,50 +260,60 @@ class TemporalCorrelationTracker(nn.Module):
         return torch.pow(1.0 - self.alpha, age_F).float()
 
     @torch.no_grad()
+    def strengths(self, level: int, rows: Tensor | None = None) -> Tensor:
+        """C [n, S] of ``rows`` (by default all) of one lag, beside ``successors_LFS``."""
+        rows = torch.arange(self.n_latents, device=self.fired_F.device) if rows is None else rows
+        count_NS = self.count_LFS[level, rows] * self.decay(level)[rows, None]
+        rate_F = self.fired_F / self.tokens.clamp_min(1.0)
+        chance_NS = (
+            self.sources_LF[level, rows, None] * rate_F[self.successors_LFS[level, rows].long()]
+        )
+        lift_NS = ((count_NS + SHRINK) / (chance_NS + SHRINK)).log_()
+        return lift_NS * ((lift_NS > self.tau) & (count_NS > 0))
+
+    @torch.no_grad()
     def add_prior(self, out_NF: Tensor, rows_n: Tensor, past: Active, lag: int) -> None:
         """``out[rows] += Σ_j C_ℓ[j→·] z_j`` for the past codes z of n tokens, in place."""
         level, F = lag - 1, self.n_latents
         fired = past.values_NM > 0
         row, ids = rows_n[fired.nonzero()[:, 0]], past.ids_NM[fired]
-        value = past.values_NM[fired] * self.decay(level)[ids]
+        used, at = ids.unique(return_inverse=True)
         place = self.successors_LFS[level, ids].long() + (row * F)[:, None]
-        weighted = self.strength_LFS[level, ids] * value[:, None]
+        weighted = self.strengths(level, used)[at] * past.values_NM[fired][:, None]
         out_NF.view(-1).index_add_(0, place.view(-1), weighted.view(-1))
 
     @torch.no_grad()
     def matrix(self, lag: int) -> scipy.sparse.csr_array:
         """C_ℓ as a sparse [F, F] array: row j, column i."""
         level, F = lag - 1, self.n_latents
-        strength_FS = self.strength_LFS[level] * self.decay(level)[:, None]
-        row, slot = (strength_FS > 0).nonzero(as_tuple=True)
-        data = strength_FS[row, slot].cpu().numpy()
+        C_FS = self.strengths(level)
+        row, slot = C_FS.nonzero(as_tuple=True)
         column = self.successors_LFS[level, row, slot].cpu().numpy()
+        data = C_FS[row, slot].cpu().numpy()
         return scipy.sparse.csr_array((data, (row.cpu().numpy(), column)), shape=(F, F))
 
 
 @torch.no_grad()
 def dense_update(
-    C_LFF: Tensor, active: Active, document_N: Tensor, tracker: TemporalCorrelationTracker
+    n_LFF: Tensor, active: Active, document_N: Tensor, tracker: TemporalCorrelationTracker
 ) -> Tensor:
-    """The module's equations in F x F matrices, token by token: the reference for small F.
+    """n of the module's equations in F x F matrices, token by token: the reference for small F.
 
-    Takes and returns C [window, F, F] (row j, column i); reads of ``tracker`` only W and settings.
+    Takes and returns n [window, F, F] (row j, column i); call it after ``tracker`` has read the
+    same tokens, since it takes W, the usual codes and the settings from there.
     """
-    L, F, S = tracker.strength_LFS.shape
-    sum_LFF, count_LF = torch.zeros_like(C_LFF), C_LFF.new_zeros(L, F)
+    L, F, S = tracker.count_LFS.shape
+    new_LFF = (1 - tracker.alpha) * n_LFF
+    relation = tracker.relation
     for lagged in history(active, document_N, L, tracker.bits):
-        level = lagged.lag - 1
-        relation = tracker.relation
-        W_FF = relation.U_FR @ torch.diag(relation.s_LR[level]) @ relation.V_FR.t()
+        W_FF = relation.U_FR @ torch.diag(relation.s_LR[lagged.lag - 1]) @ relation.V_FR.t()
+        past = tracker.usual(lagged.past)
         for n in range(len(lagged.rows_n)):
             z_F, past_F = (
                 torch.zeros(F).index_add_(0, part.ids_NM[n], part.values_NM[n])
-                for part in (lagged.now, lagged.past)
+                for part in (lagged.now, past)
             )
-            R_FF = torch.sigmoid(z_F[:, None] * W_FF * past_F) * (z_F > 0)[:, None] * (past_F > 0)
-            sum_LFF[level] += torch.where(R_FF > tracker.tau, R_FF, 0.0).t()
-            count_LF[level] += past_F > 0
-    mean_LFF = sum_LFF / count_LF.clamp_min(1)[..., None]
-    new_LFF = tracker.alpha * mean_LFF + (1 - tracker.alpha) * C_LFF
+            R_FF = (W_FF * past_F).exp().clamp(max=MOST) * (z_F > 0)[:, None] * (past_F > 0)
+            new_LFF[lagged.lag - 1] += R_FF.t()
     order = new_LFF.argsort(dim=-1, descending=True, stable=True)[..., :S]
     return torch.zeros_like(new_LFF).scatter(-1, order, new_LFF.gather(-1, order))

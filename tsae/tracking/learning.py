@@ -7,7 +7,6 @@ from torch import Tensor
 
 from tsae.tracking.active import Active
 from tsae.tracking.correlation import TemporalCorrelationTracker
-from tsae.tracking.quantise import remembered
 
 
 @torch.enable_grad()
@@ -17,22 +16,21 @@ def track(
     *,
     lr: float,
     learning: str = "logistic",
-    pairs: int = 4096,
+    pairs: int = 16_384,
 ) -> TemporalCorrelationTracker:
-    """One Adam step on W and one update of C for each (codes, documents); the tracker again.
+    """One update of C and one Adam step on W for each (codes, documents); the tracker again.
 
     ``learning``: logistic, or norm (the naive penalty).
     """
     relation = tracker.relation
     adam = torch.optim.Adam(relation.parameters(), lr=lr)
     for active, document_N in batches:
+        tracker.update(active, document_N)  # first, so that every latent's usual code is known
         if learning == "norm":
             loss = relation.norm_loss()
         else:
-            kept_NM = remembered(active.values_NM, tracker.bits)
-            loss = relation.logistic_loss(active, document_N, kept_NM, pairs)
+            loss = relation.logistic_loss(active, tracker.past(active), document_N, pairs)
         adam.zero_grad()
         loss.backward()
         adam.step()
-        tracker.update(active, document_N)
     return tracker

@@ -1,24 +1,30 @@
-r"""How strongly an active latent now goes with an active latent of a recent token.
+r"""How much an active latent of a recent token raises the odds of an active latent now.
 
-    R_ij[t, ℓ] = σ(z_i[t] W_ij^(ℓ) z_j[t−ℓ]) on active pairs, 0 elsewhere,    W^(ℓ) = U diag(s_ℓ) Vᵀ
+    a_ij[t, ℓ] = W_ij^(ℓ) z̄_j[t−ℓ],   W^(ℓ) = U diag(s_ℓ) Vᵀ,   R_ij[t, ℓ] = min(exp a_ij, 16)
 
-Learning: logistic regression that tells pairs that occurred from pairs whose later latent i' was
-drawn from another token, hence with its own frequency and size, and is silent at t:
+on active pairs, 0 elsewhere; z̄ is a code over its latent's usual one, so R = 1 is independence.
+Learning: logistic regression, from all active latents of the window together, that tells the latents i
+of a token from those i' of a token *at the same place of another document*, hence as frequent and
+as early:
 
-    L = mean softplus(−z_i W_ij z_j) + mean softplus(z_i' W_i'j z_j)
+    L = mean softplus(−Σ_ℓ Σ_j a_ij[t, ℓ]) + mean softplus(Σ_ℓ Σ_j a_i'j[t, ℓ])
 
-At the optimum z_i W_ij z_j is the log of the pair's lift, so that σ = ½ is independence. The naive
-alternative, ‖W‖² alone, is kept as an ablation: it is least where nothing was learned.
+The sum makes W partial: what one source explains is not given to another that goes with it. At the
+optimum it is the log of the lift. The naive alternative, ‖W‖² alone, learns W = 0, hence R = 1
+everywhere, and is kept as an ablation. Source: this project.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag, pad, softplus
 
 from tsae.tracking.active import Active
 
 LEARNING = ("logistic", "norm")
 PART = 128
 """Tokens whose relations are computed at a time."""
+MOST = 16.0
+"""Largest R."""
 
 
 class Relation(nn.Module):
@@ -38,19 +44,17 @@ class Relation(nn.Module):
     def forward(self, past: Active, now: Active, lag: int) -> Tensor:
         """R [n, M, M]: entry (t, b, a) relates slot b of past to slot a of now; 0 if not active."""
         left = self.V_FR[past.ids_NM] * (past.values_NM[..., None] * self.s_LR[lag - 1])
-        right = self.U_FR[now.ids_NM] * now.values_NM[..., None]
-        R = torch.bmm(left, right.transpose(1, 2)).sigmoid_()
+        R = torch.bmm(left, self.U_FR[now.ids_NM].transpose(1, 2)).exp_().clamp_(max=MOST)
         R *= (past.values_NM > 0)[:, :, None]
         R *= (now.values_NM > 0)[:, None, :]
         return R
 
     @torch.no_grad()
     def gathered(self, active: Active) -> tuple[Tensor, Tensor]:
-        """V of the latents of N tokens, and U times their codes, both [N, M, r]: for all lags."""
-        at_P = active.ids_NM.flatten()
-        shape = (*active.ids_NM.shape, -1)
+        """V and U of the latents of N tokens, both [N, M, r]: for all lags."""
+        at_P, shape = active.ids_NM.flatten(), (*active.ids_NM.shape, -1)
         V_NMR, U_NMR = (W.index_select(0, at_P).view(shape) for W in (self.V_FR, self.U_FR))
-        return V_NMR, U_NMR.mul_(active.values_NM[..., None])
+        return V_NMR, U_NMR
 
     @torch.no_grad()
     def at_lag(
@@ -69,50 +73,50 @@ class Relation(nn.Module):
             then = slice(here.start + lag, here.stop + lag)
             left = V_NMR[here] * (past_NM[here, :, None] * s_R)
             torch.bmm(left, U_NMR[then].transpose(1, 2), out=out[here])
-            out[here].sigmoid_()
+            out[here].exp_().clamp_(max=MOST)
         silent_NM = now_NM == 0
         if silent_NM.any():
             out.masked_fill_(silent_NM[:, None, :], 0.0)
         return out
 
-    def logits(self, later: Active, earlier: Active, lag_P: Tensor) -> Tensor:
-        """``z_i W_ij z_j`` [P] of P pairs whose ids and values are [P]."""
-        u = self.U_FR[later.ids_NM] * later.values_NM[:, None]
-        v = self.V_FR[earlier.ids_NM] * earlier.values_NM[:, None]
-        return (u * self.s_LR[lag_P - 1] * v).sum(1)
+    def expected(self, past: Active, document_N: Tensor) -> Tensor:
+        """[N, r] ``Σ_ℓ s_ℓ Σ_j V_j z̄_j[t−ℓ]`` over the earlier tokens of each token's document."""
+        h_NR = embedding_bag(past.ids_NM, self.V_FR, per_sample_weights=past.values_NM, mode="sum")
+        total_NR = torch.zeros_like(h_NR)
+        for lag, s_R in enumerate(self.s_LR[: len(h_NR) - 1], start=1):
+            linked_N1 = (document_N[lag:] == document_N[:-lag])[:, None]
+            total_NR = total_NR + pad(h_NR[:-lag] * linked_N1 * s_R, (0, 0, lag, 0))
+        return total_NR
 
     def logistic_loss(
-        self, active: Active, document_N: Tensor, remembered_NM: Tensor, n_pairs: int
+        self, active: Active, past: Active, document_N: Tensor, n_pairs: int
     ) -> Tensor:
-        """The loss of the module's equations on ``n_pairs`` draws of (t, ℓ, slot, slot, t', slot).
+        """The loss of the module's equations on tokens drawn so as to hold about ``n_pairs`` slots.
 
-        Draws that hit an empty slot, another document, or an i' that is active at t do not count.
+        ``past``: the same tokens' codes as they are remembered, over each latent's usual code.
+        A document's first token has no past, and a place that one document alone reaches gives no
+        negative; both are left out.
         """
-        ids, values = active
-        (N, M), device = ids.shape, ids.device
-        window = min(len(self.s_LR), N - 1)
-        if window < 1:
-            return self.s_LR.sum() * 0.0
-
-        def draw(high: int) -> Tensor:
-            return torch.randint(high, (n_pairs,), device=device)
-
-        lag = 1 + draw(window)
-        t = lag + (torch.rand(n_pairs, device=device) * (N - lag)).long()
-        a, b, other, c = draw(M), draw(M), draw(N), draw(M)
-        earlier = Active(ids[t - lag, b], remembered_NM[t - lag, b])
-        later = Active(ids[t, a], values[t, a])
-        drawn = Active(ids[other, c], values[other, c])
-        linked = (document_N[t] == document_N[t - lag]) & (earlier.values_NM > 0)
-        positive = linked & (later.values_NM > 0)
-        silent = ((ids[t] != drawn.ids_NM[:, None]) | (values[t] == 0)).all(1)
-        negative = linked & (drawn.values_NM > 0) & silent
-        softplus = nn.functional.softplus
-        present = softplus(-self.logits(later, earlier, lag)) * positive
-        absent = softplus(self.logits(drawn, earlier, lag)) * negative
-        return present.sum() / positive.sum().clamp_min(
-            1
-        ) + absent.sum() / negative.sum().clamp_min(1)
+        N, M = active.ids_NM.shape
+        device = document_N.device
+        first_N = torch.searchsorted(document_N, document_N)
+        place_N = torch.arange(N, device=device) - first_N
+        t = torch.randperm(N, device=device)[: max(1, n_pairs // M)]
+        by_place_N, order_N = place_N.sort(stable=True)
+        low, high = (torch.searchsorted(by_place_N, place_N[t], right=r) for r in (False, True))
+        other = order_N[low + (torch.rand(len(t), device=device) * (high - low)).long()]
+        now, drawn = (Active(*(part[at] for part in active)) for at in (t, other))
+        has_past = place_N[t] > 0
+        apart = has_past & (document_N[t] != document_N[other])
+        present = (now.values_NM > 0) & has_past[:, None]
+        absent = (drawn.values_NM > 0) & apart[:, None]
+        context_TR1 = self.expected(past, document_N)[t, :, None]
+        losses = [
+            (softplus(sign * (self.U_FR[ids] @ context_TR1).squeeze(2)) * kept).sum()
+            / kept.sum().clamp_min(1)
+            for sign, ids, kept in ((-1, now.ids_NM, present), (1, drawn.ids_NM, absent))
+        ]
+        return losses[0] + losses[1]
 
     def norm_loss(self) -> Tensor:
         """Mean square of W's entries, as tr(S UᵀU S VᵀV) / F², so that no W is formed."""

@@ -15,7 +15,6 @@ Works on the codes of any SAE, and on true labels.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -187,7 +186,6 @@ def dependencies(
     min_z: float = 3.0,
     shifts: int | None = None,
     least: int = 0,
-    tracker: Any = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """The edges of the module's equations, those with the largest TE first.
@@ -200,8 +198,7 @@ def dependencies(
     still open are significant at q = .05 whatever comes. ``least``: the least offset. 1 never leaves a
     document as it is, so that p is too small for pairs that few documents hold; 0 is exact where
     positions are exchangeable. ``edges`` [E, 3] (source,
-    target, lag), for example a tracker's, replaces the candidates of the first half; ``tracker``
-    fills C from its own C. Raises ValueError on a bad number.
+    target, lag) replaces the candidates of the first half. Raises ValueError on a bad number.
     """
     lags = tuple(lags)
     require(bool(lags) and min(lags) >= 1, "lags", lags, "whole numbers of at least 1")
@@ -230,17 +227,13 @@ def dependencies(
     count, n_source = n[:, 1, 1].sum(1), n[:, 1].sum((1, 2))
     share = count / np.maximum(n_source, 1)
     base = n[:, :, 1].sum((1, 2)) / np.maximum(n.sum((1, 2, 3)), 1)
-    strength = share
-    if tracker is not None:
-        matrices = {lag: tracker.matrix(lag) for lag in lags if lag <= tracker.window}
-        strength = np.array([matrices[k][s, t] if k in matrices else 0.0 for s, t, k in edges])
     return pd.DataFrame(
         {
             "source": edges[:, 0],
             "target": edges[:, 1],
             "lag": edges[:, 2],
             "count": count.astype(np.int64),
-            "C": strength,
+            "C": share,
             "lift": np.where(base > 0, share / np.maximum(base, 1e-30), 0.0),
             "te": transfer_entropy(n),
             "p": p,

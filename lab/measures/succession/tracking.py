@@ -23,12 +23,12 @@ from lab.measures.succession.steps import Match, match, read
 from lab.measures.tokens import Measured, row
 from tsae.tracking import TemporalCorrelationTracker, track
 
-BASE = {"window": 4, "rank": 32, "alpha": 0.02, "tau": 0.1, "bits": 8, "learning": "logistic"}
+BASE = {"window": 8, "rank": 64, "alpha": 0.005, "tau": 0.1, "bits": 8, "learning": "logistic"}
 SETTINGS: tuple[dict[str, Any], ...] = (
-    *({"window": w} for w in (2, 6, 8, 12)),
-    *({"alpha": alpha} for alpha in (0.05,)),
-    *({"tau": tau} for tau in (0.15, 0.3, 0.5)),
-    *({"rank": rank} for rank in (4, 16, 64)),
+    *({"window": w} for w in (2, 4, 12)),
+    *({"alpha": alpha} for alpha in (0.02,)),
+    *({"tau": tau} for tau in (0.5, 1.0)),
+    *({"rank": rank} for rank in (16, 32)),
     {"bits": 32},
     {"learning": "norm"},
 )
@@ -80,7 +80,7 @@ def measure(
     label: str = "step",
     members: int = 3,
     track_tokens: int = 240_000,
-    lr: float = 0.01,
+    lr: float = 0.03,
     settings: Iterable[Mapping[str, Any]] = ({}, *SETTINGS),
 ) -> dict[str, Measured]:
     """Rows by group = setting (``base``, ``window=2``, …): ``tracker_ap`` (average precision of
@@ -114,8 +114,7 @@ def measure(
             learning = options.pop("learning")
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                spread = 0.1 * sae.cfg.k / sae.cfg.d_in
-                tracker = TemporalCorrelationTracker(sae.cfg.d_sae, spread=spread, **options)
+                tracker = TemporalCorrelationTracker(sae.cfg.d_sae, **options)
                 track(tracker.to(device), codes, lr=lr, learning=learning)
             table = between_steps(tracker, found, np.asarray(rate_F).ravel()).assign(q=0.0)
             group = named(setting)
