@@ -11,6 +11,7 @@ from test_train import config
 
 from tsae import saes
 from tsae.saes import SequenceContext
+from tsae.saes.encoding import Tokens
 from tsae.training import train
 
 STORE = FakeStore(n_train=22)
@@ -117,7 +118,8 @@ def test_prior_in_training_is_of_C_before_the_batch():
     with torch.no_grad():
         before = sae(x, context).pre.flatten(0, 1)
     sae.train()
-    torch.testing.assert_close(sae.codes(x, context.filled(x))[2], before)
+    step = Tokens(sae, x, context.filled(x), learn=True, sparse=True)
+    torch.testing.assert_close(sae.encoding(step).pre, before)
 
 
 @pytest.mark.parametrize("act", ACTS)

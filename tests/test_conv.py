@@ -128,7 +128,7 @@ def test_block_of_sparse_codes_equals_the_dense_block():
     found = []
     for fast in (True, False):
         codes, _ = sparse.encode(lambda p: act.select(p, mask), torch.zeros(8), [(x, weight)])
-        block = block_of(codes if fast else None, codes.dense(), rows, 5, 8)
+        block = block_of(codes if fast else codes.dense(), rows, 5, 8)
         found.append((block, *torch.autograd.grad((block * mix).sum(), weight)))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)

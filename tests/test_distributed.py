@@ -128,7 +128,7 @@ def test_saes_trained_together_are_those_trained_alone(tmp_path):
 
 def test_one_failing_run_leaves_the_others_their_checkpoints(tmp_path):
     class Bad(saes.SAE):
-        def extra_terms(self, *_):
+        def own_terms(self, *_):
             return {"bad": self.b_dec.sum() * float("nan" if self.progress > 0.4 else 0)}
 
     bad = Bad(saes.SAEConfig(d_in=16, d_sae=32, k=4))

@@ -180,8 +180,8 @@ def test_predicted_density_by_hand():
         return z_p
 
     class Peer(Fake):
-        def __call__(self, x, context=None):
-            return super().__call__(x, context)._replace(extra={"z_p": self.codes(x, context)})
+        def predicted(self, x, context=None):
+            return self.codes(x, context), None
 
     reading = read(Store(2))
     (found,) = core.predicted_density(Peer(predictive, 3), reading)

@@ -134,7 +134,7 @@ def test_ema_keeps_what_a_predictive_parent_predicted():
     sae = saes.build("predictive", d_in=8, d_sae=16, k=3).eval()
     batch = next(Store().batches("test", 4))
     parent, same = sae(batch.x_BTD, batch.context), EmaNull(sae, 0.0)
-    assert parent.extra["x_p"].abs().max() > 0.1
+    assert parent.beside["x_p"].abs().max() > 0.1
     torch.testing.assert_close(same(batch.x_BTD, batch.context).x_hat, parent.x_hat)
     slow = EmaNull(sae, 0.8)(batch.x_BTD, batch.context)
-    torch.testing.assert_close(slow.x_hat, sae.decode(slow.z) + parent.extra["x_p"])
+    torch.testing.assert_close(slow.x_hat, sae.decode(slow.z) + parent.beside["x_p"])

@@ -88,9 +88,10 @@ def test_parents_are_read_as_an_sae():
         sae.D2[0] = torch.tensor([0.6, 0, 0, 0, 0.8, 0, 0])
     parents, batch = Parents(sae), next(Store().batches("test", 24))
     with torch.no_grad():
-        out, whole = (each(batch.x_BTD, batch.context) for each in (parents, sae))
-    assert torch.equal(out.z, whole.extra["h2"])
-    assert torch.equal(out.x_hat, whole.extra["x_parents"])
+        out = parents(batch.x_BTD, batch.context)
+        h2 = sae.parents(batch.x_BTD, batch.context)
+    assert torch.equal(out.z, h2)
+    assert torch.equal(out.x_hat, sae.decode_parents(h2))
     assert directions(parents)[0] == pytest.approx(
         [0.6 + 0.8 * 0.5**0.5, 0, 0, 0, 0.8 * 0.5**0.5, 0, 0]
     )

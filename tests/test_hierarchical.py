@@ -42,9 +42,9 @@ def test_levels_and_losses_by_hand():
     out = sae(x, context)
     assert out.z.tolist() == [[[1.0, 2.0], [0.0, 0.0], [0.0, 0.5]]]
     # 2*1 + 2 - 1 = 3;  0.5 - 1 < 0.
-    assert out.extra["h2"].tolist() == [[[3.0], [0.0], [0.0]]]
-    assert torch.equal(sae.parents(x, context), out.extra["h2"])
-    torch.testing.assert_close(out.extra["x_parents"][0, 0], torch.tensor([1.8, 2.4]))
+    h2 = sae.parents(x, context)
+    assert h2.tolist() == [[[3.0], [0.0], [0.0]]]
+    torch.testing.assert_close(sae.decode_parents(h2)[0, 0], torch.tensor([1.8, 2.4]))
     terms = {name: float(value.detach()) for name, value in sae.loss(x, context).items()}
     assert terms["mse"] == 0
     # Errors (-0.8, -0.4) and (0, 0.5): (0.64 + 0.16 + 0.25) / 4, times mu.
@@ -74,7 +74,7 @@ def test_composition_of_orthogonal_children_is_the_closed_form_of_the_lasso():
     for lambda_w, expected in ((0.1, 1.8), (0.0, 2.0), (1.0, 0.0)):
         composer = Composition(2, 1, lambda_w)
         for _ in range(100):
-            composer.measure(None, h1, h2, composer(h1) - h2, torch.tensor(8))
+            composer.measure(h1, h2, composer(h1) - h2, torch.tensor(8))
             composer.step()
         assert composer.W[0, 0].item() == pytest.approx(expected, abs=1e-4)
         assert composer.W[0, 1].item() == 0
@@ -89,7 +89,7 @@ def test_a_planted_composition_is_found_and_the_rest_is_exactly_zero():
     for _ in range(200):
         h1 = torch.rand(400, 60, generator=g) * (torch.rand(400, 60, generator=g) < 0.1)
         h2 = h1 @ truth.t()
-        composer.measure(None, h1, h2, composer(h1) - h2, torch.tensor(400))
+        composer.measure(h1, h2, composer(h1) - h2, torch.tensor(400))
         composer.step()
     assert ((composer.W > 0.1) == (truth > 0)).all()
     assert (composer.W == 0).float().mean() > 0.9
@@ -171,7 +171,7 @@ def test_a_static_sae_becomes_level_one_and_stays_while_frozen(act, tmp_path):
 
 
 def test_only_static_saes_of_the_same_size_fit():
-    with pytest.raises(CheckpointError, match="'conv' SAE, whose encoder sees more than one token"):
+    with pytest.raises(CheckpointError, match="'conv' SAE, whose encoder is not the static one"):
         HierarchicalSAE.from_static(saes.build("conv", d_in=16, d_sae=32, k=4))
     with pytest.raises(CheckpointError, match="d_sae=32, but 64 is asked for"):
         HierarchicalSAE.from_static(saes.build("topk", d_in=16, d_sae=32, k=4), d_sae=64)

@@ -120,15 +120,15 @@ def test_k_falls_along_a_cosine_in_the_static_phase_and_inference_keeps_k():
     batch = STORE.batch("train", range(3))
     for step, k in expected.items():
         sae.start_step(step, 100, "static")
-        assert sae.act.k == k
+        assert sae.act.k_now == k
         assert sae.loss(batch.x_BTD, batch.context)["l0"] <= k
         assert (sae.eval().encode(batch.x_BTD, batch.context) > 0).sum(-1).max() <= 4
-        assert sae.train().act.k == k
+        assert sae.train().act.k_now == k
     sae.start_step(3, 100, "introduce")
-    assert sae.act.k == 4
+    assert sae.act.k_now == 4
     sae = build(anneal=1.0).train()
     sae.start_step(0, 100, "static")
-    assert sae.act.k == 4
+    assert sae.act.k_now == 4
 
 
 @pytest.mark.parametrize("step", [2, 5])
@@ -154,7 +154,7 @@ def test_teachers_that_do_not_fit_are_named(tmp_path):
     absent = build(teacher=str(tmp_path / "absent"))
     with pytest.raises(CheckpointError, match="absent"):
         train.train(absent, STORE, tmp_path / "run", config(), progress=False)
-    with pytest.raises(CheckpointError, match="'conv' SAE, whose encoder sees more than one token"):
+    with pytest.raises(CheckpointError, match="'conv' SAE, whose encoder is not the static one"):
         LSTMSAE.from_static(saes.build("conv", d_in=16, d_sae=32, k=4))
 
 
@@ -220,13 +220,13 @@ def test_the_recurrent_part_predicts_from_earlier_tokens_of_the_document_alone()
     sae = laws.build("lstm", "topk", DECODER)
     x, context = text()
     out = sae(x, context)
-    part = out.extra["x_recurrent"]
+    part = out.beside["x_recurrent"]
     torch.testing.assert_close(out.x_hat, sae.decode(out.z) + part)
     starts = context.filled(x).boundary_BT == 3
     assert part[starts].abs().max() == 0 and part[:, 12].abs().max() > 0
     changed = x.clone()
     changed[:, 10] += 5.0
-    again = sae(changed, context).extra["x_recurrent"]
+    again = sae(changed, context).beside["x_recurrent"]
     assert torch.equal(again[:, :11], part[:, :11]) and not torch.equal(again[:, 11:], part[:, 11:])
 
 
@@ -240,7 +240,6 @@ def test_mse_and_recurrent_split_the_whole_error(act):
     alone = (x - sae.decode(out.z))[mask].square().mean()
     torch.testing.assert_close(terms["mse"], alone)
     torch.testing.assert_close(terms["mse"] + terms["recurrent"], whole)
-    assert sae.kept is None
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 
 from tsae import saes
 from tsae.saes import SequenceContext
+from tsae.saes.encoding import Tokens
 
 # ---- matryoshka ---------------------------------------------------------------------------
 
@@ -33,7 +34,7 @@ def test_every_prefix_reconstructs(dense, weights, monkeypatch):
     one, two, full = 18.25 / 4, 6.25 / 4, 1.5625 / 4
     w = weights or (1.0, 1.0, 1.0)
     assert terms["mse"] == pytest.approx(full)
-    assert terms["prefixes"] == pytest.approx(w[0] * one + w[1] * two)
+    assert terms["prefixes"] == pytest.approx(w[0] * one + w[1] * two + (w[2] - 1) * full)
     assert terms["total"] == pytest.approx(w[0] * one + w[1] * two + w[2] * full)
 
 
@@ -44,10 +45,10 @@ def test_a_prefix_is_the_decoding_of_truncated_codes(act):
     assert [len(ids) for ids in sae.groups.values()] == [2, 2, 4, 8, 16]
     x = torch.randn(3, 7, 6)
     context = sae.checked(x, SequenceContext(torch.rand(3, 7) > 0.2))
-    codes, z_NF, _ = sae.codes(x, context)
-    assert (codes is None) == (act == "relu")
-    z_NF = codes.dense() if z_NF is None else z_NF
-    prefixes = torch.stack(sae.decoded_blocks(codes, z_NF), 1).cumsum(1)
+    codes = sae.encoding(Tokens(sae, x, context, sparse=not sae.dense_path)).codes
+    assert isinstance(codes, torch.Tensor) == (act == "relu")
+    z_NF = codes if act == "relu" else codes.dense()
+    prefixes = torch.stack(sae.decoded_blocks(codes), 1).cumsum(1)
     for p, end in enumerate((2, 4, 8, 16)):
         cut = torch.where(torch.arange(32) < end, z_NF, 0.0)
         expected = sae.decode(cut) - sae.b_dec
@@ -170,8 +171,9 @@ def test_prediction_by_hand():
     # t=0 reads the empty key alone. t=1 reads (1, 0)/2: x is projected on (1, 0).
     # t=3 reads ((1, 0) + (2, 2))/3 = (1, 2/3): (0, 5) projects on it with 30/13.
     predicted = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 0.0], [30 / 13, 20 / 13]])
-    torch.testing.assert_close(out.extra["x_p"][0], unit * predicted)
-    torch.testing.assert_close(out.extra["z_p"][0], unit * predicted)
+    torch.testing.assert_close(out.beside["x_p"][0], unit * predicted)
+    z_p, _ = sae.predicted(x, SequenceContext(mask, boundary))
+    torch.testing.assert_close(z_p[0], unit * predicted)
     new = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0], [0.0, 45 / 13]])
     torch.testing.assert_close(out.z[0], unit * new)
     terms = sae.loss(x, SequenceContext(mask, boundary))
@@ -180,13 +182,13 @@ def test_prediction_by_hand():
     assert float(terms["predicted_density"]) == pytest.approx(3 / 6)
     assert float(terms["l0"]) == pytest.approx(1.0)
     boundary[0, 3] = 3  # a new document has nothing to read
-    assert sae(x, SequenceContext(mask, boundary)).extra["x_p"][0, 3].tolist() == [0.0, 0.0]
+    assert sae(x, SequenceContext(mask, boundary)).beside["x_p"][0, 3].tolist() == [0.0, 0.0]
 
 
 def test_window_limits_what_is_read():
     sae = plain_attention(window=1)
     x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [3.0, 4.0]]])
-    x_p = sae(x).extra["x_p"][0]
+    x_p = sae(x).beside["x_p"][0]
     assert x_p.tolist() == [[0.0, 0.0], [0.0, 0.0], [0.0, 4.0]]  # reads (0, 1) alone
 
 
@@ -235,18 +237,18 @@ def test_prediction_is_a_projection_and_streams(window):
     context = SequenceContext(mask, boundary)
     with torch.no_grad():
         out = sae(x, context)
-    x_p = out.extra["x_p"]
+    x_p = out.beside["x_p"]
     assert x_p[~mask].abs().max() == 0
     left = x - sae.b_dec - x_p
     assert (left * x_p).sum(-1)[mask].abs().max() < 1e-4
-    torch.testing.assert_close(out.extra["z_p"] @ sae.W_dec, x_p, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(sae.predicted(x, context)[0] @ sae.W_dec, x_p, atol=1e-5, rtol=1e-4)
     loss = float(sae.loss(x, context)["mse"].detach())
     assert loss == pytest.approx(float((x - out.x_hat)[mask].square().mean()), rel=1e-5)
     stream = sae.stream(3)
     for t in range(12):
         z = stream.step(x[:, t], boundary[:, t], mask[:, t])
         torch.testing.assert_close(z, out.z[:, t], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(stream.x_p_BD, x_p[:, t], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(stream.beside["x_p"], x_p[:, t], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ STORE = FakeStore(n_train=22)  # 4 sequences a step: epochs end inside a batch
 class Noisy(saes.SAE):
     """Draws from all three generators in its loss."""
 
-    def extra_terms(self, *_):
+    def own_terms(self, *_):
         draw = random.random() + np.random.rand() + torch.rand(())
         return {"noise": draw * self.W_enc.square().mean()}
 
@@ -168,7 +168,7 @@ import torch
 torch.set_num_threads(1)
 from fake_store import FakeStore
 from test_train import build, config
-from tsae import train
+from tsae.training import train
 train.train(build("batchtopk"), FakeStore(n_train=22), Path(sys.argv[1]),
             config(steps=int(sys.argv[2]), checkpoint_every=3), progress=False)
 """

@@ -146,9 +146,7 @@ def test_contract(name, act, options, tmp_path):
     out = sae(x, context)
     assert out.x_hat.shape == x.shape
     assert out.z.shape == out.pre.shape == (3, 14, 24)
-    # What a variant predicts outside its codes it gives as extra["x_p"] or extra["x_recurrent"].
-    beside = sum(out.extra.get(name, 0.0) for name in ("x_p", "x_recurrent"))
-    torch.testing.assert_close(out.x_hat, sae.decode(out.z) + beside)
+    torch.testing.assert_close(out.x_hat, sum(out.beside.values(), sae.decode(out.z)))
     assert (out.z >= 0).all()
     if act == "topk":
         assert (out.z > 0).sum(-1).max() <= 4

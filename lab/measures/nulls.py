@@ -72,10 +72,7 @@ class EmaNull:
     def __call__(self, x_BTD: Tensor, context: Any = None) -> Any:
         out = self.sae(x_BTD, context)
         z = self.filter(out.z, context)
-        x_hat = self.sae.decode(z)
-        if "x_p" in out.extra:  # predictive: what its codes leave out belongs to x̂ as well
-            x_hat = x_hat + out.extra["x_p"]
-        return out._replace(z=z, x_hat=x_hat)
+        return out._replace(z=z, x_hat=sum(out.beside.values(), self.sae.decode(z)))
 
 
 class ShuffledNull:

@@ -17,8 +17,6 @@ from tsae.saes import SAE
 from tsae.store import ActivationStore
 from tsae.training.runs import keys_of, run_training
 
-STATIC = ("l1", "topk", "batchtopk", "jumprelu", "matryoshka", "contrastive", "hierarchical")
-"""Variants that encode each token by itself, to which shuffling a window does nothing."""
 ABLATION_FAMILIES = ("core", "temporal", "recovery")
 
 
@@ -31,7 +29,7 @@ def add_nulls(found: Mapping[str, SAE], store: ActivationStore, window: int, lim
         if sae.name == "topk" and store.label_specs:
             null, _ = best_ema(sae, store, limit_tokens=limit_tokens)
             everything[f"ema({label})"] = null
-        if sae.name not in STATIC:
+        if sae.looks_back:  # to a code of one token, shuffling a window does nothing
             everything[f"shuffled({label})"] = measures.ShuffledNull(sae, window)
     return everything
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lab import measures
 from lab.results.comparison import EXCESS, SCALES, paired
-from lab.runs.evaluation import STATIC, join
+from lab.runs.evaluation import join
 from lab.runs.setting import make_setting
 from tsae.training.runs import run_training
 
@@ -77,7 +77,7 @@ def run_structure(
                 setting.store, place / f"run-{number:02d}", progress=progress, **given
             ).sae
             found[f"{number:02d}"] = sae
-            if sae.name not in STATIC:
+            if sae.looks_back:  # to a code of one token, shuffling a window does nothing
                 found[f"{number:02d}-null"] = measures.ShuffledNull(sae, null_window)
         sizes = measures.Sizes(limit_tokens, selection_tokens)
         reading = measures.Reading(setting.store, sizes, progress=progress)

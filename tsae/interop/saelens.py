@@ -25,7 +25,6 @@ from torch import Tensor
 from tsae.errors import CheckpointError
 from tsae.files import atomic, read_json, write_json
 from tsae.saes import SAE, activations, build
-from tsae.saes.base import SequenceContext
 from tsae.saes.conv import ConvSAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -43,16 +42,11 @@ def folded(sae: SAE) -> tuple[Tensor, str | None]:
         # Linear on sequences that stand still, so the basis says all of it.
         for x_ND in torch.eye(sae.cfg.d_in, device=sae.W_enc.device).split(_ROWS_AT_ONCE):
             x_NWD = (x_ND + sae.b_dec)[:, None].expand(-1, sae.cfg.window, -1)
-            pairs = sae.features(x_NWD, SequenceContext().filled(x_NWD))
-            first, *lagged = (u @ W for u, W in pairs)
-            pre = sum(lagged, first).unflatten(0, x_NWD.shape[:2])
-            rows.append(pre[:, -1])
+            rows.append(sae(x_NWD).pre[:, -1] - sae.b_enc)
         lost = f"the window of {sae.cfg.window} tokens is read at the current token alone"
         return torch.cat(rows), lost
-    static = type(sae).features is SAE.features and type(sae).encode is SAE.encode
-    static = static or isinstance(sae, ConvSAE)  # of window 1
     W_enc = sae.W_enc.detach().clone()
-    if static:
+    if not sae.looks_back and type(sae).encoding is SAE.encoding:
         return W_enc, None
     return W_enc, "only the static part is kept: what other tokens add is left out"
 

@@ -112,7 +112,7 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, select, reference, first, bias, *pairs):
         inputs, weights = pairs[0::2], pairs[1::2]
-        pre = torch.addmm(bias, inputs[0], weights[0]) if first is None else first.clone()
+        pre = first.pop() if first else torch.addmm(bias, inputs[0], weights[0])
         for u, W in zip(inputs[1:], weights[1:], strict=True):
             pre.addmm_(u, W)
         rows, cols, crow = select(pre)
@@ -168,7 +168,7 @@ def encode(
     bias_F: Tensor,
     pairs: list[tuple[Tensor, Tensor]],
     reference: bool | None = None,
-    first: Tensor | None = None,
+    first: list[Tensor] | None = None,
 ) -> tuple[Codes, Tensor]:
     """Codes of ``pre = sum_j u_j W_j + b`` on the latents that ``select(pre)`` names.
 

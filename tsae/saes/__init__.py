@@ -4,8 +4,8 @@ import importlib
 import pkgutil
 
 from tsae.saes.base import DOCUMENT, SAE, Phase, SAEConfig, SAEOutput, SequenceContext
-from tsae.saes.context import FilledContext
 from tsae.saes.registry import build, load, names, register
+from tsae.sequences import FilledContext
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

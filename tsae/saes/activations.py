@@ -28,15 +28,26 @@ class ReLU(nn.Module):
         return pre_NF.clamp_min(0.0) * mask_N[:, None]
 
 
-class TopK(nn.Module):
-    """``z = relu(pre)`` on the ``k`` largest of each token, 0 elsewhere (Gao et al. 2024)."""
+class Counting(nn.Module):
+    """What keeps a number of latents: ``k``, and ``k_training`` in its place while training, where
+    a schedule has set that."""
 
     def __init__(self, k: int):
         super().__init__()
         self.k = k
+        self.k_training: int | None = None
+
+    @property
+    def k_now(self) -> int:
+        """The number that counts in the present mode."""
+        return self.k_training or self.k if self.training else self.k
+
+
+class TopK(Counting):
+    """``z = relu(pre)`` on the ``k`` largest of each token, 0 elsewhere (Gao et al. 2024)."""
 
     def forward(self, pre_NF: Tensor, mask_N: Tensor, spare_N: Tensor | None = None) -> Tensor:
-        cols = largest(pre_NF, min(self.k, pre_NF.shape[1]))
+        cols = largest(pre_NF, min(self.k_now, pre_NF.shape[1]))
         values = pre_NF.gather(1, cols).clamp_min(0.0) * mask_N[:, None]
         z_NF = torch.zeros_like(pre_NF).scatter(1, cols, values)
         if spare_N is None:
@@ -46,7 +57,7 @@ class TopK(nn.Module):
 
     def select(self, pre_NF: Tensor, mask_N: Tensor, spare_N: Tensor | None = None) -> Selection:
         """The ``k`` largest entries of every valid row, columns ascending."""
-        rows, k = mask_N.nonzero()[:, 0], min(self.k, pre_NF.shape[1])
+        rows, k = mask_N.nonzero()[:, 0], min(self.k_now, pre_NF.shape[1])
         cols, counts_N = largest(pre_NF, k)[rows].flatten(), mask_N.long() * k
         rows = rows.repeat_interleave(k)
         if spare_N is not None:
@@ -61,7 +72,7 @@ class TopK(nn.Module):
         """Rows and columns of each valid token's ``spare_N`` largest entries after the first k."""
         rows = ((spare_N > 0) & mask_N).nonzero()[:, 0]
         width = int(spare_N[rows].max()) if rows.numel() else 0
-        k, F = min(self.k, pre_NF.shape[1]), pre_NF.shape[1]
+        k, F = min(self.k_now, pre_NF.shape[1]), pre_NF.shape[1]
         cols_RS = pre_NF.detach()[rows].topk(min(k + width, F), dim=1).indices[:, k:]
         kept = torch.arange(cols_RS.shape[1], device=rows.device) < spare_N[rows, None]
         return rows.repeat_interleave(kept.sum(1)), cols_RS[kept]
@@ -94,7 +105,7 @@ def candidates(
     return valid_above(pre_NF, mask_N, 0.0)
 
 
-class BatchTopK(nn.Module):
+class BatchTopK(Counting):
     """The ``k * n`` largest of a batch of ``n`` tokens (Bussmann et al. 2024, 2412.06410).
 
     Inference must not couple tokens, so ``eval`` mode keeps ``pre > threshold``, where the
@@ -105,8 +116,7 @@ class BatchTopK(nn.Module):
     threshold: Tensor
 
     def __init__(self, k: int, ema: float = 0.99):
-        super().__init__()
-        self.k = k
+        super().__init__(k)
         self.ema = ema
         self.register_buffer("threshold", torch.tensor(-1.0))
 
@@ -126,7 +136,7 @@ class BatchTopK(nn.Module):
 
     def keep(self, mask_N: Tensor, spare_N: Tensor | None = None) -> int:
         """How many entries the whole batch, ranks together, keeps."""
-        n = self.k * int(mask_N.sum())
+        n = self.k_now * int(mask_N.sum())
         return distributed.count(n if spare_N is None else n + int(spare_N[mask_N].sum()))
 
     @torch.no_grad()

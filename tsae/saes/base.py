@@ -1,6 +1,6 @@
 r"""What every variant is: an encoder over sequences, a unit-norm dictionary, one loss.
 
-    pre[t] = sum_j u_j[t] W_j + b_enc        (``features``: static has u = x - b_dec alone)
+    pre[t] = u[t] W_enc + b_enc + Delta[t],   u = x - b_dec     (``delta``; the static SAE has none)
     z[t]   = act(pre[t])
     x_hat  = z W_dec + b_dec,   |W_dec[i]| = 1
     loss   = mean (x - x_hat)^2  +  sparsity term of ``act``  +  AuxK  +  the variant's own terms
@@ -9,6 +9,7 @@ Shapes: x [B, T, d], z [B, T, F]. Units: activations normalised by the store, so
 E|x - mean|^2 = d and the MSE per dimension is 1 - FVE.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,37 +19,44 @@ from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
 from tsae.saes.config import Phase, SAEConfig, require
-from tsae.saes.context import DOCUMENT, FilledContext, SequenceContext
+from tsae.saes.encoding import Delta, Encoding, State, Tokens
 from tsae.saes.stream import Stream
+from tsae.sequences import DOCUMENT, FilledContext, SequenceContext
 from tsae.training import distributed
 
 __all__ = [
     "DOCUMENT",
     "SAE",
+    "Delta",
+    "Encoding",
+    "FilledContext",
     "Phase",
     "SAEConfig",
     "SAEOutput",
     "SequenceContext",
+    "State",
     "Stream",
+    "Tokens",
     "require",
 ]
 
 
 class SAEOutput(NamedTuple):
-    """What ``forward`` returns: reconstruction, codes, pre-activations, and a variant's extras."""
+    """What ``forward`` returns: reconstruction, codes, pre-activations, and ``beside``, the parts
+    [B, T, d] of the reconstruction that no code accounts for."""
 
     x_hat: Tensor
     z: Tensor
     pre: Tensor
-    extra: dict[str, Tensor]
+    beside: dict[str, Tensor]
 
 
 class SAE(nn.Module):
     """The static autoencoder of the module's equations, and the interface of every variant.
 
-    A variant overrides :meth:`features` (what the encoder sees), :meth:`extra_terms` (its own
-    losses), :meth:`stream` and, when its codes are not an elementwise function of ``pre``,
-    :meth:`codes`.
+    A variant writes :meth:`delta` (what other tokens add), :meth:`own_terms` and :meth:`reported`
+    (its losses, and what its log shows); one whose codes are not ``act(pre)`` writes
+    :meth:`encoding`. ``encode``, ``forward``, ``stream`` and ``loss`` are written here alone.
     """
 
     name: str
@@ -83,6 +91,21 @@ class SAE(nn.Module):
         """Latent ids by group; the static dictionary has one group, ``all``."""
         return {"all": torch.arange(self.cfg.d_sae, device=self.W_dec.device)}
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether a code can depend on more than its own token."""
+        return False
+
+    @property
+    def dense_path(self) -> bool:
+        """Whether the plain dense products are used although sparse ones exist."""
+        return self.cfg.act in ("relu", "jumprelu")
+
+    @property
+    def codes_learn(self) -> bool:
+        """Whether this phase trains the codes; else they are made, and cost, as at inference."""
+        return True
+
     # ---- encoding -------------------------------------------------------------------------
 
     def checked(self, x_BTD: Tensor, context: SequenceContext | None) -> FilledContext:
@@ -105,122 +128,151 @@ class SAE(nn.Module):
     def centred(self, x_BTD: Tensor, context: FilledContext) -> Tensor:
         """``x - b_dec`` with invalid tokens set to 0, so that none reaches another's context."""
         u_ND = (x_BTD - self.b_dec).flatten(0, 1)
-        invalid = (~context.mask_BT).flatten().nonzero()[:, 0]  # few: a fourth of where's time
+        # Few tokens are invalid, so that this takes a quarter of the time of torch.where.
+        invalid = (~context.mask_BT).flatten().nonzero()[:, 0]
         return u_ND.index_fill_(0, invalid, 0.0).view_as(x_BTD)
 
-    def features(self, x_BTD: Tensor, context: FilledContext) -> list[tuple[Tensor, Tensor]]:
-        """Pairs (u [N, d_j], W [d_j, F]) with ``pre = sum u W + b_enc``; N = B * T.
+    def delta(self, tokens: Tokens, state: State | None) -> Delta:
+        """What other tokens add to the static pre-activation.
 
-        The first is always ``x - b_dec`` (0 at invalid tokens) and ``W_enc``.
+        ``state`` is None for whole sequences. In a stream ``tokens`` is one token of each text, and
+        ``state`` is what this method wants to remember, empty before the first token.
         """
-        return [(self.centred(x_BTD, context).flatten(0, 1), self.W_enc)]
+        return Delta()
 
-    def pre(self, x_BTD: Tensor, context: FilledContext) -> Tensor:
-        """``sum u W + b_enc`` [N, F]."""
-        pairs, bias_F = self.shortened(x_BTD, self.features(x_BTD, context))
-        return sum(u @ W for u, W in pairs) + bias_F
+    def encoding(self, tokens: Tokens, state: State | None = None) -> Encoding:
+        """The codes of a batch and all that losses need of it: ``act(pre)`` of the equations."""
+        delta = self.delta(tokens, state)
+        x_BTD = tokens.x_BTD
+        if delta.x_BTD is not None:
+            x_BTD = delta.x_BTD
+            tokens = Tokens(self, x_BTD, tokens.context, tokens.learn, tokens.sparse)
+        mask_N, act = tokens.mask_N, self.act
+        codes: Codes | Tensor
+        training = act.training
+        act.train(training and self.codes_learn)
+        if tokens.sparse and tokens.whole_NF is None:
+            u_ND, bias_F = tokens.pair()
+            select = partial(self.select, delta=delta, mask_N=mask_N)
+            given = [(u_ND, self.W_enc), *delta.pairs]
+            codes, pre_NF = sparse.encode(select, bias_F, given, first=tokens.first)
+            if delta.strength is not None:
+                # The kernel knows nothing of it; this adds its gradient and the number 0.
+                assert delta.dense is not None
+                slope = delta.dense[codes.rows, codes.cols] * (codes.values > 0)
+                change = (delta.strength - delta.strength.detach()) * slope
+                codes = codes._replace(values=codes.values + change)
+        else:
+            first_NF = tokens.whole_NF
+            if first_NF is None:
+                u_ND, bias_F = tokens.pair()
+                pre_NF = sum((u @ W for u, W in delta.pairs), u_ND @ self.W_enc) + bias_F
+            else:
+                pre_NF = sum((u @ W for u, W in delta.pairs), first_NF)
+            if delta.dense is not None:
+                dense = delta.dense if delta.strength is None else delta.strength * delta.dense
+                pre_NF = pre_NF + dense
+            if (
+                tokens.sparse
+            ):  # the gradient is dense, but the decoder sees the active latents alone
+                rows, cols, crow = act.select(pre_NF.detach(), mask_N)
+                values = pre_NF.flatten().gather(0, rows * pre_NF.shape[1] + cols).clamp_min(0.0)
+                codes = Codes(values, rows, cols, crow, (len(pre_NF), pre_NF.shape[1]))
+            else:
+                codes = act(pre_NF, mask_N)
+        act.train(training)
+        target_ND = self.centred(x_BTD, tokens.context).flatten(0, 1)
+        pairs = ((tokens.u_BTD.flatten(0, 1), self.W_enc), *delta.pairs)
+        aux = dict(delta.aux)
+        return Encoding(codes, pre_NF, target_ND, delta.beside, aux, pairs, tokens.context)
 
-    def shortened(
-        self, x_BTD: Tensor, pairs: list[tuple[Tensor, Tensor]]
-    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """``pairs`` and ``b_enc``, the same in value, with the short way to the gradient of b_dec.
-
-        Of the gradient of x - b_dec only the sum over tokens is wanted, unless x asks for its own,
-        and the bias has that sum already: what is added is zero, and its gradient is a product of
-        vectors where that of x - b_dec is one of matrices.
-        """
-        if x_BTD.requires_grad or not torch.is_grad_enabled():
-            return pairs, self.b_enc
-        zero_F = (self.b_dec - self.b_dec.detach()) @ self.W_enc.detach()
-        return [(pairs[0][0].detach(), self.W_enc), *pairs[1:]], self.b_enc - zero_F
-
-    def codes(
-        self, x_BTD: Tensor, context: FilledContext
-    ) -> tuple[Codes | None, Tensor | None, Tensor]:
-        """Sparse codes, dense codes [N, F] and pre-activations [N, F] of all tokens.
-
-        Either the sparse codes are None, where the activation is not sparse by construction, or
-        the dense ones, which nothing then needs to hold.
-        """
-        mask_N = context.mask_BT.flatten()
-        if self.dense_path or not hasattr(self.act, "select"):
-            pre = self.pre(x_BTD, context)
-            return None, self.act(pre, mask_N), pre
-        pairs, bias_F = self.shortened(x_BTD, self.features(x_BTD, context))
-        codes, pre = sparse.encode(lambda pre: self.act.select(pre, mask_N), bias_F, pairs)
-        return codes, None, pre
-
-    @property
-    def dense_path(self) -> bool:
-        """Whether the plain dense products are used although sparse ones exist."""
-        return self.cfg.act in ("relu", "jumprelu")
+    def select(self, pre_NF: Tensor, delta: Delta, mask_N: Tensor) -> sparse.Selection:
+        """The active entries, once the dense part of ``delta`` has joined ``pre`` in place."""
+        if delta.dense is not None:
+            one = delta.dense.new_ones(())
+            pre_NF.addcmul_(delta.dense, one if delta.strength is None else delta.strength.detach())
+        return self.act.select(pre_NF, mask_N)
 
     def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
         """Codes z [B, T, F] of x [B, T, d]; zero at invalid tokens. Raises ``ValueError``."""
-        context = self.checked(x_BTD, context)
-        z_NF = self.act(self.pre(x_BTD, context), context.mask_BT.flatten())
-        return z_NF.unflatten(0, x_BTD.shape[:2])
+        enc = self.encoding(Tokens(self, x_BTD, self.checked(x_BTD, context)))
+        return enc.z_NF.unflatten(0, x_BTD.shape[:2])
 
     def decode(self, z_BTF: Tensor) -> Tensor:
         """``x_hat = z W_dec + b_dec`` [B, T, d]."""
         return z_BTF @ self.W_dec + self.b_dec
 
     def forward(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
-        context = self.checked(x_BTD, context)
+        """Reconstruction ``decode(z)`` plus what is beside it, codes and pre-activations."""
+        enc = self.encoding(Tokens(self, x_BTD, self.checked(x_BTD, context)))
         shape = x_BTD.shape[:2]
-        pre = self.pre(x_BTD, context)
-        z = self.act(pre, context.mask_BT.flatten()).unflatten(0, shape)
-        return SAEOutput(self.decode(z), z, pre.unflatten(0, shape), {})
+        beside = {name: part.unflatten(0, shape) for name, part in enc.beside.items()}
+        z_BTF = enc.z_NF.unflatten(0, shape)
+        x_hat = sum(beside.values(), self.decode(z_BTF))
+        return SAEOutput(x_hat, z_BTF, enc.pre.unflatten(0, shape), beside)
 
     # ---- loss -----------------------------------------------------------------------------
 
     def loss(self, x_BTD: Tensor, context: SequenceContext | None = None) -> dict[str, Tensor]:
-        """``total`` and each of its terms as scalars, means over the valid tokens.
-
-        ``mse`` = mean (x - x_hat)^2 over tokens and dimensions; ``sparsity`` (relu: weight x
-        mean L1 / d; jumprelu: weight x L0 / k); ``aux`` (weighted); the variant's own; and ``l0``,
-        which is reported and not part of the total.
-        """
+        """``total``, its terms (:meth:`terms`), and what is :meth:`reported` beside it, as scalars:
+        means over the valid tokens. Raises ``ValueError``."""
         context = self.checked(x_BTD, context)
         if self.W_enc.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(f"losses need float32, this SAE is {self.W_enc.dtype}: call .float().")
-        mask_N = context.mask_BT.flatten()
-        n = mask_N.sum().clamp_min(1)
-        codes, z_NF, pre_NF = self.codes(x_BTD, context)
-        if codes is None:
-            assert z_NF is not None
-            decoded, active = z_NF @ self.W_dec, z_NF > 0
-        else:
-            decoded, active = sparse.decode(codes, self.W_dec), codes.values > 0
-        target_ND = self.centred(x_BTD, context).flatten(0, 1)  # 0 at invalid tokens, as the codes
-        sse = nn.functional.mse_loss(decoded, target_ND, reduction="sum")
-        terms = {"mse": sse / (n * self.cfg.d_in)}
-        l0 = active.count_nonzero() / n
-        terms.update(self.sparsity_terms(z_NF, pre_NF, mask_N, l0))
-        if self.training:
-            self.count_idle(active.any(0) if codes is None else codes.fired(), int(n))
-            terms.update(self.aux_term(x_BTD, context, (target_ND - decoded).detach()))
-        terms.update(self.extra_terms(x_BTD, context, codes, z_NF, pre_NF))
+        learn, fast = self.training, not self.dense_path and hasattr(self.act, "select")
+        enc = self.encoding(Tokens(self, x_BTD, context, learn, fast))
+        terms = self.terms(x_BTD, enc)
         terms["total"] = torch.stack(list(terms.values())).sum()
-        terms["l0"] = l0
-        return terms
+        return terms | self.reported(enc)
 
-    def sparsity_terms(
-        self, z_NF: Tensor | None, pre_NF: Tensor, mask_N: Tensor, l0: Tensor
-    ) -> dict[str, Tensor]:
+    def terms(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
+        """The weighted terms of the loss.
+
+        ``mse`` = mean (x - x_hat)^2 over tokens and dimensions; ``sparsity`` (relu: weight x
+        mean L1 / d; jumprelu: weight x L0 / k); ``aux``; and the variant's own.
+        """
+        decoded_ND = self.decoded(enc.codes)
+        sse = nn.functional.mse_loss(decoded_ND, enc.target, reduction="sum")
+        terms = {"mse": sse / (enc.n * self.cfg.d_in)}
+        enc.aux.update(decoded=decoded_ND, mse=terms["mse"])
+        if self.codes_learn:
+            terms.update(self.sparsity_terms(enc))
+        if self.training:
+            codes = enc.codes
+            fired = (codes > 0).any(0) if isinstance(codes, Tensor) else codes.fired()
+            self.count_idle(fired, int(enc.n))
+            if self.codes_learn:
+                terms.update(self.aux_term(enc, (enc.target - decoded_ND).detach()))
+        return terms | self.own_terms(x_BTD, enc)
+
+    def own_terms(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
+        """The variant's own loss terms, already weighted."""
+        return {}
+
+    def reported(self, enc: Encoding) -> dict[str, Tensor]:
+        """What the log shows and no gradient moves: ``l0``, and the variant's own."""
+        codes = enc.codes
+        values = codes if isinstance(codes, Tensor) else codes.values
+        return {"l0": (values > 0).count_nonzero() / enc.n}
+
+    def decoded(self, codes: Codes | Tensor) -> Tensor:
+        """``z W_dec`` [N, d] of dense or sparse codes."""
+        return codes @ self.W_dec if isinstance(codes, Tensor) else sparse.decode(codes, self.W_dec)
+
+    def sparsity_terms(self, enc: Encoding) -> dict[str, Tensor]:
         """The sparsity term of relu and jumprelu; steers its weight when ``match_l0``."""
         if self.cfg.act not in ("relu", "jumprelu"):
             return {}
         warm = min(1.0, self.progress / self.cfg.sparsity_warmup) if self.cfg.sparsity_warmup else 1
         weight = self.sparsity_weight.clone() * warm
         if self.cfg.act == "jumprelu":
-            penalty = self.act.l0(pre_NF, mask_N) / self.cfg.k
+            penalty = self.act.l0(enc.aux.get("read", enc.pre), enc.mask_N) / self.cfg.k
         else:
-            assert z_NF is not None  # relu has no sparse codes
-            penalty = z_NF.sum() / mask_N.sum().clamp_min(1) / self.cfg.d_in
+            assert isinstance(enc.codes, Tensor)  # relu has no sparse codes
+            penalty = enc.codes.sum() / enc.n / self.cfg.d_in
         if self.training and self.cfg.match_l0 and warm == 1:
             with torch.no_grad():
-                l0 = distributed.mean(l0, mask_N.sum())
+                l0 = distributed.mean(SAE.reported(self, enc)["l0"], enc.mask_N.sum())
                 self.sparsity_weight.mul_((l0 / self.cfg.k).log().clamp(-1, 1).mul(0.02).exp())
         return {"sparsity": weight * penalty}
 
@@ -234,9 +286,7 @@ class SAE(nn.Module):
         """Mask [F] of latents that have not fired for ``dead_after`` tokens."""
         return self.idle_tokens >= self.cfg.dead_after
 
-    def aux_term(
-        self, x_BTD: Tensor, context: FilledContext, error_ND: Tensor
-    ) -> dict[str, Tensor]:
+    def aux_term(self, enc: Encoding, error_ND: Tensor) -> dict[str, Tensor]:
         """AuxK (Gao et al. 2024): the k_aux strongest dead latents reconstruct the error.
 
         ``aux * |e - e_hat|^2 / |e|^2`` with k_aux = d/2 at most; relu uses resampling instead.
@@ -245,27 +295,13 @@ class SAE(nn.Module):
         n_dead = int(dead.sum())
         if self.cfg.aux == 0 or n_dead == 0 or self.cfg.act in ("relu", "jumprelu"):
             return {}
-        pairs = [(u, W[:, dead]) for u, W in self.features(x_BTD, context)]
-        pre = sum(u @ W for u, W in pairs) + self.b_enc[dead]
+        pre = sum(u @ W[:, dead] for u, W in enc.pairs) + self.b_enc[dead]
         values, cols = pre.topk(min(max(self.cfg.d_in // 2, 1), n_dead), dim=1)
         z = torch.zeros_like(pre).scatter(1, cols, values.clamp_min(0.0))
-        target = error_ND.detach()
-        mask = context.mask_BT.flatten()[:, None]
-        missed = (target - z @ self.W_dec[dead]) * mask
-        energy = distributed.pooled(target.square().sum(), mask.sum())
+        missed = (error_ND - z @ self.W_dec[dead]) * enc.mask_N[:, None]
+        energy = distributed.pooled(error_ND.square().sum(), enc.mask_N.sum())
         ratio = missed.square().sum() / energy.clamp_min(1e-8)
         return {"aux": self.cfg.aux * ratio.nan_to_num(0.0)}
-
-    def extra_terms(
-        self,
-        x_BTD: Tensor,
-        context: FilledContext,
-        codes: Codes | None,
-        z_NF: Tensor | None,
-        pre_NF: Tensor,
-    ) -> dict[str, Tensor]:
-        """The variant's own loss terms, already weighted; ``codes`` or ``z_NF`` is None."""
-        return {}
 
     # ---- what the trainer calls -----------------------------------------------------------
 

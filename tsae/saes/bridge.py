@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tsae.errors import CheckpointError
 from tsae.files import read_json
-from tsae.saes.base import SAE, FilledContext, SAEConfig, SAEOutput
+from tsae.kernels.sparse import Codes
+from tsae.saes.base import SAE, Encoding, SAEConfig, Tokens
 from tsae.saes.registry import build, load
 
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -23,9 +24,9 @@ def check_static(parent: SAE, child: SAEConfig, where: str = "The static SAE") -
 
     Raises :class:`CheckpointError` when it reads more than the token itself or has other sizes.
     """
-    if type(parent).features is not SAE.features:
+    if parent.looks_back or type(parent).encoding is not SAE.encoding:
         raise CheckpointError(
-            f"{where} is a {parent.name!r} SAE, whose encoder sees more than one token: give a "
+            f"{where} is a {parent.name!r} SAE, whose encoder is not the static one: give a "
             "static one (l1, topk, batchtopk or jumprelu)."
         )
     for field in ("d_in", "d_sae"):
@@ -86,29 +87,21 @@ def grown(name: str, parent: SAE, **options: Any) -> SAE:
     return child.to(parent.W_dec.device)
 
 
-def match(
-    student: SAE, teacher: SAE, x_BTD: Tensor, context: FilledContext
-) -> tuple[SAEOutput, dict[str, Tensor]]:
+def match(student: SAE, teacher: SAE, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
     """``mean_t |z - z_T|^2 / d`` + ``mean_t |x_hat - x_hat_T|^2 / d`` against the teacher T.
 
-    Both 0 when act and k are the teacher's, whose codes are then kept to the bit; ``mse`` and
-    ``l0`` are reported and not part of the total. Also returns the student's static output.
+    ``enc`` is the student's. Both are 0 when act and k are the teacher's, whose codes are then kept
+    to the bit.
     """
     with torch.no_grad():
-        goal = teacher.eval()(x_BTD, context)
-    training = student.act.training
-    if teacher.cfg.act == student.cfg.act:
-        student.act.eval()  # compare at the learned threshold, which is the teacher's
-    out = SAE.forward(student, x_BTD, context)
-    student.act.train(training)
-    n = context.mask_BT.sum().clamp_min(1)
-
-    def mean_square(difference: Tensor) -> Tensor:
-        valid = torch.where(context.mask_BT[..., None], difference, 0.0)
-        return valid.square().sum() / (n * student.cfg.d_in)
-
-    terms = {"match_codes": mean_square(out.z - goal.z)}
-    terms["match_output"] = mean_square(out.x_hat - goal.x_hat)
-    terms["total"] = terms["match_codes"] + terms["match_output"]
-    reported = {"mse": mean_square(x_BTD - out.x_hat).detach()}
-    return out, {**terms, **reported, "l0": (out.z.detach() > 0).sum() / n}
+        teacher.eval()
+        sparse = isinstance(enc.codes, Codes)
+        goal = teacher.encoding(Tokens(teacher, x_BTD, enc.context, sparse=sparse))
+        goal_ND = teacher.decoded(goal.codes) + teacher.b_dec
+    x_hat_ND = student.decoded(enc.codes) + student.b_dec
+    unit = enc.n * student.cfg.d_in
+    missed = (x_hat_ND - goal_ND) * enc.mask_N[:, None]
+    return {
+        "match_codes": (enc.z_NF - goal.z_NF).square().sum() / unit,
+        "match_output": missed.square().sum() / unit,
+    }

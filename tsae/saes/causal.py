@@ -15,19 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
-from tsae.saes.base import (
-    DOCUMENT,
-    SAE,
-    FilledContext,
-    SAEConfig,
-    SAEOutput,
-    SequenceContext,
-    Stream,
-    require,
-)
+from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, State, Tokens, require
 from tsae.saes.registry import register
+from tsae.sequences import DOCUMENT, FilledContext
 from tsae.tracking import (
     Active,
     CircularFeatureBuffer,
@@ -96,7 +87,6 @@ class CausalSAE(SAE):
 
     cfg: CausalConfig
     apart = ("tracker.",)
-    observed: tuple[Active, Tensor] | None
 
     def __init__(self, cfg: CausalConfig):
         super().__init__(cfg)
@@ -133,97 +123,64 @@ class CausalSAE(SAE):
             self.tracker.add_prior(out_NF, lagged.rows_n, lagged.past, lagged.lag)
         return out_NF
 
-    def pre_activations(self, x_BTD: Tensor, context: FilledContext) -> Tensor:
-        """``pre`` [N, F] by dense products; C is not moved."""
-        pre = self.pre(x_BTD, context)
+    @property
+    def looks_back(self) -> bool:
+        return self.cfg.feedback
+
+    def delta(self, tokens: Tokens, state: State | None) -> Delta:
+        """ρ times the prior. A training step uses the C of before it, or a token's prior would
+        contain the token itself; the first of all fills an empty C ahead, so that there is
+        something to learn ρ from."""
         if not self.cfg.feedback:
-            return pre
-        active = self.static_codes(pre, context.mask_BT.flatten())
-        return pre + self.rho * self.prior(active, context)
+            return Delta()
+        active, aux = self.static_codes(tokens.static_NF, tokens.mask_N), {}
+        if state is not None:
+            return Delta(dense=self.streamed_prior(active, tokens, state), strength=self.rho)
+        fresh = int(self.tracker.updates) == 0
+        if tokens.learn and fresh:
+            aux["observed"] = self.observe(active, tokens.context)
+        prior_NF = self.prior(active, tokens.context)
+        if tokens.learn and not fresh:
+            aux["observed"] = self.observe(active, tokens.context)
+        return Delta(dense=prior_NF, strength=self.rho, aux=aux)
 
-    def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
-        context = self.checked(x_BTD, context)
-        pre = self.pre_activations(x_BTD, context)
-        return self.act(pre, context.mask_BT.flatten()).unflatten(0, x_BTD.shape[:2])
-
-    def forward(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
-        context = self.checked(x_BTD, context)
-        pre = self.pre_activations(x_BTD, context)
-        z = self.act(pre, context.mask_BT.flatten()).unflatten(0, x_BTD.shape[:2])
-        return SAEOutput(self.decode(z), z, pre.unflatten(0, x_BTD.shape[:2]), {})
+    @torch.no_grad()
+    def streamed_prior(self, active: Active, tokens: Tokens, state: State) -> Tensor:
+        """The prior of one token, from a circular buffer of the static codes before it."""
+        cfg, B = self.cfg, len(tokens.mask_N)
+        if not state:
+            device = self.b_dec.device
+            state["buffer"] = CircularFeatureBuffer(B, cfg.slots, cfg.window, cfg.bits, device)
+        buffer, rows_B = state["buffer"], torch.arange(B, device=self.b_dec.device)
+        buffer.clear(tokens.context.boundary_BT[:, 0] >= DOCUMENT)
+        prior_BF = self.b_enc.new_zeros(B, cfg.d_sae)
+        for lag in range(1, cfg.window + 1):
+            self.tracker.add_prior(prior_BF, rows_B, buffer.at(lag), lag)
+        buffer.push(active)
+        return prior_BF
 
     # ---- training -------------------------------------------------------------------------
 
-    def codes(
-        self, x_BTD: Tensor, context: FilledContext
-    ) -> tuple[Codes | None, Tensor | None, Tensor]:
-        if not self.cfg.feedback:
-            codes, z_NF, pre_NF = super().codes(x_BTD, context)
-            dense_or_sparse = z_NF if codes is None else codes
-            assert dense_or_sparse is not None
-            self.observe(strongest(dense_or_sparse, self.cfg.slots), context)
-            return codes, z_NF, pre_NF
-        mask_N = context.mask_BT.flatten()
-        if not hasattr(self.act, "select") or self.dense_path:
-            static = self.pre(x_BTD, context)
-            pre = static + self.rho * self.fed_back(static.detach(), context)
-            return None, self.act(pre, mask_N), pre
-        prior_NF: Tensor
+    def observe(self, active: Active, context: FilledContext) -> tuple[Active, Tensor]:
+        """Move C by the codes of the whole batch, which every rank sees, so that all hold the same
+        C; returns them, with the number of each token's document."""
+        n = len(context.mask_BT)
+        ids, values, opens = (
+            distributed.in_batch_order(part, n)
+            for part in (*active, opens_document(context).flatten())
+        )
+        observed = Active(ids, values), opens.cumsum(0)
+        self.tracker.update(*observed)
+        return observed
 
-        def select(pre_NF: Tensor) -> sparse.Selection:
-            nonlocal prior_NF
-            prior_NF = self.fed_back(pre_NF, context)
-            pre_NF.addcmul_(prior_NF, self.rho.detach())  # the kernel reads values from here
-            return self.act.select(pre_NF, mask_N)
-
-        pairs, bias_F = self.shortened(x_BTD, self.features(x_BTD, context))
-        codes, pre = sparse.encode(select, bias_F, pairs)
-        # The kernel knows nothing of ρ; this adds its gradient and the number 0.
-        slope = prior_NF[codes.rows, codes.cols] * (codes.values > 0)
-        values = codes.values + (self.rho - self.rho.detach()) * slope
-        codes = codes._replace(values=values)
-        return codes, None, pre
-
-    def fed_back(self, static_NF: Tensor, context: FilledContext) -> Tensor:
-        """The prior of a training batch, which then moves C.
-
-        C of before the batch is used, or a token's prior would contain the token itself. Only the
-        first batch fills an empty C ahead, so that there is something to learn ρ from.
-        """
-        active = self.static_codes(static_NF, context.mask_BT.flatten())
-        fresh = int(self.tracker.updates) == 0
-        if fresh:
-            self.observe(active, context)
-        prior_NF = self.prior(active, context)
-        if not fresh:
-            self.observe(active, context)
-        return prior_NF
-
-    def observe(self, active: Active, context: FilledContext) -> None:
-        """Move C while training, and keep the codes for the loss of W: those of the whole batch,
-        which every rank sees, so that all hold the same C."""
-        if self.training:
-            n = len(context.mask_BT)
-            ids, values, opens = (
-                distributed.in_batch_order(part, n)
-                for part in (*active, opens_document(context).flatten())
-            )
-            self.observed = Active(ids, values), opens.cumsum(0)
-            self.tracker.update(*self.observed)
-
-    def extra_terms(
-        self,
-        x_BTD: Tensor,
-        context: FilledContext,
-        codes: Codes | None,
-        z_NF: Tensor | None,
-        pre_NF: Tensor,
-    ) -> dict[str, Tensor]:
+    def own_terms(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
         """``relation``: the loss of W on the batch's codes, while training."""
         if not self.training:
             return {}
-        assert self.observed is not None  # ``codes`` has observed the batch
-        (active, document_N), self.observed = self.observed, None
+        if self.cfg.feedback:
+            active, document_N = enc.aux["observed"]
+        else:
+            active, document_N = self.observe(strongest(enc.codes, self.cfg.slots), enc.context)
         relation = self.tracker.relation
         if self.cfg.learning == "norm":
             return {"relation": self.cfg.learning_weight * relation.norm_loss()}
@@ -237,9 +194,6 @@ class CausalSAE(SAE):
                 loss = relation.logistic_loss(*arguments)
         return {"relation": self.cfg.learning_weight * loss}
 
-    def stream(self, batch_size: int) -> "CausalStream":
-        return CausalStream(self, batch_size)
-
 
 def opens_document(context: FilledContext) -> Tensor:
     """Whether a document starts at each token [B, T]; a sequence always starts one."""
@@ -249,29 +203,3 @@ def opens_document(context: FilledContext) -> Tensor:
 def documents(context: FilledContext) -> Tensor:
     """The number [N] of each token's document."""
     return opens_document(context).flatten().cumsum(0)
-
-
-class CausalStream(Stream):
-    """A circular buffer of the last ``window`` tokens' static codes."""
-
-    sae: CausalSAE
-
-    def __init__(self, sae: CausalSAE, batch_size: int):
-        super().__init__(sae, batch_size)
-        cfg, device = sae.cfg, sae.b_dec.device
-        self.buffer = CircularFeatureBuffer(batch_size, cfg.slots, cfg.window, cfg.bits, device)
-
-    @torch.no_grad()
-    def advance(self, x_BD: Tensor, boundary_B: Tensor | None, mask_B: Tensor) -> Tensor:
-        sae = self.sae
-        if not sae.cfg.feedback:
-            return super().advance(x_BD, boundary_B, mask_B)
-        if boundary_B is not None:
-            self.buffer.clear(boundary_B >= DOCUMENT)
-        static_BF = torch.where(mask_B[:, None], x_BD - sae.b_dec, 0.0) @ sae.W_enc + sae.b_enc
-        prior_BF = torch.zeros_like(static_BF)
-        rows_B = torch.arange(self.batch_size, device=x_BD.device)
-        for lag in range(1, sae.cfg.window + 1):
-            sae.tracker.add_prior(prior_BF, rows_B, self.buffer.at(lag), lag)
-        self.buffer.push(sae.static_codes(static_BF, mask_B))
-        return sae.act(static_BF + sae.rho * prior_BF, mask_B)

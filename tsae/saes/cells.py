@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from tsae.saes.base import DOCUMENT, FilledContext
+from tsae.sequences import DOCUMENT, FilledContext
 
 
 class Pieces(NamedTuple):

@@ -50,13 +50,13 @@ class Composition(nn.Module):
         return h1 @ self.W.t() if isinstance(h1, Tensor) else decode(h1, self.W.t())
 
     @torch.no_grad()
-    def measure(self, codes: Codes | None, h1: Tensor, h2: Tensor, error_NP: Tensor, n: Tensor):
+    def measure(self, codes: Codes | Tensor, h2: Tensor, error_NP: Tensor, n: Tensor):
         """Keep ``G = mean_t (W h1 - h2) h1^T`` of a batch and move the moments.
 
-        ``h1`` [N, F1] dense, ``codes`` the same sparse (or None), ``error_NP`` = W h1 - h2, ``n``
-        the number of valid tokens.
+        ``codes``: h1 [N, F1], ``error_NP`` = W h1 - h2, ``n`` the number of valid tokens.
         """
-        if codes is not None and has_sparse_products(h2.device):
+        h1 = codes if isinstance(codes, Tensor) else codes.dense()
+        if not isinstance(codes, Tensor) and has_sparse_products(h2.device):
             h1_FN = codes.csr(codes.values).t().to_sparse_csr()
         else:
             h1_FN = h1.t()

@@ -12,22 +12,24 @@ def sampled_pairs(keep_N: Tensor, lag: int, limit: int) -> Tensor:
     return rows[torch.randperm(rows.numel(), device=rows.device)[:limit]]
 
 
-def block_of(
-    codes: Codes | None, z_NF: Tensor | None, rows_P: Tensor, start: int, stop: int
-) -> Tensor:
-    """Latents ``start … stop - 1`` of the given (distinct) tokens [P, stop - start], with gradient.
+def block_of(codes: Codes | Tensor, rows_P: Tensor | None, start: int, stop: int) -> Tensor:
+    """Latents ``start … stop - 1`` of the given (distinct) tokens [P, stop - start], with gradient;
+    of all tokens for None.
 
     From sparse codes only the active entries of these tokens are read.
     """
-    if codes is None:
-        assert z_NF is not None
-        return z_NF[rows_P, start:stop]
-    place_N = torch.full((codes.shape[0],), -1, device=rows_P.device)
-    place_N[rows_P] = torch.arange(rows_P.numel(), device=rows_P.device)
-    place = place_N[codes.rows]
-    inside = ((place >= 0) & (codes.cols >= start) & (codes.cols < stop)).nonzero()[:, 0]
-    empty = codes.values.new_zeros(rows_P.numel(), stop - start)
-    return empty.index_put((place[inside], codes.cols[inside] - start), codes.values[inside])
+    if isinstance(codes, Tensor):
+        return codes[:, start:stop] if rows_P is None else codes[rows_P, start:stop]
+    inside, place = (codes.cols >= start) & (codes.cols < stop), codes.rows
+    if rows_P is not None:
+        place_N = torch.full((codes.shape[0],), -1, device=rows_P.device)
+        place_N[rows_P] = torch.arange(rows_P.numel(), device=rows_P.device)
+        place = place_N[codes.rows]
+        inside &= place >= 0
+    kept = inside.nonzero()[:, 0]
+    n = codes.shape[0] if rows_P is None else rows_P.numel()
+    empty = codes.values.new_zeros(n, stop - start)
+    return empty.index_put((place[kept], codes.cols[kept] - start), codes.values[kept])
 
 
 def info_nce(now_PG: Tensor, then_PG: Tensor, segment_P: Tensor, temperature: float) -> Tensor:

@@ -25,10 +25,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tsae.kernels.sparse import Codes
-from tsae.saes.base import DOCUMENT, FilledContext, require
+from tsae.saes.base import Encoding, require
+from tsae.saes.consistency import block_of
 from tsae.saes.matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from tsae.saes.registry import register
+from tsae.sequences import DOCUMENT, FilledContext
 
 WEIGHTS = {"cosine": (1.0, 1.0), "dot": (0.2, 0.8)}
 """``(w_1, w_2)`` of the paper's text and of its released code."""
@@ -96,30 +97,13 @@ class ContrastiveSAE(MatryoshkaSAE):
             return {"all": ids}
         return dict(zip(("high", "low"), ids.split(self.sizes), strict=True))
 
-    def extra_terms(
-        self,
-        x_BTD: Tensor,
-        context: FilledContext,
-        codes: Codes | None,
-        z_NF: Tensor | None,
-        pre_NF: Tensor,
-    ) -> dict[str, Tensor]:
+    def own_terms(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
         """``prefixes`` (the high prefix's error) and ``contrast`` = alpha/d C, weighted."""
-        terms = super().extra_terms(x_BTD, context, codes, z_NF, pre_NF)
+        terms = super().own_terms(x_BTD, enc)
         if self.cfg.alpha > 0:
-            contrast = self.contrast(self.high(codes, z_NF), context)
+            contrast = self.contrast(block_of(enc.codes, None, 0, self.sizes[0]), enc.context)
             terms["contrast"] = self.cfg.alpha / self.cfg.d_in * contrast
         return terms
-
-    def high(self, codes: Codes | None, z_NF: Tensor | None) -> Tensor:
-        """The high latents' codes h [N, F_high], dense, with their gradient."""
-        n_high = self.sizes[0]
-        if codes is None:
-            assert z_NF is not None
-            return z_NF[:, :n_high]
-        kept = (codes.cols < n_high).nonzero()[:, 0]
-        empty = codes.values.new_zeros(codes.shape[0], n_high)
-        return empty.index_put((codes.rows[kept], codes.cols[kept]), codes.values[kept])
 
     def contrast(self, h_NH: Tensor, context: FilledContext) -> Tensor:
         """``C`` of the module's equations over at most ``pairs`` pairs; 0 with fewer than two."""

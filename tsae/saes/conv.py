@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from tsae.kernels.sparse import Codes, group_energy, lag_dots
 from tsae.saes import activations
-from tsae.saes.base import DOCUMENT, SAE, FilledContext, SAEConfig, Stream, require
+from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, State, Tokens, require
 from tsae.saes.config import split_by_shares
 from tsae.saes.consistency import block_of, info_nce, sampled_pairs
+from tsae.saes.encoding import recent
 from tsae.saes.registry import register
+from tsae.sequences import DOCUMENT, FilledContext
 
 GROUPS = ("fast", "sentence", "document")
 GATES = ("none", "hard", "learned")
@@ -131,6 +133,10 @@ class ConvSAE(SAE):
         return dict(zip(GROUPS, ids.split(self.sizes), strict=True))
 
     @property
+    def looks_back(self) -> bool:
+        return self.cfg.window > 1
+
+    @property
     def pairs_tokens(self) -> bool:
         """True for the contrastive distance, whose negatives are other sequences' tokens."""
         return self.cfg.consistency == "contrastive"
@@ -160,47 +166,50 @@ class ConvSAE(SAE):
 
     # ---- encoder --------------------------------------------------------------------------
 
-    def features(self, x_BTD: Tensor, context: FilledContext) -> list[tuple[Tensor, Tensor]]:
-        x = self.centred(x_BTD, context)
-        pairs: list[tuple[Tensor, Tensor]] = [(x.flatten(0, 1), self.W_enc)]
-        gates = self.lag_gates(self.closed(x, context))
-        if not gates:
-            return pairs
+    def delta(self, tokens: Tokens, state: State | None) -> Delta:
+        if self.cfg.window == 1:
+            return Delta()
+        x_BTD, context = recent(tokens.x_BTD, tokens.context, state, self.cfg.window)
+        u_BTD = tokens.u_BTD if state is None else self.centred(x_BTD, context)
+        gates = self.lag_gates(self.closed(u_BTD, context))
         if self.cfg.lag_rank is None:
-            for j, g in enumerate(gates, start=1):
-                past = nn.functional.pad(x, (0, 0, j, 0))[:, : x.shape[1]] * g[..., None]
-                pairs.append((past.flatten(0, 1), self.W_lag[j - 1]))
-            return pairs
-        # One projection for all lags, then each block shifts by its own lag: no [B,T,w,d] copy.
+            lagged = [
+                (nn.functional.pad(u_BTD, (0, 0, j, 0))[:, : u_BTD.shape[1]] * g[..., None], W)
+                for j, (g, W) in enumerate(zip(gates, self.W_lag, strict=True), start=1)
+            ]
+        else:
+            lagged = self.low_rank(x_BTD, context, gates)
+        T = tokens.x_BTD.shape[1]
+        return Delta(tuple((u[:, -T:].flatten(0, 1), W) for u, W in lagged))
+
+    def low_rank(
+        self, x_BTD: Tensor, context: FilledContext, gates: list[Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """All lags as one pair (u [B, T, lags r], B): one projection, whose blocks shift by their
+        own lags, so that there is no [B, T, w, d] copy."""
         # The bias is projected apart, so that its gradient is a product of vectors.
         valid = context.mask_BT[..., None]
         low = torch.where(valid, x_BTD, 0.0) @ self.A_lag - valid * (self.b_dec @ self.A_lag)
         lows = low.unflatten(-1, (len(gates), -1)).unbind(2)  # one gradient, not one a lag
         lagged = [
-            nn.functional.pad(low[:, : x.shape[1] - j], (0, 0, j, 0)) * g[..., None]
+            nn.functional.pad(low[:, : x_BTD.shape[1] - j], (0, 0, j, 0)) * g[..., None]
             for j, (low, g) in enumerate(zip(lows, gates, strict=True), start=1)
-            if j < x.shape[1]
+            if j < x_BTD.shape[1]
         ]
-        if lagged:
-            u = torch.cat(lagged, dim=-1).flatten(0, 1)
-            pairs.append((u, self.B_lag[:, : u.shape[1]].t()))
-        return pairs
+        if not lagged:
+            return []
+        u_BTR = torch.cat(lagged, dim=-1)
+        return [(u_BTR, self.B_lag[:, : u_BTR.shape[-1]].t())]
 
     # ---- consistency ----------------------------------------------------------------------
 
-    def extra_terms(
-        self,
-        x_BTD: Tensor,
-        context: FilledContext,
-        codes: Codes | None,
-        z_NF: Tensor | None,
-        pre_NF: Tensor,
-    ) -> dict[str, Tensor]:
+    def own_terms(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
+        """``consistency``, weighted."""
         cfg = self.cfg
         active = [g for g in range(len(self.sizes)) if cfg.consistency_weights[g] > 0]
         if cfg.consistency == "none" or not active:
             return {}
-        mask, boundary = context.mask_BT.flatten(), context.boundary_BT.flatten()
+        mask, boundary = enc.mask_N, enc.context.boundary_BT.flatten()
         levels = [boundary >= cfg.group_levels[g] for g in range(len(self.sizes))]
         segment_NG = torch.stack(levels, 1).cumsum(0)
         lags = tuple(lag for lag in cfg.lags if lag < x_BTD.shape[1])
@@ -209,21 +218,21 @@ class ConvSAE(SAE):
             (segment_NG[lag:] == segment_NG[:-lag]) & pair[:, None]
             for lag, pair in zip(lags, pairs, strict=True)
         ]
-        total = pre_NF.new_zeros(())
+        total = enc.target.new_zeros(())
         if cfg.consistency == "contrastive":
             starts = [sum(self.sizes[:g]) for g in range(len(self.sizes) + 1)]
             for lag, keep in zip(lags, keeps, strict=True):
                 for g in active:
                     rows = sampled_pairs(keep[:, g], lag, cfg.pairs)
                     now, then = (
-                        block_of(codes, z_NF, part, starts[g], starts[g + 1])
+                        block_of(enc.codes, part, starts[g], starts[g + 1])
                         for part in (rows, rows - lag)
                     )
                     distance = info_nce(now, then, segment_NG[rows, g], cfg.temperature)
                     total = total + cfg.consistency_weights[g] * distance
             return {"consistency": total}
-        energy_NG = self.energy(codes, z_NF)
-        for lag, keep, dots_NG in zip(lags, keeps, self.dots(codes, z_NF, lags), strict=True):
+        energy_NG = self.energy(enc.codes)
+        for lag, keep, dots_NG in zip(lags, keeps, self.dots(enc.codes, lags), strict=True):
             now, then, both = energy_NG[lag:], energy_NG[:-lag], dots_NG[lag:]
             if cfg.consistency == "cosine":
                 # The epsilon keeps the root's gradient finite where a group is silent.
@@ -231,66 +240,18 @@ class ConvSAE(SAE):
             else:
                 distance = 1.0 - 2.0 * both / (now + then + 1e-6)
             total = total + (distance * keep).sum(0) @ self.weight_G
-        return {"consistency": total / mask.sum().clamp_min(1)}
+        return {"consistency": total / enc.n}
 
-    def energy(self, codes: Codes | None, z_NF: Tensor | None) -> Tensor:
+    def energy(self, codes: Codes | Tensor) -> Tensor:
         """``|z_g|^2`` [N, G]."""
-        if codes is not None:
+        if not isinstance(codes, Tensor):
             return group_energy(codes, self.group_F, len(self.sizes))
-        assert z_NF is not None
-        return torch.stack([b.square().sum(1) for b in z_NF.split(self.sizes, 1)], 1)
+        return torch.stack([b.square().sum(1) for b in codes.split(self.sizes, 1)], 1)
 
-    def dots(self, codes: Codes | None, z_NF: Tensor | None, lags: tuple[int, ...]) -> Tensor:
+    def dots(self, codes: Codes | Tensor, lags: tuple[int, ...]) -> Tensor:
         """``z_g[t] . z_g[t-lag]`` [L, N, G] for every lag."""
-        if codes is not None:
+        if not isinstance(codes, Tensor):
             return lag_dots(codes, lags, self.group_F, len(self.sizes))
-        assert z_NF is not None
-        products = [z_NF * nn.functional.pad(z_NF[:-lag], (0, 0, lag, 0)) for lag in lags]
+        products = [codes * nn.functional.pad(codes[:-lag], (0, 0, lag, 0)) for lag in lags]
         blocks = [torch.stack([b.sum(1) for b in p.split(self.sizes, 1)], 1) for p in products]
         return torch.stack(blocks)
-
-    def stream(self, batch_size: int) -> "ConvStream":
-        return ConvStream(self, batch_size)
-
-
-class ConvStream(Stream):
-    """A preallocated circular buffer of the last w-1 centred tokens and their running gates."""
-
-    sae: ConvSAE
-
-    def __init__(self, sae: ConvSAE, batch_size: int):
-        super().__init__(sae, batch_size)
-        slots = max(sae.cfg.window - 1, 1)
-        self.buffer_BSD = sae.b_dec.new_zeros(batch_size, slots, sae.cfg.d_in)
-        self.gate_BS = sae.b_dec.new_zeros(batch_size, slots)
-        self.previous_BD = sae.b_dec.new_zeros(batch_size, sae.cfg.d_in)
-        self.t = 0
-
-    @torch.no_grad()
-    def advance(self, x_BD: Tensor, boundary_B: Tensor | None, mask_B: Tensor) -> Tensor:
-        sae, cfg = self.sae, self.sae.cfg
-        if boundary_B is None:
-            boundary_B = torch.zeros(self.batch_size, dtype=torch.uint8, device=x_BD.device)
-        if self.t == 0:
-            boundary_B = torch.full_like(boundary_B, DOCUMENT)
-        x = torch.where(mask_B[:, None], x_BD - sae.b_dec, 0.0)
-        pair = torch.stack([self.previous_BD, x], 1)
-        both = torch.stack([boundary_B, boundary_B], 1)
-        context = FilledContext(torch.ones_like(both, dtype=torch.bool), both)
-        self.gate_BS *= 1.0 - sae.closed(pair, context)[:, 1:]
-        pre = x @ sae.W_enc + sae.b_enc
-        slots = self.buffer_BSD.shape[1]
-        for j in range(1, cfg.window):
-            slot = (self.t - j) % slots
-            lagged = self.buffer_BSD[:, slot] * self.gate_BS[:, slot, None]
-            if cfg.lag_rank is None:
-                pre = pre + lagged @ sae.W_lag[j - 1]
-            else:
-                r = sae.A_lag.shape[1] // (cfg.window - 1)
-                block = slice((j - 1) * r, j * r)
-                pre = pre + lagged @ sae.A_lag[:, block] @ sae.B_lag[:, block].t()
-        self.buffer_BSD[:, self.t % slots] = x
-        self.gate_BS[:, self.t % slots] = 1.0
-        self.previous_BD.copy_(x)
-        self.t += 1
-        return sae.act(pre, mask_B)

@@ -20,18 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from tsae.kernels.scan import scan
-from tsae.kernels.sparse import Codes
-from tsae.saes.base import (
-    DOCUMENT,
-    SAE,
-    FilledContext,
-    SAEConfig,
-    SAEOutput,
-    SequenceContext,
-    Stream,
-    require,
-)
+from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, State, Tokens, require
 from tsae.saes.registry import register
+from tsae.sequences import DOCUMENT
 from tsae.training import distributed
 
 SCHEDULES = ("learned", "decay")
@@ -163,92 +154,35 @@ class GLTASAE(SAE):
         self.var_F.lerp_(var_F.clamp_min(0.0), rate)
         self.variance_steps += 1
 
-    def adapted(self, x_BTD: Tensor, context: FilledContext, track: bool = False) -> Tensor:
-        """``pre'`` [N, F]; ``track`` moves the variances first, as a training step does."""
-        pre = self.pre(x_BTD, context)
-        if not self.cfg.train_adaptation and not self.theta.any():
-            return pre
-        a_NF = pre.relu()
-        if track and self.cfg.variance_scaling:
-            self.track_variance(a_NF.detach(), context.mask_BT.flatten())
+    @property
+    def looks_back(self) -> bool:
+        return self.cfg.train_adaptation or bool(self.theta.any())
+
+    def delta(self, tokens: Tokens, state: State | None) -> Delta:
+        """``-theta m[t-1]``: every latent's past shapes it, so its gradient is dense."""
+        if not self.looks_back:
+            return Delta()
+        a_NF, context = tokens.pre_NF.relu(), tokens.context
+        if tokens.learn and self.cfg.variance_scaling:
+            self.track_variance(a_NF.detach(), tokens.mask_N)
         delta_F, theta_F = self.adaptation()
         keep_BT = context.boundary_BT < DOCUMENT
-        a_BTF = a_NF.unflatten(0, x_BTD.shape[:2])
-        r_BTF = scan(a_BTF, delta_F, keep_BT, context.mask_BT)
-        return pre - theta_F * (1.0 - delta_F) * r_BTF.flatten(0, 1)
+        if state is None:
+            a_BTF = a_NF.unflatten(0, context.mask_BT.shape)
+            r_NF = scan(a_BTF, delta_F, keep_BT, context.mask_BT).flatten(0, 1)
+        else:
+            r_NF = state.setdefault("r", torch.zeros_like(a_NF)) * keep_BT
+            state["r"].copy_(torch.where(context.mask_BT, delta_F * r_NF + a_NF, r_NF))
+        return Delta(dense=-theta_F * (1.0 - delta_F) * r_NF)
 
-    # ---- the interface --------------------------------------------------------------------
-
-    def codes(
-        self, x_BTD: Tensor, context: FilledContext
-    ) -> tuple[Codes | None, Tensor | None, Tensor]:
-        """As the base's, of ``pre'``: every latent's past shapes it, so its gradient is dense,
-        while the decoder still sees the selected latents alone."""
-        mask_N = context.mask_BT.flatten()
-        pre = self.adapted(x_BTD, context, track=self.training)
-        if not hasattr(self.act, "select") or self.dense_path:
-            return None, self.act(pre, mask_N), pre
-        rows, cols, crow = self.act.select(pre.detach(), mask_N)
-        values = pre.flatten().gather(0, rows * pre.shape[1] + cols).clamp_min(0.0)
-        codes = Codes(values, rows, cols, crow, (len(pre), pre.shape[1]))
-        return codes, None, pre
-
-    def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
-        context = self.checked(x_BTD, context)
-        z = self.act(self.adapted(x_BTD, context), context.mask_BT.flatten())
-        return z.unflatten(0, x_BTD.shape[:2])
-
-    def forward(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
-        """``pre`` of the output is ``pre'``."""
-        context = self.checked(x_BTD, context)
-        pre = self.adapted(x_BTD, context)
-        z = self.act(pre, context.mask_BT.flatten()).unflatten(0, x_BTD.shape[:2])
-        return SAEOutput(self.decode(z), z, pre.unflatten(0, x_BTD.shape[:2]), {})
-
-    def extra_terms(
-        self,
-        x_BTD: Tensor,
-        context: FilledContext,
-        codes: Codes | None,
-        z_NF: Tensor | None,
-        pre_NF: Tensor,
-    ) -> dict[str, Tensor]:
+    def own_terms(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
         """``penalty`` = lambda (beta^2 + theta^2), where they are learned."""
         if not self.cfg.train_adaptation or self.cfg.penalty == 0:
             return {}
         square = self.beta.square().mean() + self.theta.square().mean()
         return {"penalty": self.cfg.penalty * square}
 
-    def loss(self, x_BTD: Tensor, context: SequenceContext | None = None) -> dict[str, Tensor]:
-        """The base's terms and ``penalty``; and, not part of the total, where ``beta``,
-        ``theta`` (means over latents) and ``tau`` stand."""
-        terms = super().loss(x_BTD, context)
-        for name in ("beta", "theta", "tau"):
-            terms[name] = getattr(self, name).detach().mean()
-        return terms
-
-    def stream(self, batch_size: int) -> "GLTAStream":
-        return GLTAStream(self, batch_size)
-
-
-class GLTAStream(Stream):
-    """The preallocated memory m of every latent."""
-
-    sae: GLTASAE
-
-    def __init__(self, sae: GLTASAE, batch_size: int):
-        super().__init__(sae, batch_size)
-        self.m_BF = sae.b_dec.new_zeros(batch_size, sae.cfg.d_sae)
-
-    @torch.no_grad()
-    def advance(self, x_BD: Tensor, boundary_B: Tensor | None, mask_B: Tensor) -> Tensor:
-        sae = self.sae
-        if boundary_B is not None:
-            self.m_BF.masked_fill_((boundary_B >= DOCUMENT)[:, None], 0.0)
-        u = torch.where(mask_B[:, None], x_BD - sae.b_dec, 0.0)
-        pre = u @ sae.W_enc + sae.b_enc
-        delta_F, theta_F = sae.adaptation()
-        adapted = pre - theta_F * self.m_BF
-        moved = torch.lerp(pre.relu(), self.m_BF, delta_F)
-        self.m_BF.copy_(torch.where(mask_B[:, None], moved, self.m_BF))
-        return sae.act(adapted, mask_B)
+    def reported(self, enc: Encoding) -> dict[str, Tensor]:
+        """Where ``beta``, ``theta`` (means over latents) and ``tau`` stand."""
+        names = ("beta", "theta", "tau")
+        return super().reported(enc) | {n: getattr(self, n).detach().mean() for n in names}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
-from tsae.saes.base import SAE, FilledContext, Phase, SAEConfig, SAEOutput, SequenceContext, require
+from tsae.saes.base import SAE, Encoding, Phase, SAEConfig, SequenceContext, require
 from tsae.saes.bridge import copy_static, grown, load_static
 from tsae.saes.composition import Composition
 from tsae.saes.registry import register
@@ -98,7 +98,6 @@ class HierarchicalSAE(SAE):
     def __init__(self, cfg: HierarchicalConfig):
         super().__init__(cfg)
         self.given: list[SAE] = []  # a list, so that it is no part of this module's state
-        self.l0_parents: Tensor | None = None
         if cfg.levels == 1:
             return
         F1, F2 = cfg.d_sae, cfg.n_parents
@@ -149,59 +148,25 @@ class HierarchicalSAE(SAE):
         """``x2 = h2 (D2 D1) + b`` [..., d]: the product of dictionaries first, as F2 < N."""
         return h2 @ (self.D2 @ self.W_dec) + self.b_dec
 
-    def forward(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
-        """As the static SAE; with two levels, ``extra`` has ``h2`` [B, T, F2] and ``x_parents``."""
-        context = self.checked(x_BTD, context)
-        out = super().forward(x_BTD, context)
-        if self.cfg.levels == 1:
-            return out
-        h2 = self.parent_codes(out.z.flatten(0, 1), context.mask_BT.flatten())[0]
-        h2 = h2.unflatten(0, x_BTD.shape[:2])
-        return out._replace(extra={"h2": h2, "x_parents": self.decode_parents(h2)})
-
     # ---- loss -----------------------------------------------------------------------------
 
-    def loss(self, x_BTD: Tensor, context: SequenceContext | None = None) -> dict[str, Tensor]:
-        """The base terms and, weighted, ``mse_parents``, ``composition``, ``sparsity_parents`` and
-        ``aux_parents``; ``l0_parents`` is reported as ``l0`` is."""
-        self.l0_parents = None
-        terms = super().loss(x_BTD, context)
-        return terms if self.l0_parents is None else {**terms, "l0_parents": self.l0_parents}
+    @property
+    def codes_learn(self) -> bool:
+        """False while level 1 is frozen: its threshold and the weight of its sparsity would
+        drift."""
+        return self.W_dec.requires_grad
 
-    def codes(
-        self, x_BTD: Tensor, context: FilledContext
-    ) -> tuple[Codes | None, Tensor | None, Tensor]:
-        """As the base; a frozen level 1 encodes as at inference, its threshold frozen too."""
-        self.act.train(self.training and self.W_dec.requires_grad)
-        return super().codes(x_BTD, context)
+    def reported(self, enc: Encoding) -> dict[str, Tensor]:
+        """Also ``l0_parents``, where there are any."""
+        own = {name: enc.aux[name] for name in ("l0_parents",) if name in enc.aux}
+        return super().reported(enc) | own
 
-    def sparsity_terms(
-        self, z_NF: Tensor | None, pre_NF: Tensor, mask_N: Tensor, l0: Tensor
-    ) -> dict[str, Tensor]:
-        """As the base; nothing while level 1 is frozen, when steering its weight would drift."""
-        return super().sparsity_terms(z_NF, pre_NF, mask_N, l0) if self.W_dec.requires_grad else {}
-
-    def aux_term(
-        self, x_BTD: Tensor, context: FilledContext, error_ND: Tensor
-    ) -> dict[str, Tensor]:
-        """As the base; nothing while level 1 is frozen."""
-        return super().aux_term(x_BTD, context, error_ND) if self.W_dec.requires_grad else {}
-
-    def extra_terms(
-        self,
-        x_BTD: Tensor,
-        context: FilledContext,
-        codes: Codes | None,
-        z_NF: Tensor | None,
-        pre_NF: Tensor,
-    ) -> dict[str, Tensor]:
+    def own_terms(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
+        """``mse_parents``, ``composition``, ``sparsity_parents`` and ``aux_parents``, weighted."""
         cfg = self.cfg
         if cfg.levels == 1 or self.phase == "level1":
             return {}
-        mask_N = context.mask_BT.flatten()
-        n = mask_N.sum().clamp_min(1)
-        h1 = z_NF if codes is None else codes
-        assert h1 is not None
+        mask_N, n, h1 = enc.mask_N, enc.n, enc.codes
         h2, pre2 = self.parent_codes(h1, mask_N)
         error = x_BTD.flatten(0, 1) - self.decode_parents(h2)
         error = torch.where(mask_N[:, None], error, 0.0)  # a masked token may hold anything
@@ -211,18 +176,17 @@ class HierarchicalSAE(SAE):
             "mse_parents": cfg.mu * error.square().sum() / unit,
             "composition": cfg.lambda_c * (composed - h2).square().sum() / unit,
         }
-        self.l0_parents = (h2.detach() > 0).sum() / n
-        terms.update(self.parent_sparsity(h2, pre2, mask_N))
+        enc.aux["l0_parents"] = (h2.detach() > 0).sum() / n
+        terms.update(self.parent_sparsity(h2, pre2, enc))
         if self.training:
             with torch.no_grad():
                 fired = distributed.anywhere((h2 > 0).any(0))
                 self.idle_parents.add_(distributed.count(int(n))).masked_fill_(fired, 0)
             terms.update(self.parent_aux(pre2, mask_N, error.detach()))
-            dense = h1 if isinstance(h1, Tensor) else h1.dense()
-            self.composer.measure(codes, dense, h2, composed - h2, n)
+            self.composer.measure(h1, h2, composed - h2, n)
         return terms
 
-    def parent_sparsity(self, h2: Tensor, pre2: Tensor, mask_N: Tensor) -> dict[str, Tensor]:
+    def parent_sparsity(self, h2: Tensor, pre2: Tensor, enc: Encoding) -> dict[str, Tensor]:
         """The base's sparsity term for the parents, with a weight of its own steered to k2."""
         cfg, k2 = self.cfg, self.cfg.parents_per_token
         if (cfg.act2 or cfg.act) not in ("relu", "jumprelu"):
@@ -230,13 +194,12 @@ class HierarchicalSAE(SAE):
         warm = min(1.0, self.progress / cfg.sparsity_warmup) if cfg.sparsity_warmup else 1.0
         weight = self.parent_sparsity_weight.clone() * warm
         if hasattr(self.act2, "l0"):
-            penalty = self.act2.l0(pre2, mask_N) / k2
+            penalty = self.act2.l0(pre2, enc.mask_N) / k2
         else:
-            penalty = h2.sum() / mask_N.sum().clamp_min(1) / cfg.d_in
+            penalty = h2.sum() / enc.n / cfg.d_in
         if self.training and cfg.match_l0 and warm == 1:
-            assert self.l0_parents is not None
             with torch.no_grad():
-                l0 = distributed.mean(self.l0_parents, mask_N.sum())
+                l0 = distributed.mean(enc.aux["l0_parents"], enc.mask_N.sum())
                 steer = (l0 / k2).log().clamp(-1, 1).mul(0.02).exp()
                 self.parent_sparsity_weight.mul_(steer)
         return {"sparsity_parents": weight * penalty}

@@ -15,27 +15,15 @@ units and memory this is the static SAE. Gate: Louizos et al. 2018 (arXiv 1712.0
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tsae.kernels import sparse
-from tsae.kernels.sparse import Codes
-from tsae.saes.base import (
-    SAE,
-    FilledContext,
-    Phase,
-    SAEConfig,
-    SAEOutput,
-    SequenceContext,
-    Stream,
-    require,
-)
+from tsae.saes.activations import Counting
+from tsae.saes.base import SAE, Delta, Encoding, Phase, SAEConfig, State, Tokens, require
 from tsae.saes.bridge import copy_static, grown, load_static, match, origin
-from tsae.saes.cells import pieces_of, run_lstm
-from tsae.saes.recurrence import Recurrence, RecurrentStream
+from tsae.saes.recurrence import Recurrence
 from tsae.saes.registry import register
 
 FIRST = ("static", "distil")
@@ -97,10 +85,7 @@ class LSTMSAE(SAE):
     def __init__(self, cfg: LSTMConfig):
         super().__init__(cfg)
         self.teacher: list[SAE] = []  # a list, so that it is no part of this module's state
-        self.k_now = cfg.k
-        self.kept: list[Tensor] | None = None
         self.static = cfg.hidden == 0 and cfg.memory == 0
-        self.muted = False
         if not self.static:
             self.recurrent = Recurrence(cfg)
         if cfg.teacher is not None:
@@ -123,134 +108,83 @@ class LSTMSAE(SAE):
     @property
     def off(self) -> bool:
         """Whether the temporal parts are left out: there are none, or rho is still frozen at 0."""
-        return self.static or self.muted or self.phase in FIRST
+        return self.static or self.phase in FIRST
 
-    def states(self, x_ND: Tensor, pre_NF: Tensor | None, context: FilledContext) -> Tensor:
-        """[h; m] [N, H + r], whichever of the two there are; 0 at invalid tokens."""
-        parts, recurrent, pieces = [], self.recurrent, pieces_of(context)
-        x_nD = x_ND[pieces.rows_n]
-        if recurrent.lstm is not None:
-            parts.append(run_lstm(recurrent.lstm, x_nD, pieces, self.cfg.tbptt))
-        if recurrent.memory is not None:
-            assert pre_NF is not None  # made wherever there is a memory
-            c_NR = recurrent.memory.projected(pre_NF, context.mask_BT.flatten())
-            c_nR = c_NR[pieces.rows_n]
-            parts.append(recurrent.memory(c_nR, pieces.position_n))
-        u_nS = torch.cat(parts, 1).to(x_ND.dtype)
-        if self.kept is not None:
-            h = u_nS[:, : self.cfg.hidden]
-            before = torch.cat([torch.zeros_like(h[:1]), h[:-1]]) * (pieces.position_n > 0)[:, None]
-            part = self.recurrent.predicted(before)
-            self.kept.append(torch.zeros_like(x_ND).index_copy(0, pieces.rows_n, part))
-        return x_ND.new_zeros(len(x_ND), u_nS.shape[1]).index_copy(0, pieces.rows_n, u_nS)
+    @property
+    def looks_back(self) -> bool:
+        return not self.static
 
-    def features(self, x_BTD: Tensor, context: FilledContext) -> list[tuple[Tensor, Tensor]]:
-        return self.features_and_pre(x_BTD, context)[0]
+    @property
+    def codes_learn(self) -> bool:
+        """False while distilling an equal activation: codes are compared at the teacher's
+        threshold."""
+        return self.phase != "distil" or self.given.cfg.act != self.cfg.act
 
-    def features_and_pre(
-        self, x_BTD: Tensor, context: FilledContext
-    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
-        """The pairs of :meth:`features` and the first one's product, where it was needed."""
-        pairs = super().features(x_BTD, context)
+    def delta(self, tokens: Tokens, state: State | None) -> Delta:
         if self.off:
-            return pairs, None
+            return Delta()
+        recurrent = self.recurrent
         # The bias is not asked to serve the recurrence, but whoever asks for dx gets it.
-        x_ND = pairs[0][0] if x_BTD.requires_grad else pairs[0][0].detach()
-        pre_NF = None
-        if self.recurrent.memory is not None:
-            with torch.no_grad():
-                pre_NF = torch.addmm(self.b_enc, x_ND, self.W_enc)
-        u_NS = self.states(x_ND, pre_NF, context)
-        return [*pairs, (u_NS, self.recurrent.weight())], pre_NF
-
-    def codes(
-        self, x_BTD: Tensor, context: FilledContext
-    ) -> tuple[Codes | None, Tensor | None, Tensor]:
-        """As the base, with the static product made once for memory and codes."""
-        if self.off or self.dense_path or not hasattr(self.act, "select"):
-            return super().codes(x_BTD, context)
-        mask_N = context.mask_BT.flatten()
-        pairs, first = self.features_and_pre(x_BTD, context)
-        pairs, bias_F = self.shortened(x_BTD, pairs)
-        select = partial(self.act.select, mask_N=mask_N)
-        codes, pre = sparse.encode(select, bias_F, pairs, first=first)
-        return codes, None, pre
-
-    def forward(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
-        """As the static SAE; ``decoder="lstm"``: x_hat = decode(z) + ``extra["x_recurrent"]``."""
-        if self.cfg.decoder == "static":
-            return super().forward(x_BTD, context)
-        self.kept = []
-        try:
-            out = super().forward(x_BTD, context)
-            part = self.kept[0].view_as(x_BTD) if self.kept else torch.zeros_like(x_BTD)
-        finally:
-            self.kept = None
-        return out._replace(x_hat=out.x_hat + part, extra={"x_recurrent": part})
+        asked = tokens.x_BTD.requires_grad
+        x_ND = (tokens.u_BTD if asked else tokens.u_BTD.detach()).flatten(0, 1)
+        c_NR = None
+        if recurrent.memory is not None:
+            c_NR = recurrent.memory.projected(tokens.static_NF, tokens.mask_N)
+        if state is None:
+            u_NS, before_NH = recurrent.states(x_ND, c_NR, tokens.context, self.cfg.tbptt)
+        else:
+            u_NS, before_NH = recurrent.advance(x_ND, c_NR, tokens.context, state)
+        beside = {}
+        if self.cfg.decoder == "lstm":
+            part_ND = recurrent.predicted(before_NH)
+            beside = {"x_recurrent": part_ND * tokens.mask_N[:, None]}
+        return Delta(((u_NS, recurrent.weight()),), beside=beside)
 
     # ---- loss -----------------------------------------------------------------------------
 
-    def loss(self, x_BTD: Tensor, context: SequenceContext | None = None) -> dict[str, Tensor]:
-        """The base terms and ``gate``. With the recurrent decoder ``mse`` is the static part's and
-        ``recurrent`` what the recurrent part changes it by: FVE = (1 - mse) + (-recurrent) is split
-        in two. While distilling: ``match_codes``, ``match_output`` (:meth:`distil`). Reported and
-        not part of the total: ``gates_open``, ``rho`` (:meth:`Recurrence.openness`)."""
-        if self.phase == "distil":
-            return self.distil(x_BTD, self.checked(x_BTD, context))
-        self.kept = [] if self.cfg.decoder == "lstm" else None
-        try:
-            terms = super().loss(x_BTD, context)
-        finally:
-            self.kept = None  # or its graph would live until the next step
-        return terms if self.off else {**terms, **self.recurrent.openness()}
-
-    def aux_term(
-        self, x_BTD: Tensor, context: FilledContext, error_ND: Tensor
-    ) -> dict[str, Tensor]:
-        """AuxK through the static encoder: reviving the dead needs no second run of the LSTM."""
-        self.muted = True
-        try:
-            return super().aux_term(x_BTD, context, error_ND)
-        finally:
-            self.muted = False
-
-    def extra_terms(
-        self,
-        x_BTD: Tensor,
-        context: FilledContext,
-        codes: Codes | None,
-        z_NF: Tensor | None,
-        pre_NF: Tensor,
-    ) -> dict[str, Tensor]:
-        if self.off:
-            return {}
-        terms = {}
-        # While rho leaves 0 no gate has earned its price yet.
-        if self.recurrent.gate is not None and self.phase != "introduce":
-            open_F = self.recurrent.gate.open_probability()
-            terms["gate"] = self.cfg.lambda_gate * open_F.mean()
-        if self.kept:
-            mask_N = context.mask_BT.flatten()[:, None]
-            if codes is None:
-                assert z_NF is not None
-                decoded = z_NF @ self.W_dec
-            else:
-                decoded = sparse.decode(codes, self.W_dec)
-            error = torch.where(mask_N, x_BTD.flatten(0, 1) - decoded - self.b_dec, 0.0)
-            gain = (error - self.kept[0]).square().sum() - error.square().sum()
-            terms["recurrent"] = gain / (mask_N.sum().clamp_min(1) * self.cfg.d_in)
+    def terms(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
+        """As the base; while distilling, those of :func:`tsae.saes.bridge.match`."""
+        if self.phase != "distil":
+            return super().terms(x_BTD, enc)
+        terms = match(self, self.given, x_BTD, enc)
+        if self.training:
+            self.count_idle((enc.z_NF > 0).any(0), int(enc.n))
         return terms
 
-    def distil(self, x_BTD: Tensor, context: FilledContext) -> dict[str, Tensor]:
-        """See :func:`tsae.saes.bridge.match`."""
+    def aux_term(self, enc: Encoding, error_ND: Tensor) -> dict[str, Tensor]:
+        """AuxK through the static encoder alone: the recurrence is not asked to revive the dead."""
+        return super().aux_term(enc._replace(pairs=enc.pairs[:1]), error_ND)
+
+    def own_terms(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
+        """``gate``; and with the recurrent decoder ``recurrent``, what its part changes ``mse`` by,
+        so that FVE = (1 - mse) + (-recurrent) is split in two."""
+        terms = {}
+        # While rho leaves 0 no gate has earned its price yet.
+        if not self.off and self.recurrent.gate is not None and self.phase != "introduce":
+            open_F = self.recurrent.gate.open_probability()
+            terms["gate"] = self.cfg.lambda_gate * open_F.mean()
+        if "x_recurrent" in enc.beside:
+            error = enc.target - enc.aux["decoded"]
+            gain = (error - enc.beside["x_recurrent"]).square().sum() - error.square().sum()
+            terms["recurrent"] = gain / (enc.n * self.cfg.d_in)
+        return terms
+
+    def reported(self, enc: Encoding) -> dict[str, Tensor]:
+        """Also ``gates_open`` and ``rho`` (:meth:`Recurrence.openness`), or the static ``mse`` while
+        distilling."""
+        own = {} if self.off else self.recurrent.openness()
+        if self.phase == "distil":
+            error = enc.target - self.decoded(enc.codes).detach()
+            own = {"mse": error.square().sum() / (enc.n * self.cfg.d_in)}
+        return super().reported(enc) | own
+
+    @property
+    def given(self) -> SAE:
+        """The teacher; it is read from its directory when first asked for."""
         if not self.teacher:
             assert self.cfg.teacher is not None  # or there would be no such phase
             self.teacher = [load_static(self.cfg.teacher, self.cfg, self.W_dec.device)]
-        out, terms = match(self, self.teacher[0], x_BTD, context)
-        if self.training:
-            fired_F = (out.z > 0).flatten(0, 1).any(0)
-            self.count_idle(fired_F, int(context.mask_BT.sum().clamp_min(1)))
-        return terms
+        return self.teacher[0]
 
     # ---- what the trainer calls -----------------------------------------------------------
 
@@ -268,15 +202,8 @@ class LSTMSAE(SAE):
         super().start_step(step, n_steps, phase)
         p = min(1.0, self.progress / self.cfg.phase_shares[0]) if phase == "static" else 1.0
         factor = 1 + (self.cfg.anneal - 1) * (1 + math.cos(math.pi * p)) / 2
-        self.k_now = min(round(self.cfg.k * factor), self.cfg.d_sae)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> "LSTMSAE":
-        """Switch the mode; the annealed k is for training alone, inference always has k."""
-        super().train(mode)
-        if hasattr(self.act, "k"):
-            self.act.k = self.k_now if mode else self.cfg.k
-        return self
+        if isinstance(self.act, Counting):  # inference always has k
+            self.act.k_training = min(round(self.cfg.k * factor), self.cfg.d_sae)
 
     def finish_step(self) -> None:
         """As the base, unless a perfect match leaves the decoder where it is: rounding its norms
@@ -287,12 +214,7 @@ class LSTMSAE(SAE):
     @torch.no_grad()
     def initialise(self, mean_D: Tensor) -> None:
         """b_dec at the mean activation, or the whole static part from the teacher."""
-        if not self.teacher and self.cfg.teacher is not None:
-            self.teacher = [load_static(self.cfg.teacher, self.cfg, self.W_dec.device)]
-        if self.teacher:
-            copy_static(self.teacher[0], self)
+        if self.teacher or self.cfg.teacher is not None:
+            copy_static(self.given, self)
         else:
             super().initialise(mean_D)
-
-    def stream(self, batch_size: int) -> "Stream":
-        return Stream(self, batch_size) if self.off else RecurrentStream(self, batch_size)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes, rows_to_crow
-from tsae.saes.base import SAE, FilledContext, SAEConfig, SequenceContext, require
+from tsae.saes.base import SAE, Encoding, SAEConfig, require
 from tsae.saes.config import split_by_shares
 from tsae.saes.registry import register
 
@@ -66,16 +66,15 @@ class MatryoshkaSAE(SAE):
             return {"all": ids}
         return {f"block{p}": part for p, part in enumerate(ids.split(self.sizes), start=1)}
 
-    def decoded_blocks(self, codes: Codes | None, z_NF: Tensor | None) -> list[Tensor]:
+    def decoded_blocks(self, codes: Codes | Tensor) -> list[Tensor]:
         """``z W_dec`` [N, d] of each block's latents alone, for all blocks but the last.
 
-        Sparse codes are read
-        as N (P-1) rows, one a token and block, so that one sparse product decodes them all.
+        Sparse codes are read as N (P-1) rows, one a token and block, so that one sparse product
+        decodes them all.
         """
         P = len(self.sizes) - 1
-        if codes is None:
-            assert z_NF is not None
-            blocks = zip(z_NF.split(self.sizes, 1), self.W_dec.split(self.sizes), strict=True)
+        if isinstance(codes, Tensor):
+            blocks = zip(codes.split(self.sizes, 1), self.W_dec.split(self.sizes), strict=True)
             return [z @ W for z, W in list(blocks)[:P]]
         block = self.block_F[codes.cols]
         kept = (block < P).nonzero()[:, 0]
@@ -86,32 +85,16 @@ class MatryoshkaSAE(SAE):
         nested = Codes(codes.values[kept], rows, cols, crow, (N * P, F))
         return list(sparse.decode(nested, self.W_dec).unflatten(0, (N, P)).unbind(1))
 
-    def extra_terms(
-        self,
-        x_BTD: Tensor,
-        context: FilledContext,
-        codes: Codes | None,
-        z_NF: Tensor | None,
-        pre_NF: Tensor,
-    ) -> dict[str, Tensor]:
-        """``prefixes`` = sum of w_p times the error of each prefix but the full one."""
+    def own_terms(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
+        """``prefixes`` = sum of w_p times the error of each prefix but the full one, which ``mse``
+        counts once: where it has a weight w_P, w_P - 1 times ``mse`` joins them."""
         if len(self.sizes) == 1:
             return {}
-        target_ND = self.centred(x_BTD, context).flatten(0, 1)
+        target_ND = self.centred(x_BTD, enc.context).flatten(0, 1)
         total, prefix_ND = target_ND.new_zeros(()), torch.zeros_like(target_ND)
-        blocks = self.decoded_blocks(codes, z_NF)
-        for weight, block_ND in zip(self.prefix_weights, blocks, strict=False):  # the last is mse
+        *weights, last = self.prefix_weights
+        for weight, block_ND in zip(weights, self.decoded_blocks(enc.codes), strict=True):
             prefix_ND = prefix_ND + block_ND
-            sse = nn.functional.mse_loss(prefix_ND, target_ND, reduction="sum")
-            total = total + weight * sse
-        return {"prefixes": total / (context.mask_BT.sum().clamp_min(1) * self.cfg.d_in)}
-
-    def loss(self, x_BTD: Tensor, context: SequenceContext | None = None) -> dict[str, Tensor]:
-        """The base's terms and ``prefixes``; ``mse`` is the full error, unweighted.
-
-        In ``total`` the full error counts ``prefix_weights[-1]`` times.
-        """
-        terms = super().loss(x_BTD, context)
-        if self.prefix_weights[-1] != 1.0:
-            terms["total"] = terms["total"] + (self.prefix_weights[-1] - 1.0) * terms["mse"]
-        return terms
+            total = total + weight * nn.functional.mse_loss(prefix_ND, target_ND, reduction="sum")
+        prefixes = total / (enc.n * self.cfg.d_in)
+        return {"prefixes": prefixes + (last - 1.0) * enc.aux["mse"] if last != 1 else prefixes}

@@ -6,7 +6,7 @@ Tokens are drawn with the CPU's generator, which is the one that checkpoints res
 import torch
 from torch import Tensor, nn
 
-from tsae.saes.context import DOCUMENT, FilledContext
+from tsae.sequences import DOCUMENT, FilledContext
 
 
 def starts(context: FilledContext, level: int) -> Tensor:

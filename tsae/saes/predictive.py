@@ -7,10 +7,10 @@ r"""Temporal Feature Analysis: a dense part predicted from context, a sparse par
 
 So it is the static SAE of ``x - x_p``: ``encode``, ``z``, the pre-activations, L0, sparsity and
 AuxK are those of the sparse, new part, ``decode(z) = z W_dec + b_dec`` is its reconstruction, and
-**x_hat = decode(z) + x_p**. ``forward`` gives ``extra["z_p"]`` [B, T, F] and ``extra["x_p"]``
-[B, T, d]. z_p is dense and does not count in L0, so equal L0 flatters this variant: report
-``predicted_density`` (share of z_p that is not 0) beside it. x_p does look at x[t]: its
-direction comes from the query and the past, its length from a projection on u itself.
+**x_hat = decode(z) + x_p**, of which ``forward`` gives ``beside["x_p"]`` [B, T, d]. z_p is dense
+and does not count in L0, so equal L0 flatters this variant: report ``predicted_density`` (share of
+z_p that is not 0) beside it. x_p does look at x[t]: its direction comes from the query and the
+past, its length from a projection on u itself.
 Keys are the valid tokens of the same document, at most ``window`` back, and an empty one (the
 published shift by one token starts with a zero code) that is always there. ``n_heads=0`` is the
 static SAE exactly.
@@ -29,17 +29,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tsae.saes.base import (
-    DOCUMENT,
-    SAE,
-    FilledContext,
-    SAEConfig,
-    SAEOutput,
-    SequenceContext,
-    Stream,
-    require,
-)
+from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, SequenceContext, State, Tokens, require
 from tsae.saes.registry import register
+from tsae.sequences import DOCUMENT, FilledContext
 
 
 @dataclass(frozen=True)
@@ -130,6 +122,33 @@ class PredictiveSAE(SAE):
         scale = along / x_BTD.square().sum(-1, keepdim=True).clamp_min(1e-12)
         return z_BTF * scale, x_BTD * scale
 
+    def parts(self, u_BTD: Tensor, context: FilledContext, state: State | None = None):
+        """``z_p`` [B, T, F] and ``x_p`` [B, T, d] from ``x - b_dec``, zero at invalid tokens.
+
+        A stream keeps the keys and values of the last ``window`` tokens in circular buffers.
+        """
+        z_in = self.codes_in(u_BTD)
+        q, k, v = (layer(z_in) for layer in (self.query, self.key, self.value))
+        if state is None:
+            q, k, v = (self.split(part) for part in (q, k, v))
+            attended = self.attend(q, k, v, self.readable(context))
+            return self.projected(attended, u_BTD)
+        S = self.cfg.window
+        if not state:
+            state["k"], state["v"] = (
+                part.new_zeros(len(part), S, part.shape[2]) for part in (k, v)
+            )
+            state["read"] = context.mask_BT.new_zeros(len(k), S)
+            state["slot"] = 0
+        state["read"] &= context.boundary_BT < DOCUMENT
+        keys, values = self.split(state["k"]), self.split(state["v"])
+        attended = self.attend(self.split(q), keys, values, state["read"][:, None])
+        now = {"k": k[:, 0], "v": v[:, 0], "read": context.mask_BT[:, 0]}
+        for name, part in now.items():
+            state[name][:, state["slot"]] = part
+        state["slot"] = (state["slot"] + 1) % S
+        return self.projected(attended, u_BTD)
+
     def predicted(
         self, x_BTD: Tensor, context: SequenceContext | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -137,72 +156,22 @@ class PredictiveSAE(SAE):
         context = self.checked(x_BTD, context)
         if not self.cfg.n_heads:
             return x_BTD.new_zeros(*x_BTD.shape[:2], self.cfg.d_sae), torch.zeros_like(x_BTD)
-        u_BTD = self.centred(x_BTD, context)
-        z_in = self.codes_in(u_BTD)
-        q, k, v = (self.split(layer(z_in)) for layer in (self.query, self.key, self.value))
-        return self.projected(self.attend(q, k, v, self.readable(context)), u_BTD)
+        return self.parts(self.centred(x_BTD, context), context)
 
-    # ---- the interface: a static SAE of what is not predicted -----------------------------
+    @property
+    def looks_back(self) -> bool:
+        return self.cfg.n_heads > 0
 
-    def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
-        """Sparse codes z [B, T, F] of the new part; zero at invalid tokens."""
-        return self.encode_new(x_BTD - self.predicted(x_BTD, context)[1], context)
+    def delta(self, tokens: Tokens, state: State | None) -> Delta:
+        """The codes are those of the static SAE of ``x - x_p``."""
+        if not self.cfg.n_heads:
+            return Delta()
+        z_p, x_p = self.parts(tokens.u_BTD, tokens.context, state)
+        beside = {"x_p": x_p.flatten(0, 1)}
+        return Delta(x_BTD=tokens.x_BTD - x_p, beside=beside, aux={"z_p": z_p})
 
-    def encode_new(self, new_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
-        """Codes of ``x - x_p``, as the static SAE has them."""
-        return super().encode(new_BTD, context)
-
-    def forward(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
-        z_p, x_p = self.predicted(x_BTD, context)
-        new = super().forward(x_BTD - x_p, context)
-        return new._replace(x_hat=new.x_hat + x_p, extra={"z_p": z_p, "x_p": x_p})
-
-    def loss(self, x_BTD: Tensor, context: SequenceContext | None = None) -> dict[str, Tensor]:
-        """The static terms of ``x - x_p``, whose ``mse`` is that of x_hat; and, not part of the
-        total, ``predicted_density``: the share of z_p that is not 0 at valid tokens."""
-        context = self.checked(x_BTD, context)
-        z_p, x_p = self.predicted(x_BTD, context)
-        terms = super().loss(x_BTD - x_p, context)
-        count = context.mask_BT.sum().clamp_min(1) * self.cfg.d_sae
-        terms["predicted_density"] = (z_p.detach() != 0).sum() / count
-        return terms
-
-    def stream(self, batch_size: int) -> "PredictiveStream":
-        return PredictiveStream(self, batch_size)
-
-
-class PredictiveStream(Stream):
-    """A preallocated circular cache of the keys and values of the last ``window`` tokens."""
-
-    sae: PredictiveSAE
-
-    def __init__(self, sae: PredictiveSAE, batch_size: int):
-        super().__init__(sae, batch_size)
-        if sae.cfg.n_heads:
-            S, new = sae.cfg.window, sae.b_dec.new_zeros
-            self.key_BSW = new(batch_size, S, sae.key.out_features)
-            self.value_BSV = new(batch_size, S, sae.value.out_features)
-            self.readable_BS = new(batch_size, S, dtype=torch.bool)
-        self.x_p_BD = sae.b_dec.new_zeros(batch_size, sae.cfg.d_in)
-        self.t = 0
-
-    @torch.no_grad()
-    def advance(self, x_BD: Tensor, boundary_B: Tensor | None, mask_B: Tensor) -> Tensor:
-        """Codes [B, F] of the next token; ``x_p_BD`` then holds its predicted part."""
-        sae = self.sae
-        if not sae.cfg.n_heads:
-            return super().advance(x_BD, boundary_B, mask_B)
-        if boundary_B is not None:
-            self.readable_BS &= (boundary_B < DOCUMENT)[:, None]
-        u_B1D = torch.where(mask_B[:, None], x_BD - sae.b_dec, 0.0)[:, None]
-        z_in = sae.codes_in(u_B1D)
-        keys, values = sae.split(self.key_BSW), sae.split(self.value_BSV)
-        attended = sae.attend(sae.split(sae.query(z_in)), keys, values, self.readable_BS[:, None])
-        self.x_p_BD = sae.projected(attended, u_B1D)[1][:, 0]
-        slot = self.t % sae.cfg.window
-        self.key_BSW[:, slot] = sae.key(z_in)[:, 0]
-        self.value_BSV[:, slot] = sae.value(z_in)[:, 0]
-        self.readable_BS[:, slot] = mask_B
-        self.t += 1
-        new_B1D = (x_BD - self.x_p_BD)[:, None]
-        return sae.encode_new(new_B1D, SequenceContext(mask_B[:, None]))[:, 0]
+    def reported(self, enc: Encoding) -> dict[str, Tensor]:
+        """Also ``predicted_density``: the share of z_p that is not 0 at valid tokens."""
+        z_p = enc.aux.get("z_p", enc.target.new_zeros(()))
+        density = (z_p.detach() != 0).sum() / (enc.n * self.cfg.d_sae)
+        return super().reported(enc) | {"predicted_density": density}

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tsae.saes.base import DOCUMENT, Stream
+from tsae.saes.cells import pieces_of, run_lstm
+from tsae.saes.encoding import State
+from tsae.sequences import DOCUMENT, FilledContext
 
 if TYPE_CHECKING:
-    from tsae.saes.lstm import LSTMSAE, LSTMConfig
+    from tsae.saes.lstm import LSTMConfig
 
 BLOCK = 48
 """Tokens whose memory is read in one product."""
@@ -110,6 +112,7 @@ class Recurrence(nn.Module):
     def __init__(self, cfg: "LSTMConfig"):
         super().__init__()
         d, F, hidden, rank = cfg.d_in, cfg.d_sae, cfg.hidden, cfg.rank
+        self.hidden, self.window = hidden, cfg.memory
         self.lstm = nn.LSTM(d, hidden, batch_first=True) if hidden else None
         self.memory = FeatureMemory(F, rank, cfg.memory, d, cfg.memory_k) if cfg.memory else None
         width = hidden + (rank if cfg.memory else 0)
@@ -134,45 +137,53 @@ class Recurrence(nn.Module):
         """The decoder's recurrent part ``sigmoid(h u + c) h W_out`` [N, d], from h[t-1]."""
         return torch.sigmoid(self.out_gate(before_NH)) * (before_NH @ self.W_out)
 
+    def states(
+        self, x_ND: Tensor, c_NR: Tensor | None, context: FilledContext, tbptt: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """[h; m] [N, H + r], whichever of the two there are, 0 at invalid tokens; and h of the
+        token before [N, H], 0 where a document starts."""
+        pieces, parts = pieces_of(context), []
+        if self.lstm is not None:
+            parts.append(run_lstm(self.lstm, x_ND[pieces.rows_n], pieces, tbptt))
+        if self.memory is not None:
+            assert c_NR is not None
+            parts.append(self.memory(c_NR[pieces.rows_n], pieces.position_n))
+        u_nS = torch.cat(parts, 1).to(x_ND.dtype)
+        h = u_nS[:, : self.hidden]
+        before = torch.cat([torch.zeros_like(h[:1]), h[:-1]]) * (pieces.position_n > 0)[:, None]
+        u_NS, before_NH = (
+            x_ND.new_zeros(len(x_ND), part.shape[1]).index_copy(0, pieces.rows_n, part)
+            for part in (u_nS, before)
+        )
+        return u_NS, before_NH
 
-class RecurrentStream(Stream):
-    """One token after another: h, c, and a circular buffer of projected codes for each text."""
-
-    sae: "LSTMSAE"
-
-    def __init__(self, sae: "LSTMSAE", batch_size: int):
-        super().__init__(sae, batch_size)
-        cfg, empty = sae.cfg, sae.b_dec
-        self.h_BH = empty.new_zeros(batch_size, cfg.hidden)
-        self.c_BH = torch.zeros_like(self.h_BH)
-        self.memory_BWR = empty.new_zeros(batch_size, cfg.memory, cfg.rank)
-        self.seen_B = torch.zeros(batch_size, dtype=torch.int64, device=empty.device)
-        self.started = False
-
-    @torch.no_grad()
-    def advance(self, x_BD: Tensor, boundary_B: Tensor | None, mask_B: Tensor) -> Tensor:
-        sae, recurrent, w = self.sae, self.sae.recurrent, self.sae.cfg.memory
-        every = torch.ones(self.batch_size, dtype=torch.bool, device=x_BD.device)
-        new_B = ~every if boundary_B is None else boundary_B >= DOCUMENT
-        keep_B1 = (~new_B if self.started else ~every)[:, None]
-        self.started = True
-        self.h_BH *= keep_B1
-        self.c_BH *= keep_B1
-        self.seen_B *= keep_B1[:, 0]
-        x = torch.where(mask_B[:, None], x_BD - sae.b_dec, 0.0)
-        pre, parts = x @ sae.W_enc + sae.b_enc, []
-        if recurrent.lstm is not None:
-            h, (_, c) = recurrent.lstm(x[:, None], (self.h_BH[None], self.c_BH[None]))
-            self.h_BH = torch.where(mask_B[:, None], h[:, 0], self.h_BH)
-            self.c_BH = torch.where(mask_B[:, None], c[0], self.c_BH)
-            parts.append(self.h_BH)
-        if recurrent.memory is not None:
-            c_BR = recurrent.memory.projected(pre, mask_B)
-            slots = torch.arange(w, device=x.device)
-            lag_BW = (self.seen_B[:, None] - 1 - slots) % w + 1
-            held_BW = lag_BW <= self.seen_B[:, None]
-            parts.append(recurrent.memory.read(c_BR, self.memory_BWR, lag_BW, held_BW))
+    def advance(
+        self, x_BD: Tensor, c_BR: Tensor | None, context: FilledContext, state: State
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`states` of one token of each text; ``state`` is h, c, and a circular buffer of
+        projected codes with the number of tokens that it has seen."""
+        B, mask_B, w = len(x_BD), context.mask_BT[:, 0], self.window
+        if not state:
+            state["h"], state["c"] = (x_BD.new_zeros(B, self.hidden) for _ in range(2))
+            state["seen"] = torch.zeros(B, dtype=torch.int64, device=x_BD.device)
+            if c_BR is not None:
+                state["memory"] = c_BR.new_zeros(B, w, c_BR.shape[1])
+        for name in ("h", "c", "seen"):
+            state[name] *= (context.boundary_BT < DOCUMENT).view(B, *[1] * (state[name].ndim - 1))
+        before_BH, parts = state["h"].clone(), []
+        if self.lstm is not None:
+            h, (_, c) = self.lstm(x_BD[:, None], (state["h"][None], state["c"][None]))
+            state["h"] = torch.where(mask_B[:, None], h[:, 0], state["h"])
+            state["c"] = torch.where(mask_B[:, None], c[0], state["c"])
+            parts.append(state["h"])
+        seen_B = state["seen"]
+        if self.memory is not None:
+            assert c_BR is not None
+            slots = torch.arange(w, device=x_BD.device)
+            lag_BW = (seen_B[:, None] - 1 - slots) % w + 1
+            held_BW = lag_BW <= seen_B[:, None]
+            parts.append(self.memory.read(c_BR, state["memory"], lag_BW, held_BW))
             rows = mask_B.nonzero()[:, 0]
-            self.memory_BWR[rows, self.seen_B[rows] % w] = c_BR[rows]
-        self.seen_B += mask_B
-        return sae.act(pre + torch.cat(parts, 1) @ recurrent.weight(), mask_B)
+            state["memory"][rows, seen_B[rows] % w] = c_BR[rows]
+        state["seen"] = seen_B + mask_B
+        return torch.cat(parts, 1), before_BH

@@ -10,6 +10,7 @@ the static SAE exactly. Source: this project; see :mod:`tsae.kernels.rounds` for
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,17 @@ from torch import Tensor, nn
 from tsae.kernels import rounds
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
-from tsae.saes.base import SAE, FilledContext, SAEConfig, SAEOutput, SequenceContext, require
+from tsae.saes.base import SAE, Encoding, SAEConfig, State, Tokens, require
 from tsae.saes.config import split_by_shares
 from tsae.saes.registry import register
+
+
+class Found(NamedTuple):
+    """Codes [N, F], the pre-activations of every round, and what the losses need of the slow part."""
+
+    codes: Codes | Tensor
+    pres: list[Tensor]
+    aux: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -78,49 +87,30 @@ class RoundsSAE(SAE):
         bias_F = self.b_enc[self.cfg.d_sae - self.n_fast :]
         return [bias_F, *(bias_F + b for b in self.b_round)]
 
-    def found(
-        self, x_BTD: Tensor, context: FilledContext
-    ) -> tuple[Codes | None, Tensor | None, list[Tensor]]:
-        """Sparse or dense codes, and the pre-activations of every round."""
-        u_ND, mask_N = self.centred(x_BTD, context).flatten(0, 1), context.mask_BT.flatten()
+    def found(self, tokens: Tokens, state: State | None) -> Found:
+        """The codes, and how they were found."""
         W_FD = self.W_enc.t().contiguous()  # by latent, once: every round's gradient reads it
-        given = u_ND, W_FD.t(), self.W_dec, self.biases(), self.act.parts, mask_N
+        given = tokens.u_BTD.flatten(0, 1), W_FD.t(), self.W_dec, self.biases(), self.act.parts
         if self.dense_path:
-            z_NF, pres, r_ND = rounds.dense_rounds(*given)
+            z_NF, pres, r_ND = rounds.dense_rounds(*given, tokens.mask_N)
             if self.cfg.correct:
                 z_NF = rounds.dense_corrected(z_NF, r_ND, self.W_dec, self.eta)
-            return None, z_NF, pres
-        parts, pres, r_ND = rounds.sparse_rounds(*given)
+            return Found(z_NF, pres, {})
+        parts, pres, r_ND = rounds.sparse_rounds(*given, tokens.mask_N)
         codes = rounds.merged(parts)
         if self.cfg.correct:
             codes = rounds.corrected(codes, r_ND, self.W_dec, self.eta)
-        return codes, None, pres
+        return Found(codes, pres, {})
 
-    def codes(
-        self, x_BTD: Tensor, context: FilledContext
-    ) -> tuple[Codes | None, Tensor | None, Tensor]:
-        """As the base's; beside dense codes, the pre-activations of all rounds side by side."""
+    def encoding(self, tokens: Tokens, state: State | None = None) -> Encoding:
+        """``pre`` [N, F] is that of the first round, and no matter to a loss of sparse codes;
+        ``aux["read"]``, beside dense codes, are those of all rounds."""
         if self.is_static:
-            return super().codes(x_BTD, context)
-        codes, z_NF, pres = self.found(x_BTD, context)
-        return codes, z_NF, pres[0] if z_NF is None else torch.cat(pres, 1)
-
-    def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
-        return self.forward(x_BTD, context).z
-
-    def forward(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
-        """``pre`` of the output is that of the first round."""
-        if self.is_static:
-            return super().forward(x_BTD, context)
-        codes, z_NF, pres = self.found(x_BTD, self.checked(x_BTD, context))
-        z_BTF = dense(codes, z_NF).unflatten(0, x_BTD.shape[:2])
-        pre_NF = torch.cat(pres, 1)[:, : self.cfg.d_sae]
-        return SAEOutput(self.decode(z_BTF), z_BTF, pre_NF.view_as(z_BTF), {})
-
-
-def dense(codes: Codes | None, z_NF: Tensor | None) -> Tensor:
-    """Whichever of the two there is, as a dense tensor [N, F]."""
-    if codes is not None:
-        return codes.dense()
-    assert z_NF is not None
-    return z_NF
+            return super().encoding(tokens, state)
+        codes, pres, aux = self.found(tokens, state)
+        pre_NF = pres[0] if tokens.sparse else torch.cat(pres, 1)[:, : self.cfg.d_sae]
+        if isinstance(codes, Tensor):
+            aux["read"] = torch.cat(pres, 1)
+        target_ND = self.centred(tokens.x_BTD, tokens.context).flatten(0, 1)
+        static = (tokens.u_BTD.flatten(0, 1), self.W_enc)
+        return Encoding(codes, pre_NF, target_ND, {}, aux, (static,), tokens.context)

@@ -26,14 +26,14 @@ from tsae.kernels import rounds
 from tsae.kernels.leaky import LeakySum, leaky_mean
 from tsae.kernels.sparse import Codes, rows_to_crow
 from tsae.saes import activations
-from tsae.saes.base import DOCUMENT, FilledContext, Stream, require
+from tsae.saes.base import Encoding, State, Tokens, require
 from tsae.saes.config import split_by_shares
 from tsae.saes.passages import document_contrast, drawn, next_sum, others_sum
 from tsae.saes.registry import register
-from tsae.saes.rounds import RoundsConfig, RoundsSAE, dense
+from tsae.saes.rounds import Found, RoundsConfig, RoundsSAE
+from tsae.sequences import DOCUMENT, SECTION, FilledContext
 
 GROUPS = ("document", "section")
-SECTION = 2
 TARGETS = ("section", "next")
 
 
@@ -172,6 +172,10 @@ class SlowFastSAE(RoundsSAE):
         return dict(zip(names, ids.split([*sizes, self.n_fast]), strict=True))
 
     @property
+    def looks_back(self) -> bool:
+        return bool(self.cfg.slow_shares)
+
+    @property
     def pairs_tokens(self) -> bool:
         """True with InfoNCE, whose negatives are other sequences' tokens."""
         return bool(self.cfg.slow_shares) and self.cfg.contrast > 0
@@ -182,7 +186,7 @@ class SlowFastSAE(RoundsSAE):
         self, x_BTD: Tensor, u_ND: Tensor, W_DF: Tensor, b_F: Tensor
     ) -> tuple[Tensor, Tensor]:
         """``u`` and ``b``, the same in value, with the short way to the gradient of b_dec that
-        :meth:`shortened` takes."""
+        :meth:`Tokens.pair` takes."""
         if x_BTD.requires_grad or not torch.is_grad_enabled():
             return u_ND, b_F
         return u_ND.detach(), b_F - (self.b_dec - self.b_dec.detach()) @ W_DF.detach()
@@ -202,18 +206,18 @@ class SlowFastSAE(RoundsSAE):
         m_BTS, after = leaky_mean(e_BTS, delta_S, keep_BT, context.mask_BT, before, self.prior_S)
         return m_BTS.flatten(0, 1), after
 
-    def found(
-        self, x_BTD: Tensor, context: FilledContext, before: LeakySum | None = None
-    ) -> tuple[Codes | None, Tensor | None, list[Tensor]]:
-        """As of ``rounds``; the first pre-activation is the memory. ``before``: what is remembered
-        of earlier tokens, for streaming."""
+    def found(self, tokens: Tokens, state: State | None) -> Found:
+        """As of ``rounds``; the first pre-activation is the memory, which a stream keeps."""
         if not self.cfg.slow_shares:
-            return super().found(x_BTD, context)
-        u_ND, mask_N = self.centred(x_BTD, context).flatten(0, 1), context.mask_BT.flatten()
+            return super().found(tokens, state)
+        x_BTD, u_ND, mask_N = tokens.x_BTD, tokens.u_BTD.flatten(0, 1), tokens.mask_N
         # By latent, once: the gradients of all rounds read it so.
         W_FD = self.W_enc.t().contiguous()
         W_DS, W_DG = (W.t() for W in W_FD.split([self.n_slow, self.n_fast]))
-        m_NS, self.after = self.memory(x_BTD, u_ND, W_DS, context, before)
+        before = None if state is None else state.get("memory")
+        m_NS, after = self.memory(x_BTD, u_ND, W_DS, tokens.context, before)
+        if state is not None:
+            state["memory"] = after
         if self.dense_path:
             return self.dense_codes(u_ND, m_NS, W_DG, mask_N)
         cfg = self.cfg
@@ -235,8 +239,7 @@ class SlowFastSAE(RoundsSAE):
             codes = rounds.corrected(codes, r_ND, self.W_dec, self.eta)
         on_NS = torch.zeros_like(m_NS, dtype=torch.bool)
         on_NS[pattern.rows, pattern.cols] = True
-        self.slow = SlowPart(m_NS, on_NS)
-        return codes, None, [m_NS, *pres]
+        return Found(codes, [m_NS, *pres], {"slow": SlowPart(m_NS, on_NS)})
 
     def selected(self, m_NS: Tensor, mask_N: Tensor) -> Codes:
         """``S``: the memories of the slow latents that are on, with their gradient."""
@@ -252,9 +255,7 @@ class SlowFastSAE(RoundsSAE):
         crow = rows_to_crow(torch.bincount(r, minlength=len(m_NS)))
         return Codes(m, r, place % m_NS.shape[1], crow, (len(m_NS), m_NS.shape[1]))
 
-    def dense_codes(
-        self, u_ND: Tensor, m_NS: Tensor, W_DG: Tensor, mask_N: Tensor
-    ) -> tuple[None, Tensor, list[Tensor]]:
+    def dense_codes(self, u_ND: Tensor, m_NS: Tensor, W_DG: Tensor, mask_N: Tensor) -> Found:
         """:meth:`found` in plain dense products, for the activations that have no sparse ones."""
         cfg, Fs, n = self.cfg, self.n_slow, len(self.cfg.slow_sizes)
         on = []
@@ -275,32 +276,24 @@ class SlowFastSAE(RoundsSAE):
         z_NF = torch.cat([z_NS, z_NF], 1)
         if cfg.correct:
             z_NF = rounds.dense_corrected(z_NF, r_ND, self.W_dec, self.eta)
-        self.slow = SlowPart(m_NS, on_NS.detach() > 0)
-        return None, z_NF, [m_NS, *pres]
+        return Found(z_NF, [m_NS, *pres], {"slow": SlowPart(m_NS, on_NS.detach() > 0)})
 
     # ---- loss -----------------------------------------------------------------------------
 
-    def extra_terms(
-        self,
-        x_BTD: Tensor,
-        context: FilledContext,
-        codes: Codes | None,
-        z_NF: Tensor | None,
-        pre_NF: Tensor,
-    ) -> dict[str, Tensor]:
+    def own_terms(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
         """``contrast`` and ``predict``, weighted."""
         cfg, terms = self.cfg, {}
         if cfg.slow_shares and cfg.contrast > 0:
-            m_NG = self.slow.m_NS[:, : cfg.slow_sizes[0]]
+            m_NG = enc.aux["slow"].m_NS[:, : cfg.slow_sizes[0]]
             terms["contrast"] = cfg.contrast * document_contrast(
-                m_NG, context, cfg.contrast_pairs, cfg.longest_lag, cfg.temperature
+                m_NG, enc.context, cfg.contrast_pairs, cfg.longest_lag, cfg.temperature
             )
         if cfg.slow_shares and cfg.predict > 0:
-            u_ND = self.centred(x_BTD, context).flatten(0, 1).detach()
-            terms["predict"] = cfg.predict * self.unpredicted(u_ND, context)
+            slow, u_ND = enc.aux["slow"], enc.target.detach()
+            terms["predict"] = cfg.predict * self.unpredicted(slow, u_ND, enc.context)
         return terms
 
-    def unpredicted(self, u_ND: Tensor, context: FilledContext) -> Tensor:
+    def unpredicted(self, slow: SlowPart, u_ND: Tensor, context: FilledContext) -> Tensor:
         """Share of the passage's mean that ``sum_S s_i m_i d_i`` does not explain, at a few tokens."""
         if self.cfg.target == "section":
             total_ND, n_N = others_sum(u_ND, context, SECTION)
@@ -308,32 +301,6 @@ class SlowFastSAE(RoundsSAE):
             total_ND, n_N = next_sum(u_ND, context, self.cfg.horizon)
         rows = drawn(context.mask_BT.flatten() & (n_N > 0), self.cfg.predict_tokens)
         target_PD = total_ND[rows] / n_N[rows, None]
-        m_PS = self.slow.m_NS[rows] * self.slow.on_NS[rows] * self.scale_predict
+        m_PS = slow.m_NS[rows] * slow.on_NS[rows] * self.scale_predict
         missed = (m_PS @ self.W_dec[: self.n_slow] - target_PD).square().sum()
         return missed / target_PD.square().sum().clamp_min(1e-8)
-
-    def stream(self, batch_size: int) -> Stream:
-        return SlowFastStream(self, batch_size)
-
-
-class SlowFastStream(Stream):
-    """The preallocated memory of every slow latent."""
-
-    sae: SlowFastSAE
-
-    def __init__(self, sae: SlowFastSAE, batch_size: int):
-        super().__init__(sae, batch_size)
-        sum_BS = sae.b_dec.new_zeros(batch_size, sae.n_slow)
-        self.memory = LeakySum(sum_BS, sum_BS.new_zeros(batch_size, dtype=torch.long))
-
-    @torch.no_grad()
-    def advance(self, x_BD: Tensor, boundary_B: Tensor | None, mask_B: Tensor) -> Tensor:
-        if boundary_B is None:
-            boundary_B = torch.zeros(self.batch_size, dtype=torch.uint8, device=x_BD.device)
-        context = FilledContext(mask_B[:, None], boundary_B[:, None])
-        if self.sae.is_static:
-            return super().advance(x_BD, boundary_B, mask_B)
-        codes, z_BF, _ = self.sae.found(x_BD[:, None], context, self.memory)
-        if self.sae.cfg.slow_shares:
-            self.memory = self.sae.after
-        return dense(codes, z_BF)

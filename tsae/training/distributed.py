@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from tsae.saes.context import FilledContext
+    from tsae.sequences import FilledContext
 
 
 @contextmanager

@@ -37,7 +37,8 @@ def read(
         out = sae(batch.x_BTD, batch.context)
         mask_BT = batch.context.mask_BT.bool()
         tokens = Tokens.of(batch, out.z, out.x_hat)
-        h2_NP, x_parents_ND = out.extra["h2"][mask_BT], out.extra["x_parents"][mask_BT]
+        h2_NP = sae.parent_codes(tokens.z_NF, mask_BT[mask_BT])[0]
+        x_parents_ND = sae.decode_parents(h2_NP)
         yield Reading(tokens, h2_NP, x_parents_ND, batch.tokens_BT[mask_BT].long())
         seen += len(tokens)
         if seen >= limit_tokens:

@@ -152,11 +152,11 @@ def predicted_density(sae: Encoder, reading: Reading) -> list[dict[str, Any]]:
     L0 counts the new part alone, so equal L0 flatters a variant that has such a part; no row for
     any other.
     """
+    if not hasattr(sae, "predicted"):
+        return []
     active = count = n = 0
     for batch in reading.batches("test"):
-        z_p = sae(batch.x_BTD, batch.context).extra.get("z_p")
-        if z_p is None:
-            return []
+        z_p, _ = sae.predicted(batch.x_BTD, batch.context)
         valid = z_p[batch.context.mask_BT.bool()]
         active, count = active + int((valid != 0).sum()), count + valid.numel()
         n += len(valid)

@@ -1,0 +1,144 @@
+r"""What passes between the parts of an SAE: the batch, what a variant adds to it, what came out.
+
+    pre[t] = u[t] W_enc + b_enc + Delta[t],    Delta[t] = sum_j u_j[t] W_j + strength * dense[t]
+
+``Tokens`` is what a variant's ``delta`` reads, :class:`Delta` what it answers, and
+:class:`Encoding` is made once a step and handed to everything that is computed from it.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tsae.kernels.sparse import Codes
+from tsae.sequences import DOCUMENT, FilledContext
+
+if TYPE_CHECKING:
+    from tsae.saes.base import SAE
+
+State = dict[str, Any]
+"""What a stream remembers between two tokens; empty before the first, filled by ``delta``."""
+
+
+class Tokens:
+    """A batch as the static encoder sees it; a product that several parts need is made once.
+
+    ``x_BTD``, ``context``, ``u_BTD`` = x - b_dec (0 at invalid tokens). ``learn``: whether this is
+    a training step, in which running averages move. ``sparse``: whether the encoder's gradient is
+    that of the active latents alone.
+    """
+
+    def __init__(
+        self,
+        sae: "SAE",
+        x_BTD: Tensor,
+        context: FilledContext,
+        learn: bool = False,
+        sparse: bool = False,
+    ):
+        self.sae, self.x_BTD, self.context = sae, x_BTD, context
+        self.learn, self.sparse = learn, sparse
+        self.mask_N = context.mask_BT.flatten()
+        self.u_BTD = sae.centred(x_BTD, context)
+        self.whole_NF: Tensor | None = None
+        self.first: list[Tensor] = []
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """u [N, d] and the bias, the same in value, with a cheap gradient of b_dec.
+
+        Of the gradient of x - b_dec only the sum over tokens is wanted, unless x asks for its own,
+        and the bias has that sum already: what is added is zero, and its gradient is a product of
+        vectors where that of x - b_dec is one of matrices.
+        """
+        sae, u_ND = self.sae, self.u_BTD.flatten(0, 1)
+        if self.x_BTD.requires_grad or not torch.is_grad_enabled():
+            return u_ND, sae.b_enc
+        zero_F = (sae.b_dec - sae.b_dec.detach()) @ sae.W_enc.detach()
+        return u_ND.detach(), sae.b_enc - zero_F
+
+    @property
+    def pre_NF(self) -> Tensor:
+        """The static pre-activation ``u W_enc + b_enc`` [N, F]. Whoever reads it here makes its
+        gradient, and so the encoder's, one of all latents."""
+        if self.whole_NF is None:
+            u_ND, bias_F = self.pair()
+            self.whole_NF = u_ND @ self.sae.W_enc + bias_F
+        return self.whole_NF
+
+    @property
+    def static_NF(self) -> Tensor:
+        """The same without a gradient."""
+        if not self.sparse:
+            return self.pre_NF.detach()
+        if not self.first:
+            with torch.no_grad():
+                u_ND = self.u_BTD.flatten(0, 1)
+                self.first = [torch.addmm(self.sae.b_enc, u_ND, self.sae.W_enc)]
+        return self.first[0]
+
+
+class Delta(NamedTuple):
+    """What a variant adds to the static pre-activation, and what it needs later.
+
+    ``pairs``: (u_j [N, d_j], W_j [d_j, F]). ``dense`` [N, F], without gradient where there is a
+    ``strength`` (a scalar, which has one). ``x_BTD``: what the codes read and reconstruct in place
+    of x. ``beside``: parts of x_hat [N, d] that no code accounts for. ``aux``: for the own terms.
+    """
+
+    pairs: tuple[tuple[Tensor, Tensor], ...] = ()
+    dense: Tensor | None = None
+    strength: Tensor | None = None
+    x_BTD: Tensor | None = None
+    beside: dict[str, Tensor] = {}  # noqa: RUF012
+    aux: dict[str, Any] = {}  # noqa: RUF012
+
+
+class Encoding(NamedTuple):
+    """What one encoding of a batch gives; N = B T tokens, invalid ones 0.
+
+    ``codes``: z [N, F], sparse or dense. ``pre`` [N, F]. ``target`` [N, d]: what the codes
+    reconstruct, x - b_dec or what :attr:`Delta.x_BTD` leaves of it. ``beside`` and ``aux`` are the
+    variant's (:class:`Delta`); ``pairs`` are all that ``pre`` is the sum of, b_enc aside.
+    """
+
+    codes: Codes | Tensor
+    pre: Tensor
+    target: Tensor
+    beside: dict[str, Tensor]
+    aux: dict[str, Any]
+    pairs: tuple[tuple[Tensor, Tensor], ...]
+    context: FilledContext
+
+    @property
+    def mask_N(self) -> Tensor:
+        """Which tokens are valid."""
+        return self.context.mask_BT.flatten()
+
+    @property
+    def n(self) -> Tensor:
+        """How many tokens are valid, at least 1."""
+        return self.context.mask_BT.sum().clamp_min(1)
+
+    @property
+    def z_NF(self) -> Tensor:
+        """The codes, dense."""
+        return self.codes if isinstance(self.codes, Tensor) else self.codes.dense()
+
+
+def recent(
+    x_BTD: Tensor, context: FilledContext, state: State | None, width: int
+) -> tuple[Tensor, FilledContext]:
+    """The batch itself; in a stream, the last ``width`` tokens of each text, this one included."""
+    if state is None:
+        return x_BTD, context
+    if not state:
+        shape = (len(x_BTD), width)
+        state["x"] = x_BTD.new_zeros(*shape, x_BTD.shape[2])
+        state["mask"] = torch.zeros(shape, dtype=torch.bool, device=x_BTD.device)
+        state["boundary"] = torch.full(shape, DOCUMENT, dtype=torch.uint8, device=x_BTD.device)
+    for name, now in (("x", x_BTD), ("mask", context.mask_BT), ("boundary", context.boundary_BT)):
+        kept = state[name]
+        kept[:, :-1] = kept[:, 1:].clone()
+        kept[:, -1] = now[:, 0]
+    return state["x"], FilledContext(state["mask"], state["boundary"])
