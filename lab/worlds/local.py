@@ -1,4 +1,4 @@
-"""``local``: a Hugging Face model folder on disk, read over docstrings or over your own text."""
+"""``local``: a Hugging Face model folder on disk, read over docstrings, articles or your own text."""
 
 import hashlib
 import json
@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab.worlds import annotate, cloze, exams, linguistics, pydocs, text
+from lab.worlds import annotate, cloze, exams, fetching, linguistics, prose, pydocs, text
 from lab.worlds.base import Document, World, read_record, write_record
-from lab.worlds.local_config import CLOZE, PYDOCS, LocalConfig
+from lab.worlds.local_config import CLOZE, PROSE, PYDOCS, TEXTS, LocalConfig
 from tsae import model_folders, models
 from tsae.errors import WorldError
 from tsae.files import sha256
@@ -47,7 +47,7 @@ class LocalWorld(World):
             name: LabelSpec(name, scale, tuple(classes))
             for name, (scale, classes) in record["labels"].items()
         }
-        self._text_stamp = record["text_stamp"]
+        self._text_stamp, self._cache_dir = record["text_stamp"], record["cache_dir"]
         self._weight_bytes = record["weight_bytes"]
         self._context_length = record.get("context_length")
 
@@ -105,7 +105,7 @@ class LocalWorld(World):
 
     def documents(self, split: str) -> Iterator[Document]:
         """See :meth:`World.documents`. Raises :class:`WorldError` when the text is another now."""
-        source = _open_text(self.config.text, self._text_stamp)
+        source = _open_text(self.config.text, self._cache_dir, self._text_stamp)
         first_id = SPLITS.index(split)
         texts = source.texts(split, self.config.seed)
         yield from annotate.documents(
@@ -128,12 +128,16 @@ class LocalWorld(World):
         return self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
-Source = pydocs.Pydocs | text.LocalText | text.MixedText
+Source = pydocs.Pydocs | prose.Prose | text.LocalText | text.MixedText
 
 
-def _open_text(where: str | dict[str, str], stamp: dict[str, Any] | None = None) -> Source:
+def _open_text(
+    where: str | dict[str, str], cache_dir: str | None, stamp: dict[str, Any] | None = None
+) -> Source:
     if where == PYDOCS:
         return pydocs.Pydocs(stamp)
+    if where == PROSE:
+        return prose.Prose(stamp, None if cache_dir is None else Path(cache_dir))
     source = text.MixedText(where) if isinstance(where, dict) else text.LocalText(where)
     if stamp is not None and stamp != source.stamp():
         raise WorldError(
@@ -147,7 +151,7 @@ def _absolute(value: Any) -> Any:
     """Paths, also those by name, made absolute; anything else as it is."""
     if isinstance(value, dict):
         return {str(key): _absolute(inner) for key, inner in value.items()}
-    if isinstance(value, str | Path) and value not in ("", PYDOCS):
+    if isinstance(value, str | Path) and value not in ("", *TEXTS):
         return str(Path(value).expanduser().resolve())
     return value
 
@@ -156,7 +160,7 @@ def _weight_bytes(folder: str | Path) -> int:
     return sum(file.stat().st_size for file in model_folders.weights(folder))
 
 
-def _describe(name: str, cfg: LocalConfig) -> dict[str, Any]:
+def _describe(name: str, cfg: LocalConfig, cache_dir: str | None) -> dict[str, Any]:
     """The world's record, from the model folder and the text; see :func:`build` for errors."""
     folder = Path(cfg.model)
     shape = model_folders.check(folder)
@@ -184,7 +188,7 @@ def _describe(name: str, cfg: LocalConfig) -> dict[str, Any]:
             f"The tokenizer in {folder} has {size} tokens, the model {shape.vocab_size}; "
             "save the tokenizer that belongs to the model."
         )
-    source = _open_text(cfg.text)
+    source = _open_text(cfg.text, cache_dir)
     stamp = source.stamp()
     for split in SPLITS:
         if next(source.texts(split, cfg.seed), None) is None:
@@ -209,6 +213,7 @@ def _describe(name: str, cfg: LocalConfig) -> dict[str, Any]:
         "vocab_size": shape.vocab_size,
         "labels": {name: [spec.scale, spec.classes] for name, spec in source.label_specs.items()},
         "text_stamp": stamp,
+        "cache_dir": cache_dir,
         "weight_bytes": _weight_bytes(folder),
         "context_length": longest,
     }
@@ -241,14 +246,15 @@ def build(
         if key in options:
             options[key] = _absolute(options[key])
     if str(options["model"]).lower().endswith(".gguf"):
-        folder = model_folders.from_gguf(options["model"], cache_dir or text.default_cache())
+        folder = model_folders.from_gguf(options["model"], cache_dir or fetching.default_cache())
         options["model"] = str(folder)
     if isinstance(options.get("questions"), dict):
         options["questions"] = {
             key: [str(Path(name).resolve()) if Path(name).is_file() else name for name in names]
             for key, names in options["questions"].items()
         }
-    record = _describe(name, LocalConfig(seed=seed, **options))
+    cached = None if cache_dir is None else str(cache_dir.resolve())
+    record = _describe(name, LocalConfig(seed=seed, **options), cached)
     if (directory / "world.json").exists():
         old = read_record(directory)
         if (old.get("name"), old.get("fingerprint")) != (name, record["fingerprint"]):

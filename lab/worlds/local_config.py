@@ -5,7 +5,8 @@ from typing import Any
 
 from lab.worlds import exams, linguistics
 
-PYDOCS, CLOZE = "pydocs", "cloze"
+PYDOCS, PROSE, CLOZE = "pydocs", "prose", "cloze"
+TEXTS = (PYDOCS, PROSE)
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class LocalConfig:
     model: str
     """Folder with config.json, .safetensors weights and a fast tokenizer, or a .gguf file."""
     text: str | dict[str, str] = PYDOCS
-    """"pydocs", or a path: .txt, .md, .jsonl, a folder of them, or a datasets folder; or several
+    """"pydocs", "prose", or a path: .txt, .md, .jsonl, a folder of them, or a datasets folder; or several
     paths by name, which becomes the document label ``source``."""
     seq_len: int = 128
     """Tokens a sequence, BOS included; at least 2."""

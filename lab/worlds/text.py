@@ -26,11 +26,6 @@ def digest(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
 
 
-def default_cache() -> Path:
-    """Where a world keeps what it fetched when the caller names no ``cache_dir``: ~/.cache/tsae."""
-    return Path.home() / ".cache" / "tsae"
-
-
 class LocalText:
     """The documents of ``path``: one a file (.txt, .md), a line (.jsonl), or a row (.parquet, or a
     ``datasets`` folder saved to disk).
