@@ -12,13 +12,10 @@ import synthetic_tables as made
 
 from lab.paper import figures, tables
 from lab.paper.report import rewrite_numbers
-from lab.pipeline import agreement
-from tsae.errors import UserError
 
 PAPER = Path(__file__).parent.parent / "paper"
 SOURCES = sorted(PAPER.glob("*.tex"), key=lambda path: (path.name != "main.tex", path.name))
-AGAIN = sorted(PAPER.glob("again_*.tex"))
-MAIN = "".join(path.read_text(encoding="utf-8") for path in SOURCES if path not in AGAIN)
+MAIN = "".join(path.read_text(encoding="utf-8") for path in SOURCES)
 GENERATED = PAPER / "generated"
 PARTS = sorted(folder.name for folder in GENERATED.iterdir() if folder.is_dir())
 PROFILES = {"": "laptop", **{part: part for part in PARTS}}
@@ -51,18 +48,6 @@ def test_the_numbers_of_the_text_are_those_of_the_committed_tables(part, tmp_pat
     os.symlink(PAPER.parent / "results", tmp_path / "results")
     written = rewrite_numbers(PROFILES[part], tmp_path, part).read_bytes()
     assert written == (GENERATED / part / "numbers.tex").read_bytes()
-
-
-@pytest.mark.parametrize("path", AGAIN, ids=lambda path: path.stem)
-def test_what_another_machine_gave_is_told_from_both_results(path):
-    written = path.read_text(encoding="utf-8")
-    profile, commit = re.search(r"--profile (\w+) --commit (\w+)", written).groups()
-    assert defined(written) == set(re.findall(rf"\\(again{profile.title()}\w+)", MAIN))
-    try:
-        found = agreement.compare(profile, PAPER.parent, commit)
-    except UserError as error:  # a shallow clone, or a copy without git
-        pytest.skip(str(error))
-    assert agreement.macros(found, profile, commit) == written
 
 
 def test_no_number_in_the_text_is_typed_by_hand():

@@ -77,7 +77,7 @@ def test_what_a_killed_write_left_goes_and_what_is_being_written_stays(tmp_path)
         (["all", "--profil", "tiny", "--speed", "3"], "--speed"),
         (["all", "--profile", "tiny", "--cores", "0"], "at least 1"),
         (["run", "--profile", "tiny", "--stage", "x"], "no stage 'x'"),
-        (["run", "--profile", "tiny", "--stage", "x", "--directory", "y"], "changed"),
+        (["run", "--plan", "nowhere.json", "--stage", "x"], "nowhere.json does not exist"),
         (["tidy", "nothing.ipynb"], "not a notebook"),
     ],
 )

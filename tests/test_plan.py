@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 from tiny_project import PARAMETERS, finished, make_root, world, write_notebook, write_profile
 
-from lab.pipeline import label_rows, merge, notebooks, paper, plan
-from lab.pipeline.execution import duration, inputs, remaining
-from lab.pipeline.stages import other_parts
+from lab.pipeline import notebooks, paper, plan
+from lab.pipeline.execution import inputs
+from lab.pipeline.progress import duration, estimate, machine, remaining, step_seconds
+from lab.pipeline.stages import keep, kept, other_parts, require_unchanged
+from lab.results.rows import label_rows, merge
 from tsae.errors import UserError
 
 KEYS = dict(world="microworld", layer=2, variant="topk", act="topk", seed=0)
@@ -226,9 +228,42 @@ def test_estimate_scales_with_what_was_measured(tmp_path):
     stages = plan(path, tmp_path)
     assert remaining(stages, tmp_path, 1) == 10 + 3 * 20 + 30
     assert remaining(stages, tmp_path, 2) == 60  # the chain 10 + 20 + 30 exceeds 100 / 2
+    assert remaining(stages, tmp_path, 1, machine=3.0) == 3 * 100
+    measured = "a two-second measurement of this machine, 3.0 times the profile's"
+    assert estimate(stages, tmp_path, 1, 3.0) == f"5 min by {measured}"
     finished(tmp_path / stages[0].directory, seconds=20.0)  # twice as long as expected
     assert remaining(stages, tmp_path, 1) == 2 * (3 * 20 + 30)
+    assert estimate(stages, tmp_path, 1, 3.0) == "3 min by what is done"
     assert [duration(s) for s in (41.2, 360, 9000)] == ["41 s", "6 min", "2.5 h"]
+
+
+def test_the_machine_is_measured_against_the_profiles_step():
+    assert machine({}) == 1.0
+    here = step_seconds()
+    assert 0 < here < 5
+    slower = machine({"step_seconds": here / 50}) / machine({"step_seconds": here * 50})
+    assert slower > 100  # 2500 but for what else the machine does
+
+
+def test_a_kept_plan_is_the_plan_and_a_changed_text_stops_its_stage(tmp_path):
+    (text := tmp_path / "own.txt").write_text("one")
+    for name in ("paper/main.tex", "paper/generated/more/numbers.tex"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    given = world(options={"text": "own.txt"}, variants=[{"variant": "topk"}])
+    stages = plan(make_root(tmp_path, {"worlds": [given]}), tmp_path)
+    keep(stages, 1.5, tmp_path / "plan.json")
+    assert kept(tmp_path / "plan.json") == (stages, 1.5)
+    for stage in stages:
+        require_unchanged(stage, tmp_path)
+    text.write_text("two")
+    (tmp_path / "paper" / "generated" / "more" / "numbers.tex").write_text("3")
+    for stage, changed in zip(stages, (True, False, False, True), strict=True):
+        if changed:
+            with pytest.raises(UserError, match=f"stage {stage.name}: a notebook, the code or"):
+                require_unchanged(stage, tmp_path)
+        else:
+            require_unchanged(stage, tmp_path)
 
 
 def test_tidy_keeps_outputs_and_drops_what_differs_run_by_run():

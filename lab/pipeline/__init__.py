@@ -4,7 +4,7 @@ Nothing here imports torch or pandas before it is needed, so that a plan takes w
 """
 
 from lab.pipeline.execution import execute
-from lab.pipeline.stages import Stage, plan
-from lab.results.rows import label_rows, merge, save
+from lab.pipeline.planner import plan
+from lab.pipeline.stages import Stage
 
-__all__ = ["Stage", "execute", "label_rows", "merge", "plan", "save"]
+__all__ = ["Stage", "execute", "plan"]

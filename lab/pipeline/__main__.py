@@ -6,8 +6,10 @@ import signal
 import sys
 from pathlib import Path
 
-from lab.pipeline import execution, front, notebooks, paper, profile, remote
-from lab.pipeline.stages import ROOT, plan
+from lab.pipeline import execution, front, notebooks, paper, profile
+from lab.pipeline.planner import plan
+from lab.pipeline.progress import is_done
+from lab.pipeline.stages import ROOT, kept, require_unchanged
 from tsae.command import Parser, positive
 from tsae.errors import UserError
 
@@ -25,15 +27,12 @@ def parser() -> argparse.ArgumentParser:
     everything = commands.add_parser("all", parents=[shared], help="make all that is missing")
     everything.add_argument("--cores", type=positive, default=2, help="jobs at a time")
     everything.add_argument("--executor", default="local", help="where Snakemake runs the jobs")
-    everything.add_argument("--remote", default="", help="URL that finished stages are kept at")
     everything.add_argument("--dry-run", action="store_true", help="only say what would be done")
     everything.add_argument("engine", nargs="*", help="after --, options of Snakemake itself")
     run = commands.add_parser("run", parents=[shared], help="run one stage now")
     run.add_argument("--stage", required=True, help="its name, as plan prints it")
-    run.add_argument("--directory", help="where it must go; the code changed if it does not")
+    run.add_argument("--plan", type=Path, help="the plan as run_all kept it, in place of a new one")
     run.add_argument("--jobs", type=positive, default=1, help="for the estimate")
-    run.add_argument("--skip-paper", action="store_true", help="leave the PDF out of the count")
-    run.add_argument("--remote", default="", help="URL to which it is sent when it is made")
     commands.add_parser("plan", parents=[shared], help="list the stages")
     commands.add_parser(
         "numbers", parents=[shared], help="numbers.tex again, from the committed tables"
@@ -41,11 +40,6 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "redraw", parents=[shared], help="figures again, where the committed tables suffice"
     )
-    compare = commands.add_parser(
-        "compare", parents=[shared], help="results beside those of a commit, by metric"
-    )
-    compare.add_argument("--commit", default="HEAD", help="a commit that holds other results")
-    compare.add_argument("--tex", type=Path, help="file for the paper's macros")
     pdf = commands.add_parser("pdf", help="paper/main.pdf again, from what is committed")
     pdf.add_argument("--root", type=Path, default=ROOT, help="the repository")
     readme = commands.add_parser("readme", help="README's table again, from results/full")
@@ -57,28 +51,21 @@ def parser() -> argparse.ArgumentParser:
 
 def run_stage(given: argparse.Namespace, overrides: dict[str, object]) -> None:
     """Run one stage of the plan; Snakemake's jobs come here."""
-    path = profile.find(given.profile, given.root)
-    stages = plan(path, given.root, overrides)
+    if given.plan:
+        stages, machine = kept(given.plan)
+    else:
+        stages, machine = plan(profile.find(given.profile, given.root), given.root, overrides), 1.0
     stage = next((stage for stage in stages if stage.name == given.stage), None)
-    changed = UserError(
-        f"stage {given.stage}: a notebook, the package or the profile changed while this run was "
-        "at work; run again, what is still valid is kept."
-    )
-    if stage is None and not given.directory:
+    if stage is None:
         raise UserError(f"There is no stage {given.stage!r}; 'plan' lists them.")
-    if stage is None or given.directory not in (None, stage.directory):
-        raise changed
+    require_unchanged(stage, given.root)
     os.environ |= execution.environment(stage)
-    counted = [other for other in stages if other.notebook or not given.skip_paper]
-    execution.run(stage, counted, given.root, given.jobs)
-    if all(again.directory != stage.directory for again in plan(path, given.root, overrides)):
+    execution.run(stage, stages, given.root, given.jobs, machine)
+    try:
+        require_unchanged(stage, given.root)
+    except UserError:
         (given.root / stage.manifest).unlink()
-        raise changed
-    if given.remote:
-        try:
-            remote.Remote(given.remote).send(stage, given.root)
-        except UserError as error:  # it is made all the same; the front tries once more at the end
-            print(f"stage {stage.name} is made and not yet sent: {error}", file=sys.stderr)
+        raise
 
 
 def part_of(given: argparse.Namespace) -> str:
@@ -98,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"tidied {path}")
         elif given.command == "plan":
             for stage in plan(profile.find(given.profile, given.root), given.root, overrides):
-                state = "done" if execution.is_done(stage, given.root) else "to do"
+                state = "done" if is_done(stage, given.root) else "to do"
                 print(f"{state:6}{stage.name}  {stage.directory}")
         elif given.command == "numbers":
             from lab.paper.report import rewrite_numbers  # draws and tabulates, so only when asked
@@ -112,14 +99,6 @@ def main(arguments: list[str] | None = None) -> int:
             for name, figure in report.redrawn(given.profile, given.root).items():
                 figures.save(figure, folder, name)
                 print(f"wrote {folder / name}.pdf and .png")
-        elif given.command == "compare":
-            from lab.pipeline import agreement  # it reads tables with pandas, so only when asked
-
-            root = given.root.resolve()
-            found = agreement.compare(given.profile, root, given.commit)
-            print(agreement.told(found, given.commit))
-            if given.tex:
-                given.tex.write_text(agreement.macros(found, given.profile, given.commit))
         elif given.command == "pdf":
             print(f"wrote {paper.rebuild(given.root.resolve())}")
         elif given.command == "readme":
@@ -129,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.command == "run":
             run_stage(given, overrides)
         else:
-            engine = front.Engine(given.cores, given.executor, tuple(given.engine), given.remote)
+            engine = front.Engine(given.cores, given.executor, tuple(given.engine))
             do = front.foretell if given.dry_run else front.run_all
             do(given.profile, given.root.resolve(), engine, overrides)
     except UserError as error:

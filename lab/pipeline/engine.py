@@ -2,20 +2,19 @@
 
 import contextlib
 import importlib.util
-import json
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 
-from lab.pipeline.execution import end_line, is_done
+from lab.pipeline.progress import end_line, is_done
 from lab.pipeline.provenance import read_manifest
-from lab.pipeline.stages import Stage
+from lab.pipeline.stages import Stage, keep
 from tsae.errors import UserError
 from tsae.files import disk_full_is_clear
 
@@ -37,8 +36,6 @@ class Engine(NamedTuple):
     """``local``, or an executor plugin: slurm, cluster-generic …"""
     options: tuple[str, ...] = ()
     """Further options of Snakemake's own, such as ``--default-resources``."""
-    remote: str = ""
-    """URL where finished stages are kept too; empty for none."""
 
     @property
     def words(self) -> str:
@@ -103,27 +100,17 @@ def slurm_logs(directory: Path) -> Path:
 
 
 def snakemake(
-    name: str,
-    root: Path,
-    engine: Engine,
-    overrides: Mapping[str, Any],
-    stages: Sequence[Stage],
-    lock: int,
+    name: str, root: Path, engine: Engine, stages: Sequence[Stage], machine: float, lock: int
 ) -> None:
     """Let Snakemake run what is missing; stages print their own lines, its own go to a log.
 
-    Its locks, metadata and completeness marks are off: a manifest is written last and whole, so
-    its existence alone says that a stage is done, whatever was killed when. Raises
-    :class:`UserError` when it stops although no stage says that it failed.
+    It and its jobs read the plan, which is made once. Its locks, metadata and completeness marks
+    are off: a manifest is written last and whole, so its existence alone says that a stage is done,
+    whatever was killed when. Raises :class:`UserError` when it stops although no stage says that
+    it failed.
     """
-    given = {"overrides": dict(overrides), "remote": engine.remote}
-    settings = {
-        "root": str(root),
-        "profile": name,
-        "jobs": engine.jobs,
-        "skip_paper": not any(stage.name == "paper" for stage in stages),
-        "given": json.dumps(given).encode().hex(),
-    }
+    keep(stages, machine, plan := root / "results" / name / "plan.json")
+    settings = {"plan": str(plan), "root": str(root), "jobs": engine.jobs}
     local = engine.executor == "local"
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(root),

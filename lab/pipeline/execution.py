@@ -4,16 +4,15 @@ import errno
 import re
 import resource
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lab.pipeline import paper
 from lab.pipeline.alone import only_run, remove_unfinished
+from lab.pipeline.progress import duration, end_line, heartbeat, is_done, pace
 from lab.pipeline.provenance import git_state, outputs, read_manifest, versions
 from lab.pipeline.stages import Stage
 from tsae.errors import UserError
@@ -23,7 +22,6 @@ from tsae.kernels.memory import KEPT
 KERNEL = "python3"
 KERNEL_SECONDS = 600
 """How long a kernel may take to start; on a machine with much else to do a minute is not enough."""
-HEARTBEAT_SECONDS = 60.0
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 ENVIRONMENT = {
     **paper.REPRODUCIBLE,
@@ -34,6 +32,10 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(KEPT),
     "MALLOC_TRIM_THRESHOLD_": str(2 * KEPT),
 }
+DEAD_KERNEL = (
+    "the notebook's kernel died, most likely of too little memory: run again with --cores 1, or "
+    "with a smaller batch_tokens or d_sae in the profile."
+)
 FULL_DISK = "The disk is full: free some space and run again; what was finished is kept."
 
 
@@ -154,7 +156,7 @@ def describe(error: Any) -> tuple[str, str]:
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FULL_DISK, details
     elif name == "DeadKernelError":
-        return "the notebook's kernel died, most likely of too little memory.", details
+        return DEAD_KERNEL, details
     line = " ".join(ANSI.sub("", message).split()) or "no message"
     if name == "OSError" and "Errno 28" in line:
         return FULL_DISK, details
@@ -167,30 +169,11 @@ def user_errors() -> list[type[UserError]]:
     return [UserError, *UserError.__subclasses__()]
 
 
-@contextmanager
-def heartbeat(line: str) -> Iterator[None]:
-    """Print ``line`` with the elapsed time once a minute while the block runs."""
-    stop = threading.Event()
-    clock = time.monotonic()
-
-    def beat() -> None:
-        while not stop.wait(HEARTBEAT_SECONDS):
-            print(f"{line} … {duration(time.monotonic() - clock)} so far", flush=True)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def run(stage: Stage, stages: Sequence[Stage], root: Path, jobs: int) -> None:
+def run(stage: Stage, stages: Sequence[Stage], root: Path, jobs: int, machine: float) -> None:
     """:func:`execute` with one line at the start and one at the end, with what is left."""
     title = stage.name.replace("/", " ", 1)
     position = f"[{sum(is_done(other, root) for other in stages) + 1}/{len(stages)}]"
-    expected = duration(stage.seconds * pace(stages, root))
+    expected = duration(stage.seconds * pace(stages, root, machine))
     print(f"{position} {title} … started, about {expected}", flush=True)
     try:
         with heartbeat(f"{position} {title}"):
@@ -199,45 +182,3 @@ def run(stage: Stage, stages: Sequence[Stage], root: Path, jobs: int) -> None:
         print(f"{position} {title} … failed", flush=True)
         raise
     print(end_line(stage, stages, root, jobs, manifest), flush=True)
-
-
-def end_line(
-    stage: Stage, stages: Sequence[Stage], root: Path, jobs: int, manifest: Mapping[str, Any]
-) -> str:
-    """The line for a stage that is done: its time, its memory, and what is left of ``stages``."""
-    done = sum(is_done(other, root) for other in stages)
-    took = f"{duration(manifest['wall_seconds'])}, {manifest['peak_memory_mb']} MB"
-    left = f"about {duration(remaining(stages, root, jobs))} left" if done < len(stages) else "done"
-    return f"[{done}/{len(stages)}] {stage.name.replace('/', ' ', 1)} … {took}, {left}"
-
-
-def is_done(stage: Stage, root: Path) -> bool:
-    """Whether the stage's manifest exists."""
-    return (root / stage.manifest).is_file()
-
-
-def pace(stages: Sequence[Stage], root: Path) -> float:
-    """Measured over expected seconds of the stages that are done; 1 when none is."""
-    done = [stage for stage in stages if is_done(stage, root)]
-    measured = sum(read_manifest(root / stage.directory)["wall_seconds"] for stage in done)
-    expected = sum(stage.seconds for stage in done)
-    return measured / expected if expected else 1.0
-
-
-def remaining(stages: Sequence[Stage], root: Path, jobs: int) -> float:
-    """Estimated seconds until all stages are done: the work left, or the longest chain in it."""
-    scale = pace(stages, root)
-    todo = [stage for stage in stages if not is_done(stage, root)]
-    finish: dict[str, float] = {}
-    for stage in todo:
-        ready = max((finish.get(name, 0.0) for name in stage.inputs), default=0.0)
-        finish[stage.name] = ready + stage.seconds * scale
-    total = sum(stage.seconds for stage in todo) * scale
-    return max(total / max(jobs, 1), max(finish.values(), default=0.0))
-
-
-def duration(seconds: float) -> str:
-    """Seconds for a person to read: ``41 s``, ``6 min``, ``2.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

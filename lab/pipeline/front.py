@@ -10,10 +10,11 @@ from typing import Any
 from lab.pipeline import paper, profile
 from lab.pipeline.alone import only_run
 from lab.pipeline.engine import ROOM_FOR_A_LOG, Engine, check_executor, failure, snakemake
-from lab.pipeline.execution import FULL_DISK, check_parameters, duration, is_done, pace, remaining
+from lab.pipeline.execution import FULL_DISK, check_parameters
+from lab.pipeline.planner import plan
+from lab.pipeline.progress import duration, estimate, is_done, machine
 from lab.pipeline.provenance import check_sizes, read_manifest
-from lab.pipeline.remote import Remote, fetch_missing, send_missing
-from lab.pipeline.stages import Stage, plan
+from lab.pipeline.stages import Stage
 from tsae.errors import UserError
 
 NO_TEX = "paper/main.pdf is skipped: TeX is missing (latexmk, pdflatex); install it and run again."
@@ -27,7 +28,6 @@ def run_all(name: str, root: Path, engine: Engine, overrides: Mapping[str, Any])
     another run of the same profile, and, after all that could be made was made, for failed stages.
     """
     check_executor(engine.executor)
-    remote = Remote(engine.remote) if engine.remote else None
     clock = time.monotonic()
     path = profile.find(name, root)
     settings = profile.read(path, overrides)
@@ -39,20 +39,19 @@ def run_all(name: str, root: Path, engine: Engine, overrides: Mapping[str, Any])
                 check_sizes(root / stage.directory, read_manifest(root / stage.directory))
         skipped = NO_PAPER if stages[-1].notebook else "" if paper.tex_is_here() else NO_TEX
         wanted = [stage for stage in stages if stage.notebook or not skipped]
-        fetched = fetch_missing(remote, wanted, root) if remote else 0
         todo = [stage for stage in wanted if not is_done(stage, root)]
         if todo:
             check_names(todo)
             for stage in {stage.notebook: stage for stage in todo}.values():
                 check_parameters(stage, root)
-            left = duration(remaining(wanted, root, engine.jobs))
+            speed = machine(settings)
+            left = estimate(wanted, root, engine.jobs, speed)
             print(
-                f"Profile {name}: {len(todo)} of {len(wanted)} stages to make, about {left} with "
-                f"{engine.words}",
+                f"Profile {name}: {len(todo)} of {len(wanted)} stages to make with {engine.words}, "
+                f"about {left}",
                 flush=True,
             )
-            at = engine._replace(remote=remote.url if remote else "")
-            snakemake(name, root, at, overrides, wanted, lock)
+            snakemake(name, root, engine, wanted, speed, lock)
         failed = [line for stage in todo if (line := failure(stage, root))]
         missing = [stage for stage in todo if not is_done(stage, root)]
         for line in failed:
@@ -60,8 +59,6 @@ def run_all(name: str, root: Path, engine: Engine, overrides: Mapping[str, Any])
         if missing and shutil.disk_usage(root / "results" / name).free < ROOM_FOR_A_LOG:
             raise UserError(FULL_DISK)
         written = paper.publish(wanted, root, canonical, part)
-        if remote:  # what was made before, or could not be sent from where it was made
-            send_missing(remote, wanted, root)
     if missing:
         log = f"results/{name}/snakemake.log"
         waiting = len(missing) - len(failed)
@@ -74,10 +71,7 @@ def run_all(name: str, root: Path, engine: Engine, overrides: Mapping[str, Any])
         print(f"nothing to do: everything for profile {name} is up to date ({len(wanted)} stages)")
     else:
         took = duration(time.monotonic() - clock)
-        made = (
-            f"fetched {fetched} stages, made {len(todo)}" if fetched else f"made {len(todo)} stages"
-        )
-        print(f"Profile {name}: {made}, put {written} files in place, {took}")
+        print(f"Profile {name}: made {len(todo)} stages, put {written} files in place, {took}")
     if skipped:
         print(skipped)
     elif todo or written:
@@ -87,23 +81,18 @@ def run_all(name: str, root: Path, engine: Engine, overrides: Mapping[str, Any])
 def foretell(name: str, root: Path, engine: Engine, overrides: Mapping[str, Any]) -> None:
     """Print what :func:`run_all` would do, and write nothing."""
     check_executor(engine.executor)
-    remote = Remote(engine.remote) if engine.remote else None
-    stages = plan(profile.find(name, root), root, overrides)
+    path = profile.find(name, root)
+    stages = plan(path, root, overrides)
     if stages[-1].name == "paper" and not paper.tex_is_here():
         print(NO_TEX)
         stages.pop()
-    missing = [stage for stage in stages if not is_done(stage, root)]
-    there = [stage for stage in missing if remote and remote.has(stage)]
-    todo = [stage for stage in missing if stage not in there]
-    for stage in missing:
-        what = "fetch" if stage in there else "run"
-        print(f"would {what:6}{stage.name}  {stage.directory}")
+    todo = [stage for stage in stages if not is_done(stage, root)]
+    for stage in todo:
+        print(f"would run {stage.name}  {stage.directory}")
     words = f"Profile {name}: {len(todo)} of {len(stages)} stages would be made"
-    if there and remote:
-        words += f", {len(there)} fetched from {remote.shown}"
     if todo:
-        left = sum(stage.seconds for stage in todo) * pace(stages, root)
-        words += f", about {duration(left / engine.jobs)} with {engine.words}"
+        left = estimate(stages, root, engine.jobs, machine(profile.read(path, overrides)))
+        words += f" with {engine.words}, about {left}"
     print(f"{words}; nothing was run")
 
 

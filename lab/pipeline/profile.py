@@ -11,7 +11,7 @@ from tsae.errors import UserError
 
 PROFILE_KEYS = {
     "about", "canonical", "threads", "seeds", "variants", "worlds", "structure", "figures", "seconds",
-    "memory",
+    "step_seconds", "memory",
 }  # fmt: skip
 WORLD_KEYS = {
     "world", "label", "seed", "seeds", "layer", "options", "tokens", "sae", "train", "variants",

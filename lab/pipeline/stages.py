@@ -1,17 +1,18 @@
-"""The plan: a profile's grid as stages, each one run of one notebook in a directory of its own."""
+"""A stage is one run of one notebook; a plan is the list of a profile's stages, kept as JSON."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lab.pipeline import fingerprint
-from lab.pipeline.profile import leaves, listed, part_of_paper, read
+from lab.pipeline.profile import leaves
 from tsae.errors import UserError
+from tsae.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFAULT_SECONDS = 30.0
-DEFAULT_MEMORY = 8000
+OUTSIDE = ("text", "model", "questions", "tasks")
+"""Options of a world that may be paths, whose content counts."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class Stage:
     """Where its files go, from the root; ends in the first 12 digits of the fingerprint."""
     fingerprint: str
     """SHA-256 of everything the result depends on."""
+    uses: tuple[str, ...]
+    """World, variants and families whose code counts; empty: all code does."""
     threads: int
     """Threads that the notebook computes with."""
     seconds: float
-    """Expected wall time, for the estimate of what is left."""
-    memory: int = DEFAULT_MEMORY
+    """Expected wall time on the profile's machine, for the estimate of what is left."""
+    memory: int = 8000
     """Megabytes that a cluster is asked for; on this machine nothing is bounded."""
 
     @property
@@ -48,172 +51,54 @@ class Stage:
         return self.name.replace("/", "_").replace("-", "_").replace(".", "_")
 
 
-class Planner:
-    """Collects the stages of one profile in the order in which they can run."""
-
-    def __init__(self, name: str, profile: dict[str, Any], root: Path, house: Path) -> None:
-        self.name, self.profile, self.root, self.house = name, profile, root, house
-        self.stages: list[Stage] = []
-
-    def add(
-        self, notebook: str, label: str, world: str, inputs: list[Stage], given: dict[str, Any]
-    ) -> Stage:
-        """Append the stage that runs ``notebook`` (such as ``03_train``) on ``given``."""
-        short = notebook.partition("_")[2]
-        name = f"{short}/{label}"
-        if any(stage.name == name for stage in self.stages):
-            raise UserError(
-                f"profile {self.name}: two runs are both {name}; give one of them another act or "
-                "seed, move it to ablate, or give its world a label."
-            )
-        threads = self.of_notebook("threads", short, world, 1)
-        parameters = {**given, "profile": self.name, "threads": threads}
-        check_json(parameters, f"stage {name}")
-        path = f"notebooks/{notebook}.ipynb"
-        code = fingerprint.code_fingerprint(self.root / path, self.house)
-        files = self.outside_files(parameters)
-        if short == "figures":  # the paper's text says which numbers are written
-            shown = [*paper_sources(self.root), *paper_tables(self.root)]
-            files |= {f.name: fingerprint.path_fingerprint(f) for f in shown}
-        digest = fingerprint.of_parameters(code, parameters, files)
-        directory = f"results/{self.name}/{short}/{label}-{digest[:12]}"
-        stage = Stage(
-            name=name,
-            notebook=path,
-            parameters={**parameters, "out_dir": directory},
-            inputs=tuple(stage.name for stage in inputs),
-            directory=directory,
-            fingerprint=digest,
-            threads=threads,
-            seconds=float(self.of_notebook("seconds", short, world, DEFAULT_SECONDS)),
-            memory=int(self.of_notebook("memory", short, world, DEFAULT_MEMORY)),
-        )
-        self.stages.append(stage)
-        return stage
-
-    def of_notebook(self, key: str, short: str, world: str, default: Any) -> Any:
-        """``threads``, ``seconds`` or ``memory`` of a notebook: ``train/<world>``, ``train``, or a number."""
-        value = self.profile.get(key, default)
-        if not isinstance(value, dict):
-            return value
-        return value.get(f"{short}/{world}", value.get(short, default))
-
-    def outside_files(self, parameters: Mapping[str, Any]) -> dict[str, str]:
-        """Fingerprints of a world's own text and model, since a path does not show its content.
-
-        What is no path (a text known by name) or is missing is left to the world to judge.
-        """
-        options = parameters.get("options") or {}
-        named = [key for key in ("text", "model", "questions", "tasks") if options.get(key)]
-        paths = {
-            name: self.root / value
-            for key in named
-            for name, value in leaves(options[key], key)
-            if isinstance(value, str)
-        }
-        return {
-            key: fingerprint.path_fingerprint(path)
-            for key, path in paths.items()
-            if path.expanduser().exists()
-        }
-
-    def world(self, world: dict[str, Any]) -> None:
-        """Append all stages of one world."""
-        label, profile = world.get("label", world["world"]), self.profile
-        given = {
-            "world": world["world"],
-            "seed": world.get("seed", 0),
-            "options": world.get("options") or {},
-            "layer": world.get("layer"),
-            "tokens": world["tokens"],
-        }
-        made = self.add("01_worlds", label, label, [], given)
-        saes = []
-        for run in self.runs(world, world.get("variants", profile.get("variants", []))):
-            act = run["act"] if run["act"] != run["variant"] else None
-            kind = "-".join(filter(None, (run["variant"], act)))
-            run_label = f"{label}-{kind}-s{run['seed']}"
-            given = {**run, "world_dir": made.directory}
-            saes.append(self.add("03_train", run_label, label, [made], given))
-        for notebook in ("04_evaluate", "05_unlearn"):
-            for entry in listed(world.get(notebook.partition("_")[2])):
-                self.measure(notebook, label, made, saes, dict(entry))
-        for entry in listed(world.get("ablate")):
-            settings = dict(entry)
-            grid = self.runs(world, settings.pop("grid", []))
-            name = settings.pop("name", None)
-            for part, chunk in parts(label, name, grid, settings.pop("chunk", None)):
-                given = {**settings, "world_dir": made.directory, "grid": chunk}
-                self.add("06_ablate", part, label, [made], given)
-
-    def measure(
-        self, notebook: str, label: str, made: Stage, saes: list[Stage], settings: dict[str, Any]
-    ) -> None:
-        """Append the stages that measure the trained SAEs, ``chunk`` at a time.
-
-        ``only``: variants to measure; ``name``: what tells several entries of a world apart.
-        """
-        only, name = settings.pop("only", None), settings.pop("name", None)
-        chosen = [s for s in saes if only is None or s.parameters["variant"] in only]
-        for part, chunk in parts(label, name, chosen, settings.pop("chunk", None)):
-            directories = [stage.directory for stage in chunk]
-            given = {**settings, "world_dir": made.directory, "sae_dirs": directories}
-            self.add(notebook, part, label, [made, *chunk], given)
-
-    def structure(self) -> None:
-        """Append the sweep over how temporal a microworld is: a stage, with a world of its own,
-        for each strength."""
-        if settings := dict(self.profile.get("structure") or {}):
-            sizes = {key: settings.pop(key) for key in ("limit_tokens", "selection_tokens")}
-            for strength in settings.pop("strengths"):
-                swept = {**settings, "strengths": [strength]}
-                given = {"world_dir": "", "grid": [], "structure": swept, **sizes}
-                self.add("06_ablate", f"structure-{strength:g}", "structure", [], given)
-
-    def runs(self, world: dict[str, Any], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One dictionary per training run: entries × swept values × seeds, defaults filled in."""
-        runs = []
-        for entry in entries:
-            entry = dict(entry)
-            sweep = entry.pop("sweep", {})
-            default = entry.pop("seeds", world.get("seeds", self.profile.get("seeds", [0])))
-            base = {"act": None, "ablation": "", **world["sae"], **world["train"], **entry}
-            base["options"] = {**world["sae"].get("options", {}), **entry.get("options", {})}
-            swept = [(key, value) for key, values in sweep.items() for value in values]
-            for key, value in swept or [("", None)]:
-                run = {**base, "options": dict(base["options"])}
-                if key:
-                    run["ablation"] = f"{key}={value}"
-                    (run if key in base else run["options"])[key] = value
-                runs += [{**run, "seed": seed} for seed in default]
-        return runs
+def digest(
+    notebook: str, parameters: Mapping[str, Any], uses: tuple[str, ...], root: Path, house: Path
+) -> str:
+    """The fingerprint of a stage, from the files as they are now."""
+    if not notebook:
+        return paper_digest(parameters["figures_dir"], parameters["part"], root)
+    given = {key: value for key, value in parameters.items() if key != "out_dir"}
+    code = fingerprint.code_fingerprint(root / notebook, house, frozenset(uses) or None)
+    options = given.get("options") or {}
+    files = {
+        name: root / value
+        for key in OUTSIDE
+        for name, value in leaves(options.get(key), key)
+        if isinstance(value, str)  # a text known by name is no path; the world judges it
+    }
+    if not uses:  # the paper's text says which numbers are written
+        files |= {file.name: file for file in [*paper_sources(root), *paper_tables(root)]}
+    content = {
+        key: fingerprint.path_fingerprint(path)
+        for key, path in files.items()
+        if path.expanduser().exists()
+    }
+    return fingerprint.of_parameters(code, given, content)
 
 
-def plan(
-    profile_path: str | Path,
-    root: str | Path = ROOT,
-    overrides: Mapping[str, Any] | None = None,
-    house: str | Path = ROOT,
-) -> list[Stage]:
-    """All stages of a profile, each after the stages that it needs.
+def keep(stages: Sequence[Stage], machine: float, path: Path) -> None:
+    """Write the plan and how many times the expected seconds this machine takes."""
+    write_json(path, {"machine": machine, "stages": [asdict(stage) for stage in stages]})
 
-    ``overrides`` (model, text, layer) go to the profile's local world; ``house`` holds the
-    packages that notebooks import. Torch is not imported. Raises :class:`UserError`, in one sentence, for
-    a profile, notebook or text file that cannot be used.
-    """
-    profile_path = Path(profile_path)
+
+def kept(path: Path) -> tuple[list[Stage], float]:
+    """What :func:`keep` wrote. Raises :class:`UserError` when it is missing or cut short."""
+    record = read_json(path)
+    stages = [
+        Stage(**{**stage, "inputs": tuple(stage["inputs"]), "uses": tuple(stage["uses"])})
+        for stage in record["stages"]
+    ]
+    return stages, record["machine"]
+
+
+def require_unchanged(stage: Stage, root: Path, house: Path = ROOT) -> None:
+    """Raise :class:`UserError` when what ``stage`` depends on is not what it was planned from."""
     fingerprint.forget()
-    profile = read(profile_path, overrides)
-    planner = Planner(profile_path.stem, profile, Path(root), Path(house))
-    for world in profile["worlds"]:
-        planner.world(world)
-    planner.structure()
-    before = list(planner.stages)
-    directories = [stage.directory for stage in before]
-    given = {**(profile.get("figures") or {}), "stage_dirs": directories}
-    planner.add("07_figures", "all", "", before, given)
-    paper = paper_stage(planner)
-    return planner.stages + ([paper] if paper else [])
+    if digest(stage.notebook, stage.parameters, stage.uses, root, house) != stage.fingerprint:
+        raise UserError(
+            f"stage {stage.name}: a notebook, the code or a text changed while this run was at "
+            "work; run again, what is still valid is kept."
+        )
 
 
 def paper_sources(root: Path) -> list[Path]:
@@ -234,48 +119,26 @@ def other_parts(folder: Path, part: str) -> list[Path]:
     return [path for path in found if path.name != part and (path.is_dir() or part)]
 
 
-def paper_stage(planner: Planner) -> Stage | None:
-    """The stage that turns paper/main.tex and the figures' stage into a PDF; None without it."""
-    figures = planner.stages[-1]
-    sources = paper_sources(planner.root)
-    if not any(file.name == "main.tex" for file in sources):
-        return None
-    root, part = planner.root, part_of_paper(planner.profile)
+def paper_digest(figures_dir: str, part: str, root: Path) -> str:
+    """The fingerprint of the PDF: the figures' stage, the text and the committed other parts."""
+    sources = paper_sources(root)
     for folder in (root / "figures", root / "paper" / "generated"):
         sources += other_parts(folder, part)
     content = {str(file.relative_to(root)): fingerprint.path_fingerprint(file) for file in sources}
-    digest = fingerprint.of_parameters(figures.directory, content)
+    return fingerprint.of_parameters(figures_dir, content)
+
+
+def paper_stage(profile: str, figures: Stage, part: str, root: Path) -> Stage:
+    """The stage that turns paper/main.tex and the figures' stage into a PDF."""
+    found = paper_digest(figures.directory, part, root)
     return Stage(
         name="paper",
         notebook="",
         parameters={"figures_dir": figures.directory, "part": part},
         inputs=(figures.name,),
-        directory=f"results/{planner.name}/paper/main-{digest[:12]}",
-        fingerprint=digest,
+        directory=f"results/{profile}/paper/main-{found[:12]}",
+        fingerprint=found,
+        uses=(),
         threads=1,
         seconds=10.0,
     )
-
-
-def split(items: list[Any], size: int | None) -> list[list[Any]]:
-    """``items`` in chunks of at most ``size`` (None: one chunk)."""
-    size = size or max(len(items), 1)
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def parts(
-    label: str, name: str | None, items: list[Any], size: int | None
-) -> list[tuple[str, list[Any]]]:
-    """The chunks of ``items``, each with its stage's label: world, entry and number."""
-    whole, chunks = "-".join(filter(None, (label, name))), split(items, size)
-    if len(chunks) == 1:
-        return [(whole, chunks[0])]
-    return [(f"{whole}-{number}", chunk) for number, chunk in enumerate(chunks, start=1)]
-
-
-def check_json(value: Any, where: str) -> None:
-    """Raise :class:`UserError` for what papermill would turn into text: dates, numpy numbers."""
-    for name, leaf in leaves(value):
-        if not (leaf is None or type(leaf) in (str, int, float, bool)):
-            kind = type(leaf).__name__
-            raise UserError(f"{where}: {name} is a {kind}; use text, numbers, lists or mappings.")
