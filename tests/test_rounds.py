@@ -7,6 +7,7 @@ import torch
 
 from tsae import saes
 from tsae.kernels import rounds, sparse
+from tsae.kernels.held import held
 from tsae.kernels.leaky import leaky_mean, leaky_mean_reference
 from tsae.saes import SequenceContext, passages
 from tsae.saes.activations import BatchTopK, TopK
@@ -150,3 +151,23 @@ def test_slow_latents_hold_their_document_in_memory():
     boundary = torch.tensor([[3, 0, 3]], dtype=torch.uint8)
     on = sae.encode(x, SequenceContext(None, boundary))[0, :, :2] > 0
     assert on.tolist() == [[True, False], [True, False], [False, True]]
+
+
+def test_a_held_latent_leaves_for_a_clearly_stronger_one_alone():
+    m = torch.tensor([[[2.0, 1.0], [2.0, 3.0], [2.0, 5.0], [2.0, 3.0], [2.0, 3.0]]])
+    keep = torch.tensor([[False, True, True, True, False]])
+    valid = torch.ones(1, 5, dtype=torch.bool)
+    for rho, latents in ((1.0, [0, 1, 1, 1, 1]), (0.5, [0, 0, 1, 1, 1]), (0.3, [0, 0, 0, 0, 1])):
+        on, after = held(m, 1, rho, keep, valid)
+        assert on[0].int().argmax(1).tolist() == latents and after.tolist() == [[False, True]]
+        assert (on.sum(-1) == 1).all()
+
+
+def test_held_equals_plain_torch_and_goes_on_where_it_stopped():
+    m, keep, valid = draw(0, 3, 14, 6).float(), draw(1, 3, 14) > -0.8, draw(2, 3, 14) > -0.5
+    on, after = held(m, 2, 0.6, keep, valid)
+    plain, last = held(m, 2, 0.6, keep, valid, reference=True)
+    assert torch.equal(on, plain) and torch.equal(after, last)
+    first, then = held(m[:, :6], 2, 0.6, keep[:, :6], valid[:, :6])
+    second, _ = held(m[:, 6:], 2, 0.6, keep[:, 6:], valid[:, 6:], then)
+    assert torch.equal(torch.cat([first, second], 1), on)

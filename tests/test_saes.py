@@ -31,6 +31,7 @@ OPTIONS = {
     "slowfast": [
         {"slow_shares": (0.25, 0.25), "slow_k": (0.25, 0.25)},
         {"slow_shares": (0.3,), "slow_k": (0.5,), "learn_decays": True, "target": "next"},
+        {"slow_shares": (0.4,), "slow_k": (0.25,), "hold": 0.5, "priors": (3.0,)},
     ],
     "matryoshka": [{}, {"blocks": (0.25, 0.75), "prefix_weights": (0.3, 0.7)}],
     "contrastive": [{}, {"similarity": "cosine", "pairs": 20}, {"partner": "earlier"}],

@@ -16,92 +16,25 @@ where documents start, nothing else; the loss may read given sections, or the ne
 static SAE exactly. Source: this project.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tsae.kernels import rounds
+from tsae.kernels.held import held
 from tsae.kernels.leaky import LeakySum, leaky_mean
 from tsae.kernels.sparse import Codes, rows_to_crow
 from tsae.saes import activations
-from tsae.saes.base import Encoding, State, Tokens, require
+from tsae.saes.base import Encoding, State, Tokens
 from tsae.saes.config import split_by_shares
 from tsae.saes.passages import document_contrast, drawn, next_sum, others_sum
 from tsae.saes.registry import register
-from tsae.saes.rounds import Found, RoundsConfig, RoundsSAE
+from tsae.saes.rounds import Found, RoundsSAE
+from tsae.saes.slowfast_config import SlowFastConfig
 from tsae.sequences import DOCUMENT, SECTION, FilledContext
 
 GROUPS = ("document", "section")
-TARGETS = ("section", "next")
-
-
-@dataclass(frozen=True)
-class SlowFastConfig(RoundsConfig):
-    """The config of ``rounds`` plus the slow groups, their memory and their losses."""
-
-    slow_shares: tuple[float, ...] = (3 / 64, 3 / 32)
-    """Shares of the latents in the slow groups: documents, then sections; () for none."""
-    slow_k: tuple[float, ...] = (0.21, 0.16)
-    """Shares of k of the slow groups; each has one slot at least."""
-    decays: tuple[float, ...] = (0.985, 0.85)
-    """Decay per token of each slow group's memory."""
-    priors: tuple[float, ...] = (8.0, 1.0)
-    """Tokens without evidence with which each group's memory of a document begins."""
-    learn_decays: bool = False
-    """Whether every slow latent learns its own decay from there."""
-    floor: float = 0.05
-    """eps, the part of its memory that a slow latent shows whatever the token."""
-    contrast: float = 0.02
-    """nu, the weight of InfoNCE between document memories."""
-    contrast_pairs: int = 256
-    """Pairs of tokens a step that it compares."""
-    longest_lag: int = 32
-    """Lags are drawn from 1 to this number of tokens."""
-    temperature: float = 0.1
-    """Divisor of its cosines."""
-    predict: float = 0.05
-    """alpha, the weight of the prediction of the passage by the slow latents that are on."""
-    predict_tokens: int = 256
-    """Tokens a step that it is asked at."""
-    target: str = "section"
-    """What is predicted: the mean of the section's other tokens, or of the next tokens."""
-    horizon: int = 16
-    """Number of next tokens, for that target."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        n = len(self.slow_shares)
-        require(n <= 2, "slow_shares", self.slow_shares, "the shares of at most two groups")
-        for field in ("slow_shares", "slow_k"):
-            shares = getattr(self, field)[:n]
-            ok = len(shares) == n and all(s > 0 for s in shares) and sum(shares) < 1
-            require(ok, field, getattr(self, field), f"{n} positive shares of less than 1 in all")
-        ok = len(self.decays) >= n and all(0 < decay < 1 for decay in self.decays)
-        require(ok, "decays", self.decays, f"{n} numbers between 0 and 1")
-        ok = len(self.priors) >= n and all(prior >= 0 for prior in self.priors)
-        require(ok, "priors", self.priors, f"{n} numbers of at least 0")
-        least = sum(self.slow_ks) + len(self.rounds)
-        require(self.k >= least, "k", self.k, f"at least {least}, one for each group and round")
-        for field in ("floor", "contrast", "predict"):
-            require(getattr(self, field) >= 0, field, getattr(self, field), "at least 0")
-        require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        require(self.target in TARGETS, "target", self.target, f"one of {', '.join(TARGETS)}")
-        for field in ("contrast_pairs", "longest_lag", "predict_tokens", "horizon"):
-            value = getattr(self, field)
-            require(isinstance(value, int) and value > 0, field, value, "a whole number above 0")
-
-    @property
-    def slow_sizes(self) -> list[int]:
-        """Latents of each slow group."""
-        return [max(1, round(share * self.d_sae)) for share in self.slow_shares]
-
-    @property
-    def slow_ks(self) -> list[int]:
-        """Slots of each slow group."""
-        shares = self.slow_k[: len(self.slow_shares)]
-        return [max(1, round(share * self.k)) for share in shares]
 
 
 class SlowPart(NamedTuple):
@@ -218,11 +151,13 @@ class SlowFastSAE(RoundsSAE):
         m_NS, after = self.memory(x_BTD, u_ND, W_DS, tokens.context, before)
         if state is not None:
             state["memory"] = after
+        on_NS = self.chosen(m_NS, tokens.context, state)
         if self.dense_path:
-            return self.dense_codes(u_ND, m_NS, W_DG, mask_N)
+            return self.dense_codes(u_ND, m_NS, on_NS, W_DG, mask_N)
         cfg = self.cfg
-        pattern = self.selected(m_NS, mask_N)
-        m = pattern.values
+        rows, cols = on_NS.nonzero(as_tuple=True)
+        m = m_NS[rows, cols]
+        pattern = Codes(m, rows, cols, rows_to_crow(on_NS.sum(1)), (len(m_NS), self.n_slow))
         v_ND, b_S = self.detached(x_BTD, u_ND, self.W_amp.t(), self.b_amp)
         amplitude = rounds.projected(pattern, v_ND, self.W_amp)
         amplitude = amplitude + b_S[pattern.cols] + self.c_amp[pattern.cols] * m
@@ -237,46 +172,54 @@ class SlowFastSAE(RoundsSAE):
         codes = rounds.merged([slow, *parts])
         if cfg.correct:
             codes = rounds.corrected(codes, r_ND, self.W_dec, self.eta)
-        on_NS = torch.zeros_like(m_NS, dtype=torch.bool)
-        on_NS[pattern.rows, pattern.cols] = True
         return Found(codes, [m_NS, *pres], {"slow": SlowPart(m_NS, on_NS)})
 
-    def selected(self, m_NS: Tensor, mask_N: Tensor) -> Codes:
-        """``S``: the memories of the slow latents that are on, with their gradient."""
-        rows, cols, start = [], [], 0
-        for act, n in zip(self.act.parts, self.cfg.slow_sizes, strict=False):
-            r, c, _ = act.select(m_NS.detach()[:, start : start + n].contiguous(), mask_N)
-            rows.append(r)
-            cols.append(c + start)
-            start += n
-        place = torch.cat(rows) * m_NS.shape[1] + torch.cat(cols)
-        place = place[m_NS.detach().view(-1)[place] > 0].sort().values
-        m, r = m_NS.flatten().gather(0, place), place // m_NS.shape[1]
-        crow = rows_to_crow(torch.bincount(r, minlength=len(m_NS)))
-        return Codes(m, r, place % m_NS.shape[1], crow, (len(m_NS), m_NS.shape[1]))
+    @torch.no_grad()
+    def chosen(self, m_NS: Tensor, context: FilledContext, state: State | None) -> Tensor:
+        """``S`` as bool [N, Fs]; a stream keeps which latents are on where they are held."""
+        cfg, mask_N = self.cfg, context.mask_BT.flatten()
+        on: list[Tensor] = []
+        groups = zip(self.act.parts, cfg.slow_ks, m_NS.split(cfg.slow_sizes, 1), strict=False)
+        for act, k, m_NG in groups:
+            m_NG = m_NG.contiguous()
+            if cfg.hold < 1:
+                keep_BT = context.boundary_BT < DOCUMENT
+                m_BTG = m_NG.unflatten(0, keep_BT.shape)
+                name = f"on{len(on)}"
+                before_BG = None if state is None else state.get(name)
+                on_BTG, after_BG = held(m_BTG, k, cfg.hold, keep_BT, context.mask_BT, before_BG)
+                if state is not None:
+                    state[name] = after_BG
+                on.append(on_BTG.flatten(0, 1))
+            elif hasattr(act, "select"):
+                rows, cols, _ = act.select(m_NG, mask_N)
+                none_NG = torch.zeros_like(m_NG, dtype=torch.bool)
+                on.append(none_NG.index_put((rows, cols), m_NG[rows, cols] > 0))
+            else:
+                on.append(act(m_NG, mask_N) > 0)
+        return torch.cat(on, 1)
 
-    def dense_codes(self, u_ND: Tensor, m_NS: Tensor, W_DG: Tensor, mask_N: Tensor) -> Found:
+    def dense_codes(
+        self, u_ND: Tensor, m_NS: Tensor, on_NS: Tensor, W_DG: Tensor, mask_N: Tensor
+    ) -> Found:
         """:meth:`found` in plain dense products, for the activations that have no sparse ones."""
         cfg, Fs, n = self.cfg, self.n_slow, len(self.cfg.slow_sizes)
-        on = []
-        for act, m_NG in zip(self.act.parts, m_NS.split(cfg.slow_sizes, 1), strict=False):
-            kept_NG = (act(m_NG.detach(), mask_N) > 0).to(m_NG.dtype)
-            if cfg.act == "jumprelu":  # the threshold's gradient goes through the step
-                step_NG = act.step(m_NG.detach())
-                kept_NG = kept_NG + mask_N[:, None] * (step_NG - step_NG.detach())
-            on.append(kept_NG)
-        on_NS = torch.cat(on, 1)
+        kept_NS = on_NS.to(m_NS.dtype)
+        if cfg.act == "jumprelu" and cfg.hold == 1:  # the thresholds' gradient: through the steps
+            parts = zip(self.act.parts, m_NS.detach().split(cfg.slow_sizes, 1), strict=False)
+            step_NS = torch.cat([act.step(m_NG) for act, m_NG in parts], 1) * mask_N[:, None]
+            kept_NS = kept_NS + step_NS - step_NS.detach()
         amplitude = u_ND @ self.W_amp.t() + self.b_amp + self.c_amp * m_NS
-        z_NS = (amplitude.relu() + cfg.floor * m_NS) * on_NS
+        z_NS = (amplitude.relu() + cfg.floor * m_NS) * kept_NS
         r_ND = u_ND - z_NS @ self.W_dec[:Fs]
-        spare_N = sum(cfg.slow_ks) * mask_N - on_NS.detach().long().sum(1)
+        spare_N = sum(cfg.slow_ks) * mask_N - on_NS.sum(1)
         z_NF, pres, r_ND = rounds.dense_rounds(
             r_ND, W_DG, self.W_dec, self.biases(), self.act.parts[n:], mask_N, spare_N
         )  # fmt: skip
         z_NF = torch.cat([z_NS, z_NF], 1)
         if cfg.correct:
             z_NF = rounds.dense_corrected(z_NF, r_ND, self.W_dec, self.eta)
-        return Found(z_NF, [m_NS, *pres], {"slow": SlowPart(m_NS, on_NS.detach() > 0)})
+        return Found(z_NF, [m_NS, *pres], {"slow": SlowPart(m_NS, on_NS)})
 
     # ---- loss -----------------------------------------------------------------------------
 
