@@ -11,7 +11,6 @@ from test_saes import CASES, build, text
 
 from tsae import interop, saes
 from tsae.errors import CheckpointError, UserError
-from tsae.files import atomic
 from tsae.saes import SequenceContext
 
 
@@ -144,15 +143,6 @@ def test_a_folder_that_holds_other_files_is_never_replaced(tmp_path, write):
     (tmp_path / "file").write_text("text")
     with pytest.raises(UserError, match="is a file; give the path of a directory"):
         save(tmp_path / "file")
-
-
-def test_files_of_a_declared_pattern_are_its_own(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "data-00001-of-00002.arrow").write_text("old")
-    with atomic(tmp_path / "out", own=("*.arrow",)) as unfinished:
-        unfinished.mkdir()
-        (unfinished / "data-00000-of-00001.arrow").write_text("new")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["data-00000-of-00001.arrow"]
 
 
 def test_a_missing_tensor_is_named(tmp_path):

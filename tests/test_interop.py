@@ -1,19 +1,14 @@
-"""SAELens, SAEBench, datasets and torch.export: what is written, by hand, and what is read back."""
+"""SAELens and SAEBench: what is written, by hand, and what is read back."""
 
-import errno
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
-import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tsae import interop, saes
-from tsae.errors import CheckpointError, UserError
-from tsae.saes.base import SequenceContext
-from tsae.store import Batch
+from tsae.errors import CheckpointError
 
 D, F, K, SCALE = 6, 20, 4, 0.25
 
@@ -296,73 +291,3 @@ def test_the_bench_follows_dtype_and_keeps_its_weights():
     assert bench.W_dec.dtype == torch.float32
     z = bench.encode(raw(2, 3).bfloat16())
     assert z.dtype == bench.decode(z).dtype == torch.bfloat16
-
-
-# ---- datasets, torch.export ---------------------------------------------------------------
-
-
-class TwoBatches:
-    """A store of three sequences of four tokens, in batches of two and one."""
-
-    def batches(self, split, batch_size):
-        x, tokens = raw(3, 4), torch.arange(12).view(3, 4)
-        mask = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 0], [0, 1, 0, 1]], dtype=torch.bool)
-        boundary = torch.tensor([[3, 3, 0, 1]] * 3, dtype=torch.uint8)
-        for part in torch.arange(3).split(batch_size):
-            context = SequenceContext(mask[part], boundary[part])
-            yield Batch(x[part], tokens[part], tokens[part] // 4, context, {})
-
-
-@pytest.mark.parametrize(("limit", "n"), [(None, 3), (8, 2), (5, 2)])
-def test_codes_are_a_dataset_with_one_row_a_sequence(tmp_path, limit, n):
-    sae, store = made("topk"), TwoBatches()
-    datasets.disable_progress_bars()
-    interop.export_codes(sae, store, tmp_path / "codes", batch_size=2, limit_tokens=limit)
-    found = datasets.load_from_disk(tmp_path / "codes")
-    whole = next(store.batches("test", 3))
-    z_BTF = sae.encode(whole.x_BTD, whole.context)
-    assert len(found) == n
-    for row, z_TF, tokens, mask in zip(
-        found, z_BTF, whole.tokens_BT, whole.context.mask_BT, strict=False
-    ):
-        dense = torch.zeros_like(z_TF)
-        for t, (ids, values) in enumerate(zip(row["latents"], row["values"], strict=True)):
-            assert ids == sorted(ids) and len(ids) == (z_TF[t] > 0).sum()
-            dense[t, ids] = torch.tensor(values)
-        torch.testing.assert_close(dense, z_TF)
-        assert row["tokens"] == tokens.tolist() and row["valid"] == mask.tolist()
-        assert row["boundary"] == [3, 3, 0, 1] and row["doc"][0] == tokens[0] // 4
-
-
-@pytest.mark.parametrize("variant", ["topk", "conv", "predictive"])
-def test_an_exported_encoder_gives_the_same_codes_for_any_batch(tmp_path, variant):
-    sae = made(variant, **({"act": "batchtopk"} if variant == "conv" else {}))
-    path = interop.export_encoder(sae, tmp_path / "encoder.pt2", n_tokens=5)
-    program = torch.export.load(path).module()
-    for batch in (1, 3):
-        x = raw(batch, 5)
-        mask = torch.ones(batch, 5, dtype=torch.bool)
-        boundary = torch.zeros(batch, 5, dtype=torch.uint8)
-        boundary[:, 2] = 3
-        expected = sae.encode(SCALE * x, SequenceContext(mask, boundary)) / SCALE
-        torch.testing.assert_close(program(x, mask, boundary), expected)
-
-
-def test_a_full_disk_stops_an_export_in_one_sentence(tmp_path, monkeypatch):
-    def full(self, data):
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(UserError, match="is full: free some space"):
-        interop.export_encoder(made("topk"), tmp_path / "encoder.pt2", n_tokens=5)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_encoder_that_cannot_be_exported_says_so(tmp_path, monkeypatch):
-    def refuse(*given, **options):
-        raise RuntimeError("data-dependent\nbranch")
-
-    monkeypatch.setattr(torch.export, "export", refuse)
-    with pytest.raises(UserError, match="'topk' encoder cannot be exported .data-dependent branch"):
-        interop.export_encoder(made("topk"), tmp_path / "encoder.pt2")
-    assert not (tmp_path / "encoder.pt2").exists()

@@ -41,7 +41,8 @@ def test_lock_pins_exactly_and_once():
 
 def test_lock_meets_every_requirement_of_the_project():
     pins = dict(line.split("==") for line in locked())
-    for text in project()["dependencies"] + project()["optional-dependencies"]["dev"]:
+    extras = project()["optional-dependencies"]
+    for text in project()["dependencies"] + extras["lab"] + extras["dev"]:
         needed = Requirement(text)
         assert pins[canonicalize_name(needed.name)] in needed.specifier, text
 

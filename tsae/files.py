@@ -1,7 +1,6 @@
 """Files that are either whole or absent: atomic writes, checksums, JSON."""
 
 import errno
-import fnmatch
 import hashlib
 import json
 import os
@@ -38,12 +37,12 @@ def disk_full_is_clear(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic(path: str | Path, own: tuple[str, ...] = ()) -> Iterator[Path]:
+def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path`` in one step.
 
     A file or a directory may be written there. An old directory is replaced only if all in it has
-    the name of something in the new one or matches a pattern of ``own``. On any failure the
-    temporary is removed and the old ``path`` stays as it was. Raises :class:`UserError` when the
+    the name of something in the new one. On any failure the temporary is removed and the old
+    ``path`` stays as it was. Raises :class:`UserError` when the
     disk is full, for a directory that holds other files, for a file where there is a directory and
     for a directory where there is a file.
     """
@@ -54,7 +53,7 @@ def atomic(path: str | Path, own: tuple[str, ...] = ()) -> Iterator[Path]:
         with disk_full_is_clear(path.parent):
             yield temporary
             if temporary.is_dir():
-                check_own(path, {entry.name for entry in temporary.iterdir()}, own)
+                check_own(path, {TURN, *(entry.name for entry in temporary.iterdir())})
                 old = path.with_name(f"{path.name}.old-{os.getpid()}")
                 if path.exists():
                     os.rename(path, old)
@@ -87,14 +86,12 @@ def in_turn(*directories: str | Path) -> Iterator[None]:
         yield
 
 
-def check_own(directory: Path, names: set[str], own: tuple[str, ...]) -> None:
+def check_own(directory: Path, names: set[str]) -> None:
     """Raise :class:`UserError` if replacing ``directory`` would delete what is not ours."""
     if directory.is_file():
         raise UserError(f"{directory} is a file; give the path of a directory.")
     for entry in sorted(directory.iterdir()) if directory.exists() else ():
-        if entry.name not in names and not any(
-            fnmatch.fnmatch(entry.name, p) for p in (TURN, *own)
-        ):
+        if entry.name not in names:
             raise UserError(
                 f"{directory} holds {entry.name}, which writing there would delete: give a new "
                 "directory, or move that out of it."

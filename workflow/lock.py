@@ -1,6 +1,6 @@
 """Write requirements.lock and environment.yml from what is installed in this Python.
 
-Pins are the closure of pyproject.toml's dependencies and its ``dev`` extra, without the local part
+Pins are the closure of pyproject.toml's dependencies and its ``lab`` and ``dev`` extras, without the local part
 of a version (``+cpu``), so that pip's own index decides which build of torch is taken.
 Usage, after installing the wished versions: ``.venv/bin/python workflow/lock.py``
 """
@@ -57,7 +57,8 @@ def closure(requirements: list[str]) -> dict[str, str]:
 
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    pins = closure(project["dependencies"] + project["optional-dependencies"]["dev"])
+    extras = project["optional-dependencies"]
+    pins = closure(project["dependencies"] + extras["lab"] + extras["dev"])
     lines = [f"{name}=={version}" for name, version in pins.items()]
     (ROOT / "requirements.lock").write_text(LOCK_HEAD + "\n".join(lines) + "\n", encoding="utf-8")
     pip_part = "".join(f"      - {line}\n" for line in [*lines, "--editable ."])

@@ -122,10 +122,8 @@ class BatchTopK(Counting):
 
     @property
     def untrained(self) -> bool:
-        """Whether it is to encode as at inference before training has set the threshold; a traced
-        graph has no such branch."""
-        traced = torch.compiler.is_compiling()
-        return not self.training and not traced and bool(self.threshold < 0)
+        """Whether it is to encode as at inference before training has set the threshold."""
+        return not self.training and bool(self.threshold < 0)
 
     def cut(self, pre_NF: Tensor, mask_N: Tensor, spare_N: Tensor | None = None) -> Tensor:
         """The value above which entries are kept; in training it also moves the threshold."""
