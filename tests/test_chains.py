@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from lab.edits import Edit
 from lab.edits.chain import ChainClamp, Link, links
 from lab.measures.succession.paths import Chain, find_chains, upstream
 from tsae import saes
@@ -87,8 +88,13 @@ RAW[0, 3, 1] = 3.0
 RAW[0, 5, 3] = 1.0
 
 
+def clamp(m=100, scale=1.0, matched=False, **options):
+    sae = identity()
+    return Edit(sae, ChainClamp(sae, LINKS, **options), m, scale, matched=matched)
+
+
 def test_chain_edit_by_hand():
-    edit = ChainClamp(identity(), LINKS, 100, scale=0.5)
+    edit = clamp(scale=0.5)
     out = edit(RAW)
     # Codes: z_0[2] = 2, z_1[3] = 1.5 (raw / 2). Members 1 and 2.
     # v_1[3] = −.7 · .5 · 2 = −.7;  v_1[4] = −.49 · .25 · 2 = −.245;  v_2[4] = −.7 · 1 · 1.5.
@@ -98,7 +104,7 @@ def test_chain_edit_by_hand():
     expected[0, 4, 2] = -1.05 / 0.5
     torch.testing.assert_close(out, expected)
     assert edit.touched_BT[0].nonzero()[:, 0].tolist() == [3, 4]
-    assert edit.latents.tolist() == [1, 2]
+    assert edit.push.latents.tolist() == [1, 2]
     # BOS, whose code is masked, starts nothing at token 1 or 2.
 
 
@@ -110,20 +116,20 @@ def test_beta_gamma_multiplier_and_window():
         "gamma": {"gamma": 1.0},
         "window": {"window": 1},
     }.items():
-        edit = ChainClamp(identity(), LINKS, 100, 1.0, **options)
+        edit = clamp(**options)
         code[name] = [edit(RAW)[0, t, 1].item() for t in (3, 4)]
     assert code["plain"] == pytest.approx([-0.7 * 0.5 * 4, -0.49 * 0.25 * 4])
     assert code["beta"] == pytest.approx([2 * v for v in code["plain"]])
     assert code["gamma"] == pytest.approx([-0.5 * 4, -0.25 * 4])
     assert code["window"] == pytest.approx([code["plain"][0], 0.0])
-    half = ChainClamp(identity(), LINKS, 50, 1.0)(RAW)
+    half = clamp(50)(RAW)
     assert half[0, 3, 1].item() == pytest.approx(code["plain"][0] / 2)
 
 
-def test_relative_edit_scales_with_the_token():
-    out = ChainClamp(identity(), LINKS, 100, 1.0, relative=True)(RAW)
-    # ‖x[3]‖ = 3 and √d = 2.
-    assert out[0, 3, 1].item() == pytest.approx(-0.7 * 0.5 * 4 * 3 / 2)
+def test_matched_edit_scales_with_the_token():
+    out = clamp(50, matched=True)(RAW)
+    # At token 3 latent 1 alone goes down, from 3 by half of ‖x[3]‖ = 3.
+    assert out[0, 3, 1].item() == pytest.approx(1.5)
     # Token 4 is zero: what is asked for scales to nothing.
     assert out[0, 4].abs().max() == 0
 
@@ -131,19 +137,19 @@ def test_relative_edit_scales_with_the_token():
 def test_nothing_crosses_a_document_or_an_invalid_token():
     boundary = torch.zeros(1, 7, dtype=torch.uint8)
     boundary[0, 3] = 3
-    edit = ChainClamp(identity(), LINKS, 100, 1.0).within(SequenceContext(None, boundary))
+    edit = clamp().within(SequenceContext(None, boundary))
     out = edit(RAW)
     assert torch.equal(out[0, 3], RAW[0, 3])  # the upstream token lies in the other document
     assert out[0, 4, 1] == 0 and out[0, 4, 2] < 0
     mask = torch.ones(1, 7, dtype=torch.bool)
     mask[0, 2] = False
-    edit = ChainClamp(identity(), LINKS, 100, 1.0).within(SequenceContext(mask))
+    edit = clamp().within(SequenceContext(mask))
     out = edit(RAW)
     assert torch.equal(out[0, :4], RAW[0, :4]) and out[0, 4, 2] < 0
 
 
 def test_edit_is_causal():
-    edit = ChainClamp(identity(), LINKS, 100, 1.0)
+    edit = clamp()
     torch.manual_seed(0)
     raw = torch.randn(2, 9, 4)
     later = raw.clone()
@@ -173,4 +179,4 @@ def test_links_of_chains():
 )
 def test_bad_edits_are_named(made, options, needle):
     with pytest.raises(ValueError, match=needle):
-        ChainClamp(identity(), made, 100, 1.0, **options)
+        ChainClamp(identity(), made, **options)

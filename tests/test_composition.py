@@ -7,9 +7,8 @@ import torch
 from eval_cases import Store, tokens, value
 from test_unlearning import D, ToyStore, ToyWorld, config, identity, values
 
-from lab.edits import HierarchicalClamp, LeafClamp, rank_leaves, rank_parents
-from lab.edits.hierarchical import Above, children, clamp_above, rank_above
-from lab.edits.ranking import Text
+from lab.edits import Clamp, Edit, Parents, Text, coded
+from lab.edits.hierarchical import above, above_parents, children
 from lab.measures.composition import edges, levels, purity
 from lab.measures.composition.composition import measure, visible
 from lab.measures.unlearning.unlearning import unlearn
@@ -197,27 +196,21 @@ def test_children_are_taken_parent_by_parent_in_proportion_to_w():
 
 def test_a_parent_clamps_its_firing_children_where_it_speaks_alone():
     sae = two_level([[1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    edit = HierarchicalClamp(sae, [0], 100.0, 1.0, q_K=torch.tensor([1.5]), n_leaves=4)
-    assert edit.latents.tolist() == [0, 1]
+    push = Parents(sae, [0], torch.tensor([1.5]), 4)
+    edit = Edit(sae, push, 100.0, 1.0)
+    assert push.latents.tolist() == [0, 1]
     # sqrt(4) = 2 is 100 per cent; BOS, then: speaks with both, with one; is silent below its q
     raw = torch.tensor([[[9.0, 9, 9, 9], [2, 3, 1, 0], [2, 0, 1, 0], [1, 3, 1, 0]]])
     moved = edit(raw)
     expected = [[9.0, 9, 9, 9], [-2, -1, 1, 0], [-2, 0, 1, 0], [1, 3, 1, 0]]
     assert moved[0].tolist() == expected
-    assert edit.touched == 2
-    leaf = LeafClamp(sae, [1], 100.0, 1.0, q_K=torch.tensor([1.0]))
+    assert edit.touched_BT.sum() == 2
+    leaf = Edit(sae, Clamp(sae, [1], q_K=torch.tensor([1.0])), 100.0, 1.0)
     assert leaf(raw)[0, :, 1].tolist() == [9, -2, 0, -2]
     with pytest.raises(ValueError, match="with two levels"):
-        HierarchicalClamp(
-            saes.build("topk", d_in=4, d_sae=4, k=1).eval(),
-            [0],
-            1.0,
-            1.0,
-            q_K=torch.ones(1),
-            n_leaves=1,
-        )
+        Parents(saes.build("topk", d_in=4, d_sae=4, k=1), [0], torch.ones(1), 1)
     with pytest.raises(ValueError, match="of the 1 chosen parents"):
-        HierarchicalClamp(sae, [0], 1.0, 1.0, q_K=torch.ones(2), n_leaves=1)
+        Parents(sae, [0], torch.ones(2), 1)
 
 
 def text(x):
@@ -231,25 +224,30 @@ def test_latents_are_ranked_by_forget_tokens_above_what_retained_text_rarely_exc
     retain[:, 0] = torch.arange(10.0)  # exceeded by one token in ten: 8
     retain[0, 1] = 5.0
     forget = torch.tensor([[9.0, 1, 0], [8.5, 0, 0], [1, 2, 0], [1, 0, 0]])
-    found = rank_above(lambda t: t.x_BTD, [text(forget)], [text(retain)], 0.1)
+    ids = torch.arange(3)
+
+    def axes(t):
+        return t.x_BTD[t.keep_BT]
+
+    sae = two_level(torch.zeros(1, 3), d=3)
+    texts = coded(sae, [text(forget)]), coded(sae, [text(retain)])
+    found = above(axes, ids, *texts, 0.1)
     assert found.latents.tolist() == [0, 1] and found.q_K.tolist() == [8.0, 0.0]
     assert found.share_K.tolist() == [0.5, 0.5]
     with pytest.raises(ValueError, match=r"in \[0, 1\)"):
-        rank_above(lambda t: t.x_BTD, [text(forget)], [text(retain)], 1.0)
+        above(axes, ids, *texts, 1.0)
+    # The random control takes all of them, each held to its own q.
+    drawn = above(axes, ids, *texts, 0.1, seed=0)
+    assert sorted(drawn.latents.tolist()) == [0, 1, 2]
+    assert drawn.q_K.tolist() == [[8.0, 0.0, 0.0][i] for i in drawn.latents.tolist()]
 
 
-def test_parents_without_children_are_not_ranked_and_leaves_keep_their_ids():
+def test_parents_without_children_are_not_ranked():
     sae = two_level([[0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.5, 0.0]])
-    forget, retain = [text([[1.0, 1, 0, 0]])], [text([[0.0, 0, 0, 0]])]
-    parents = rank_parents(sae, forget, retain, 0.0)
-    assert parents.latents.tolist() == [1]
-    leaves = rank_leaves(sae, torch.tensor([3, 1, 0]), forget, retain, 0.0)
-    assert sorted(leaves.latents.tolist()) == [0, 1]
-    ids, make = clamp_above("hierarchical", sae, parents, 2)
-    assert ids.tolist() == [1, 2]
-    assert make(multiplier=1.0, scale=1.0).latents.tolist() == [1, 2]
-    ids, make = clamp_above("leaves", sae, Above(*(part[:2] for part in leaves)), 1)
-    assert len(ids) == 1 and isinstance(make(multiplier=1.0, scale=1.0), LeafClamp)
+    texts = coded(sae, [text([[1.0, 1, 0, 0]])]), coded(sae, [text([[0.0, 0, 0, 0]])])
+    found = above_parents(sae, *texts, 0.0)
+    assert found.latents.tolist() == [1]
+    assert Parents(sae, found.latents, found.q_K, 2).latents.tolist() == [1, 2]
 
 
 def test_parents_and_as_many_leaves_forget_what_they_hold_and_one_level_has_neither():
@@ -260,16 +258,16 @@ def test_parents_and_as_many_leaves_forget_what_they_hold_and_one_level_has_neit
     with torch.no_grad():
         sae.W_e2.zero_()
         sae.W_e2[:3, 0] = torch.tensor([1.0, 0.5, 1.0])
-    asked = config(strategies=("clamp", "hierarchical", "leaves"), retain_thresholds=(0.0,))
+    asked = config(edits=("clamp", "hierarchical", "leaves"), retain_thresholds=(0.0,))
     rows, _ = unlearn(sae, ToyStore(), ToyWorld(), asked, progress=False)
     forget = values(rows, "unlearn_forget_accuracy")
     for strategy in ("hierarchical", "leaves"):
-        group = (strategy + "|t=0|n={}|m=100").format
+        group = f"always/{strategy}|t=0|n={{}}|m=100".format
         assert forget[group(1)] == 3 / 4 and forget[group(2)] == 2 / 4
         assert values(rows, "unlearn_near_accuracy")[group(2)] == 1.0
         assert values(rows, "unlearn_latents")[group(2)] == 2
     rows, _ = unlearn(identity(), ToyStore(), ToyWorld(), asked, progress=False)
-    assert set(values(rows, "unlearn_score")) == {"clamp"}
+    assert set(values(rows, "unlearn_score")) == {"always/clamp", "always/hold-random"}
     with pytest.raises(ValueError, match="one that fits a 'l1' SAE"):
-        alone = config(strategies=("leaves",))
+        alone = config(edits=("leaves",))
         unlearn(identity(), ToyStore(), ToyWorld(), alone, progress=False)

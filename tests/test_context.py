@@ -82,17 +82,29 @@ def test_order_gap_is_the_difference_of_two_scores():
     assert abs(gap) > 1e-3
 
 
-def test_settings_of_isolation_are_read_from_the_groups_of_unlearning():
-    rows = [
-        {"metric": metric, "group": "clamp|t=0.01|n=5|m=50|group=fast", "value": v, "n": 1}
-        for metric, v in zip(isolation.METRICS, (0.2, 0.9, 1.0, 0.01, 0.3, 5.0), strict=True)
-    ]
-    rows.append({"metric": "unlearn_score", "group": "clamp", "value": 0.8, "n": 1})
-    table = isolation.settings(rows)
-    assert len(table) == 1
-    found = table.iloc[0]
-    assert (found["strategy"], found["n_latents"], found["multiplier"]) == ("clamp", 5, 50.0)
-    assert (found["forget"], found["near"], found["far"]) == (0.2, 0.9, 1.0)
+def test_isolation_is_the_share_of_what_each_group_alone_forgets():
+    rows = []
+    # slow: at m=50 .5 is forgotten and .1 lost, at m=90 all is; fast forgets .2 and loses nothing.
+    for group, m, values in (
+        ("slow", 50, (0.5, 0.9, 1.0)),
+        ("slow", 90, (0.0, 0.1, 0.0)),
+        ("fast", 50, (0.8, 1.0, 1.0)),
+        ("all", 50, (0.1, 1.0, 0.8)),
+    ):
+        got = [
+            {"metric": metric, "group": f"always/clamp|t=0.01|n=5|m={m}", "value": v, "n": 1}
+            for metric, v in zip(isolation.COLUMNS, (*values, 0.01, 0.3, 5.0), strict=True)
+        ]
+        got.append({"metric": "unlearn_score", "group": "always/clamp", "value": 0.8, "n": 1})
+        rows.append(isolation.settings(got).assign(latents_of=group))
+    table = pd.concat(rows)
+    assert table["strategy"].unique().tolist() == ["always/clamp"]
+    assert table["setting"].tolist()[1] == "t=0.01|n=5|m=90" and table["latents"].iloc[0] == 5
+    found = isolation.shares(table)
+    assert value(found, "isolation_gap", "all|always/clamp") == pytest.approx(0.7)
+    assert value(found, "isolation_gap", "slow|always/clamp") == pytest.approx(0.4)
+    assert value(found, "isolation_share", "slow|always/clamp") == pytest.approx(2 / 3)
+    assert value(found, "isolation_share", "fast|always/clamp") == pytest.approx(1 / 3)
 
 
 def test_right_under_every_order_and_the_margin():
@@ -122,7 +134,7 @@ def test_splicing_leaves_bos_padding_and_massive_tokens():
 def test_worlds_without_questions_have_no_capability():
     world = SimpleNamespace(questions=lambda: [])
     assert capability.measure({"a": None}, None, world, **READ) == {}
-    assert isolation.measure({"a": None}, None, world, **READ) == {}
+    assert isolation.measure({"a": None}, None, world) == {}
 
 
 def made_results() -> pd.DataFrame:
@@ -153,9 +165,9 @@ def test_figures_show_the_numbers_and_only_what_the_tables_allow():
         [KEYS | {"ablation": "", "sequence": 0, "position": t, "token": "a", "boundary": int(t == 2),
                  "gate": t / 4} for t in places]
     )  # fmt: skip
-    setting = {"ablation": "", "threshold": 0.01, "n_latents": 5, "multiplier": 50.0, "near": 1.0}
+    setting = {"ablation": "", "setting": "t=0.01|n=5|m=50", "near": 1.0}
     isolated = pd.DataFrame(
-        [KEYS | setting | {"latents_of": g, "strategy": "clamp", "forget": f, "far": 0.9}
+        [KEYS | setting | {"latents_of": g, "strategy": "always/clamp", "forget": f, "far": 0.9}
          for g, f in (("fast", 1.0), ("document", 0.25))]
     )  # fmt: skip
     found = {"results": results, "gates": gate, "isolation": isolated}

@@ -130,7 +130,8 @@ def test_the_chat_model_of_the_profile_unlearns_without_a_hub(tmp_path, offline)
         ).sae
         for run in entry["variants"]
     }
-    grid = entry["unlearn"] | {"multipliers": [100], "n_latents": [2], "retain_thresholds": [0.5]}
+    grid = entry["unlearn"] | {"strengths": [100], "n_latents": [2], "retain_thresholds": [0.5]}
+    grid |= {"gates": ["always"], "edits": ["clamp"]}
     del grid["settings"]
     found = run_unlearning(setting, saes, **grid, ce_tokens=64, progress=False)["results"]
     assert set(found["variant"]) == {run["variant"] for run in entry["variants"]}
@@ -140,7 +141,7 @@ def test_the_chat_model_of_the_profile_unlearns_without_a_hub(tmp_path, offline)
     assert set(known["value"]) == {1.0}
     ranked = found[found["metric"] == "unlearn_rank_tokens"]
     assert set(ranked["group"]) == {"forget:labels", "retain:labels"} and (ranked["n"] > 100).all()
-    settings = {f"{strategy}|t=0.5|n=2|m=100" for strategy in grid["strategies"]}
+    settings = {f"always/{edit}|t=0.5|n=2|m=100" for edit in ("clamp", "hold-random")}
     for name, rows in found.groupby("variant"):
         value = rows.set_index(["metric", "group"])["value"]
         assert set(value["unlearn_ce_delta"].index) == settings
@@ -149,7 +150,7 @@ def test_the_chat_model_of_the_profile_unlearns_without_a_hub(tmp_path, offline)
                 value[f"unlearn_{hood}_accuracy", setting_name]
                 for hood in ("forget", "near", "far")
             )
-            kept = (near + far) / 2 >= 0.99
+            kept = min(near, far) >= 0.99
             score = 1 - forget if kept else 0.0
             strategy = setting_name.partition("|")[0]
             assert value["unlearn_score", strategy] == pytest.approx(score), (name, setting_name)

@@ -1,4 +1,4 @@
-"""Ranking, clamping, its random control and the adaptive clamp, against numbers found by hand."""
+"""Ranking, pushes, their random control and gates, against numbers found by hand."""
 
 import math
 from types import SimpleNamespace
@@ -7,18 +7,23 @@ import pytest
 import torch
 
 from lab.edits import (
-    Adaptive,
+    Ablation,
     Clamp,
-    DetectorConfig,
+    Direction,
+    Edit,
+    GateConfig,
+    Mass,
     Text,
     calibrate,
+    coded,
     frequency,
     labelled,
+    quantiles,
     random_control,
-    rank,
     select,
 )
-from lab.edits.adaptive import exceeded_at_most, running
+from lab.edits.evidence import Path, Prefix, exceeded_at_most
+from lab.edits.gate import running
 from tsae import saes
 from tsae.saes import SequenceContext
 
@@ -40,7 +45,12 @@ def context(mask, boundary=None):
     return SequenceContext(mask_BT, boundary_BT)
 
 
-# ---- clamp ------------------------------------------------------------------------------------
+def clamp(m=50, scale=1.0, latents=(0,), hold=False, **options):
+    sae = identity()
+    return Edit(sae, Clamp(sae, latents, hold), m, scale, **options)
+
+
+# ---- pushes -----------------------------------------------------------------------------------
 
 RAW = torch.tensor(
     [[[3.0, 1, 0, 0], [2, -1, 0, 0.1], [-1, 2, 0, 0], [1, 0, 5, -3], [4, 0, 0, 0]]]
@@ -49,47 +59,63 @@ RAW = torch.tensor(
 
 def test_clamp_by_hand_edits_only_where_the_latent_fires():
     # d = 4: unit = 2/100, so m = 50 sets the code to -1 in normalised units, -1/scale in raw ones.
-    edit = Clamp(identity(), [0], 50, scale=0.5)
+    edit = clamp(50, scale=0.5)
     out = edit(RAW)
     expected = RAW.clone()
     expected[0, [1, 3, 4], 0] = -2.0  # position 0 is BOS, at position 2 latent 0 is silent
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
     assert edit.touched_BT.tolist() == [[False, True, False, True, True]]
-    assert edit.touched_share == 3 / 4  # of the 4 tokens that are not BOS
+    assert edit.seen_BT.sum() == 4  # all but BOS
     untouched = ~edit.touched_BT[0]
     assert torch.equal(out[0, untouched], RAW[0, untouched])
 
 
-def test_relative_clamp_scales_with_the_token():
-    out = Clamp(identity(), [0], 50, scale=0.5, relative=True)(RAW)
-    norms = RAW[0].norm(dim=-1)
-    for t in (1, 3, 4):
-        assert out[0, t, 0].item() == pytest.approx(-0.5 * norms[t].item(), rel=1e-6)
-    # Scaling the token scales the edit, which the absolute clamp does not do.
-    torch.testing.assert_close(Clamp(identity(), [0], 50, 0.5, relative=True)(7 * RAW), 7 * out)
+def test_matched_pushes_all_move_by_the_same_share_of_the_tokens_norm():
+    sae = identity()
+    pushes = [
+        Clamp(sae, [0]),
+        Clamp(sae, [0, 1, 2], hold=True),
+        Ablation(sae, [0]),
+        Direction(torch.tensor([0.0, 3.0, 0.0, 4.0])),
+    ]
+    for push in pushes:
+        out = Edit(sae, push, 30, 0.5, matched=True)(RAW)
+        for t in (1, 3, 4):
+            moved = (out - RAW)[0, t].norm().item()
+            assert moved == pytest.approx(0.3 * RAW[0, t].norm().item(), rel=1e-5)
+        # Scaling the token scales the edit, which an unmatched clamp does not do.
+        torch.testing.assert_close(Edit(sae, push, 30, 3.5, matched=True)(RAW / 7), out / 7)
+
+
+def test_hold_ablation_and_direction_by_hand():
+    sae = identity()
+    held = clamp(50, hold=True, latents=[0, 2])(RAW)
+    # Negative x is the error term: it stays, and the held code adds to it.
+    assert held[0, 1:, 0].tolist() == [-1.0, -2.0, -1.0, -1.0]
+    assert held[0, 1:, 2].tolist() == [-1.0, -1.0, -1.0, -1.0]
+    half = Edit(sae, Ablation(sae, [0]), 50, 1.0)(RAW)
+    assert half[0, 1:, 0].tolist() == [1.0, -1.0, 0.5, 2.0]
+    along = Edit(sae, Direction(torch.tensor([0.0, 3.0, 0.0, 4.0])), 50, 1.0)(RAW)
+    torch.testing.assert_close(along[0, 1:] - RAW[0, 1:], torch.tensor([[0, -0.6, 0, -0.8]] * 4))
 
 
 def test_unit_scale_is_a_raw_code():
     for scale in (0.5, 3.0):
-        out = Clamp(identity(), [0], 25, scale, unit=scale)(RAW)
+        out = clamp(25, scale, unit=scale)(RAW)
         assert out[0, [1, 3, 4], 0].tolist() == pytest.approx([-25.0] * 3, rel=1e-5)
 
 
 def test_masked_massive_and_bos_are_never_edited():
-    edit = Clamp(identity(), [0], 50, scale=1.0, massive_norm=3.9)
+    edit = clamp(massive_norm=3.9)
     out = edit.within(context([[1, 1, 1, 0, 1]]))(RAW)
     # token 3 is masked and also too long, token 4 has norm 4 > 3.9
     assert edit.touched_BT.tolist() == [[False, True, False, False, False]]
-    assert (edit.touched, edit.seen) == (1, 2)
+    assert (int(edit.touched_BT.sum()), int(edit.seen_BT.sum())) == (1, 2)
     assert torch.equal(out[0, [0, 2, 3, 4]], RAW[0, [0, 2, 3, 4]])
-    edit.within(context([[1, 1, 0, 0, 0]]))
-    edit.reset()
-    edit(RAW)
-    assert (edit.touched, edit.seen) == (1, 1)
 
 
 def test_context_grows_with_generated_text_and_must_fit():
-    edit = Clamp(identity(), [0], 50, scale=1.0).within(context([[1, 1, 0]], [[0, 0, 1]]))
+    edit = clamp().within(context([[1, 1, 0]], [[0, 0, 1]]))
     grown = edit.context_of(RAW)
     assert grown.mask_BT.tolist() == [[False, True, False, True, True]]
     assert grown.boundary_BT.tolist() == [[3, 3, 1, 0, 0]]
@@ -106,7 +132,7 @@ def test_laws_of_an_edit_hold_for_every_variant(name):
     raw = 3 * torch.randn(3, 10, 12)
     within = context(torch.rand(3, 10) > 0.2, torch.randint(0, 3, (3, 10)))
     scale = 0.4
-    edit = Clamp(sae, range(0, 48, 3), 80, scale).within(within)
+    edit = Edit(sae, Clamp(sae, range(0, 48, 3)), 80, scale).within(within)
     out = edit(raw)
     touched = edit.touched_BT
     assert 0 < int(touched.sum()) < int(within.mask_BT.sum())
@@ -128,20 +154,20 @@ def test_laws_of_an_edit_hold_for_every_variant(name):
     [
         ({"latents": [4]}, "latents"),
         ({"latents": [1, 1]}, "latents"),
-        ({"multiplier": 0}, "multiplier"),
+        ({"m": 0}, "m=0"),
         ({"scale": float("nan")}, "scale"),
         ({"unit": -1.0}, "unit"),
     ],
 )
 def test_bad_values_are_named(options, field):
-    good = {"latents": [0], "multiplier": 50, "scale": 1.0}
     with pytest.raises(ValueError, match=field):
-        Clamp(identity(), **{**good, **options})
+        clamp(**options)
 
 
 def test_training_mode_is_refused():
     with pytest.raises(ValueError, match="eval"):
-        Clamp(identity().train(), [0], 50, 1.0)
+        sae = identity().train()
+        Edit(sae, Clamp(sae, [0]), 50, 1.0)
 
 
 # ---- ranking ----------------------------------------------------------------------------------
@@ -155,32 +181,27 @@ def text(rows, keep=None):
     return Text(x, SequenceContext(mask, None), keep_BT)
 
 
-def test_frequency_and_rank_by_hand():
+def test_frequency_and_selection_by_hand():
     forget = [
         text([[1, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]]),
         text([[1, 1, 1, 1]] * 2, [True, False]),
     ]
-    measured = frequency(identity(), forget)
-    assert measured.n == 4
-    assert measured.share_F.tolist() == [3 / 4, 2 / 4, 1 / 4, 2 / 4]
-    retain = [text([[0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]])]
+    forget_F = frequency(coded(identity(), forget))
+    assert forget_F.tolist() == [3 / 4, 2 / 4, 1 / 4, 2 / 4]
+    rows = [[0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    retain_F = frequency(coded(identity(), [text(rows)]))
     # retain shares: 0, 1/4, 0, 2/4; ties in the forget share go to the lower id
-    assert rank(identity(), forget, retain, 0.2).tolist() == [0, 2]
-    assert rank(identity(), forget, retain, 0.25).tolist() == [0, 1, 2]
-    assert rank(identity(), forget, retain, 0.5).tolist() == [0, 1, 3, 2]
+    assert select(forget_F, retain_F, 0.2).tolist() == [0, 2]
+    assert select(forget_F, retain_F, 0.25).tolist() == [0, 1, 2]
+    assert select(forget_F, retain_F, 0.5).tolist() == [0, 1, 3, 2]
 
 
-def test_rank_within_a_group():
+def test_selection_within_a_group():
     forget_F, retain_F = torch.tensor([0.1, 0.4, 0.3, 0.0]), torch.zeros(4)
     assert select(forget_F, retain_F, 0.01).tolist() == [1, 2, 0]
     assert select(forget_F, retain_F, 0.01, torch.tensor([0, 2, 3])).tolist() == [2, 0]
-    assert rank(
-        identity(), [text([[1, 0, 0, 0]])], [text([[0, 0, 0, 0]])], group="all"
-    ).tolist() == [0]
-    with pytest.raises(ValueError, match="group='fast'.*all"):
-        rank(identity(), [], [], group="fast")
     with pytest.raises(ValueError, match="empty"):
-        rank(identity(), [], [text([[0, 0, 0, 0]])])
+        coded(identity(), [])
     with pytest.raises(ValueError, match="retain_threshold"):
         select(forget_F, retain_F, 1.5)
 
@@ -197,6 +218,7 @@ class LabelledStore:
                 x_BTD=torch.full((1, 4, 1), float(b)),
                 context=SequenceContext(mask[b : b + 1], torch.zeros(1, 4, dtype=torch.uint8)),
                 labels={"domain": self.domain[b : b + 1]},
+                tokens_BT=torch.arange(4)[None],
             )
             batch.to = lambda device, batch=batch: batch
             yield batch
@@ -241,18 +263,38 @@ def test_random_control_by_hand():
         random_control([0, 1, 4], frequency_F)
 
 
-# ---- adaptive ---------------------------------------------------------------------------------
+# ---- gates ------------------------------------------------------------------------------------
 
 
 def test_running_scores_by_hand():
-    mass = torch.tensor([[9.0, 4, 0, 8, 4, 2]])
+    u = torch.tensor([[9.0, 4, 0, 8, 4, 2]])
     where = context([[0, 1, 1, 0, 1, 1]], [[3, 3, 0, 0, 0, 3]])
-    ema = running(mass, where, DetectorConfig(score="ema", decay=0.5), 0.0)
+    ema = running(u, where, GateConfig(score="ema", decay=0.5), 0.0)
     # reset, 4/2, 2/2, masked: stands still, (1 + 4)/2, reset: 2/2
     assert ema.tolist() == [[0.0, 2.0, 1.0, 1.0, 2.5, 1.0]]
-    cusum = running(mass, where, DetectorConfig(score="cusum"), 1.5)
+    cusum = running(u, where, GateConfig(score="cusum"), 1.5)
     # reset, 4 - 1.5, 2.5 - 1.5, masked, 1 + 4 - 1.5, reset: 2 - 1.5
     assert cusum.tolist() == [[0.0, 2.5, 1.0, 1.0, 3.5, 0.5]]
+    assert running(u, where, GateConfig(score="token"), 0.0) is u
+    window = running(u, where, GateConfig(score="window", window=2), 0.0)
+    # 4, (4 + 0)/2, 0 alone is valid, 4 alone, 2 alone
+    assert window.tolist() == [[0.0, 4.0, 2.0, 0.0, 4.0, 2.0]]
+    share = running(u, where, GateConfig(score="share"), 0.0)
+    torch.testing.assert_close(share, torch.tensor([[0.0, 1, 1 / 2, 1 / 2, 2 / 3, 1]]))
+
+
+def test_benign_text_in_front_dilutes_a_share_and_nothing_else():
+    subject = torch.tensor([0.0, 3, 3, 3])
+    diluted = torch.cat([torch.zeros(40), subject])[None]
+    alone, where = subject[None], [context(torch.ones(1, n)) for n in (4, 44)]
+    where = [w.filled(torch.zeros(1, w.mask_BT.shape[1], 1)) for w in where]
+    for score, same in (("share", False), ("ema", True), ("cusum", True), ("window", True)):
+        cfg = GateConfig(score=score, window=3)
+        ends = [
+            running(u, w, cfg, 0.5)[0, -1].item()
+            for u, w in zip((alone, diluted), where, strict=True)
+        ]
+        assert (ends[0] == pytest.approx(ends[1], rel=0.05)) is same, score
 
 
 def test_threshold_is_the_smallest_that_is_exceeded_by_at_most_the_share():
@@ -273,71 +315,82 @@ def noise_batches(seed, n=8):
         yield Text(x, SequenceContext(mask, boundary), mask)
 
 
-@pytest.mark.parametrize("score", ["ema", "cusum"])
+def mass_gate(retain, latents, cfg):
+    read, ids = coded(identity(), retain), torch.tensor(latents)
+    return calibrate(Mass(ids, quantiles(ids, read, cfg.latent_rate)), read, cfg)
+
+
+@pytest.mark.parametrize("score", ["token", "window", "share", "ema", "cusum"])
 @pytest.mark.parametrize("rate", [0.01, 0.05])
-def test_adaptive_hits_its_false_positive_rate_on_retained_text(score, rate):
-    sae, latents = identity(), torch.tensor([0, 2])
-    cfg = DetectorConfig(score=score, false_positive_rate=rate, latent_rate=0.3)
-    detector = calibrate(sae, latents, noise_batches(0), cfg)
-    n = sum(int(t.keep_BT.sum()) for t in noise_batches(0))
-    above = sum(
-        int(
-            detector.above(sae.encode(t.x_BTD, t.context)[..., latents], t.context)[t.keep_BT].sum()
-        )
-        for t in noise_batches(0)
-    )
-    assert rate - 1 / n < above / n <= rate
-    assert detector.measured_rate == pytest.approx(above / n)
-    z = torch.cat([sae.encode(t.x_BTD, t.context)[t.keep_BT] for t in noise_batches(0)])
-    beyond = (z[:, latents] > detector.q_K).double().mean(0)
-    assert ((beyond <= 0.3) & (beyond > 0.3 - 1 / n)).all()
+def test_a_gate_hits_its_false_positive_rate_on_retained_text(score, rate):
+    cfg = GateConfig(score=score, false_positive_rate=rate, latent_rate=0.3, window=30)
+    gate = mass_gate(noise_batches(0), [0, 2], cfg)
+    read = coded(identity(), noise_batches(0))
+    n = sum(int(t.keep_BT.sum()) for t in read)
+    opens = [gate.open(t.x_BTD, t.z_BTF.to_dense(), t.context)[t.keep_BT] for t in read]
+    share = float(torch.cat(opens).double().mean())
+    assert share <= rate and gate.measured_rate == pytest.approx(share)
+    assert share > rate - 1 / n or score == "share"  # shares have ties
+    beyond = torch.cat([t.kept(torch.tensor([0, 2])) for t in read]) > gate.evidence.q_K
+    beyond_K = beyond.double().mean(0)
+    assert ((beyond_K <= 0.3) & (beyond_K > 0.3 - 1 / n)).all()
 
 
-def test_adaptive_waits_for_evidence_and_sets_what_clamp_would():
-    sae = identity()
+def test_a_gate_waits_for_evidence():
     # Retained text: latent 0 fires weakly and alone on 1 token in 20.
     rows = [[1.0 if t % 20 == 0 else 0.0, 0, 0, 1] for t in range(100)]
-    cfg = DetectorConfig(decay=0.5, false_positive_rate=0.0, latent_rate=0.0)
-    detector = calibrate(sae, torch.tensor([0, 1]), [text(rows)], cfg)
-    assert detector.q_K.tolist() == [1.0, 0.0]  # the largest values on the retained text
-    assert detector.threshold == 0.0
+    cfg = GateConfig(decay=0.5, false_positive_rate=0.0, latent_rate=0.0)
+    gate = mass_gate([text(rows)], [0, 1], cfg)
+    assert gate.evidence.q_K.tolist() == [1.0, 0.0]  # the largest values on the retained text
+    assert gate.threshold == 0.0
     raw = torch.tensor(
         [[[9.0, 9, 0, 0], [1, 0, 0, 0], [2, 3, 0, 0], [0.5, 0, 0, 0], [4, -1, 0, 0]]]
     )
-    options = {"detector": detector}
-    edit = Adaptive(sae, [0, 1], 50, 1.0, **options)
     expected = raw.clone()
-    expected[0, 2, :2] = -1.0  # unit = 2/100; both are above their own thresholds
-    expected[0, 4, 0] = -1.0  # 1 at token 1 and 0.5 at token 3 are not
-    torch.testing.assert_close(edit(raw), expected)
-    higher = calibrate(sae, torch.tensor([0, 1]), [text(rows)], cfg)
-    object.__setattr__(higher, "threshold", 3.0)
+    expected[0, 2, :2] = -1.0  # unit = 2/100; 1 at token 1 says nothing
+    expected[0, 3:, 0] = -1.0  # the score stays above 0
+    torch.testing.assert_close(clamp(latents=[0, 1], gate=gate)(raw), expected)
+    object.__setattr__(gate, "threshold", 3.0)
     # scores: 0, 5/2 = 2.5, 1.25, (1.25 + 4)/2 = 2.625: never above 3
-    assert torch.equal(Adaptive(sae, [0, 1], 50, 1.0, detector=higher)(raw), raw)
+    assert torch.equal(clamp(latents=[0, 1], gate=gate)(raw), raw)
 
 
-@pytest.mark.parametrize("score", ["ema", "cusum"])
-def test_adaptive_is_causal(score):
-    sae, latents = identity(), torch.tensor([0, 2])
-    cfg = DetectorConfig(score=score, false_positive_rate=0.2, latent_rate=0.4)
-    edit = Adaptive(sae, latents, 50, 1.0, detector=calibrate(sae, latents, noise_batches(0), cfg))
+@pytest.mark.parametrize("score", ["token", "window", "share", "ema", "cusum"])
+def test_gates_are_causal(score):
+    cfg = GateConfig(score=score, false_positive_rate=0.2, latent_rate=0.4, window=5)
+    edit = clamp(latents=[0, 2], gate=mass_gate(noise_batches(0), [0, 2], cfg))
     raw = torch.randn(3, 40, 4, generator=torch.Generator().manual_seed(5))
     out = edit(raw)
-    assert 0 < edit.touched_share < 0.5
+    assert 0 < edit.touched_BT.double().mean() < 0.7
     later = raw.clone()
     later[:, 20:] += 3.0
-    changed = edit(later)
-    assert torch.equal(changed[:, :20], out[:, :20])
-    assert not torch.equal(changed[:, 20:] - later[:, 20:], out[:, 20:] - raw[:, 20:])
+    assert torch.equal(edit(later)[:, :20], out[:, :20])
 
 
-def test_detector_values_are_checked():
+# ---- a chain as evidence ------------------------------------------------------------------------
+
+ABC = Prefix((Path((0, 1, 2), ((1, 2), (3,)), (0.5, 0.25)),), {0: 0.0, 1: 0.0, 2: 1.0})
+
+
+def said(codes, boundary=None):
+    z = torch.tensor([codes], dtype=torch.float32)
+    return ABC(z, z, context(torch.ones(z.shape[:2]), boundary))[0].tolist()
+
+
+def test_a_chain_says_something_once_its_prefix_has_fired_in_order_at_its_lags():
+    A, B, C, none = [1.0, 0, 0], [0, 1.0, 0], [0, 0, 2.0], [0, 0, 0]
+    assert said([A, B, none, none, C]) == [0, 0.5, 0, 0, 0.75]
+    assert said([A, none, B, none, C]) == [0, 0, 0.5, 0, 0]  # C comes after two tokens, not three
+    assert said([B, A, C, C, C]) == [0] * 5  # each fires, in no order of the chain
+    assert said([none, B, none, none, C]) == [0] * 5  # a single link without its beginning
+    assert said([A, B, none, none, [0, 0, 1.0]]) == [0, 0.5, 0, 0, 0]  # not above its q
+    assert said([A, B, none, none, C], [[3, 0, 3, 0, 0]]) == [0, 0.5, 0, 0, 0]  # another document
+
+
+def test_gate_values_are_checked():
     with pytest.raises(ValueError, match="score='mean'"):
-        DetectorConfig(score="mean")
+        GateConfig(score="mean")
     with pytest.raises(ValueError, match="false_positive_rate"):
-        DetectorConfig(false_positive_rate=1.0)
-    with pytest.raises(ValueError, match="empty"):
-        calibrate(identity(), torch.tensor([0]), [])
-    detector = calibrate(identity(), torch.tensor([0]), noise_batches(0))
+        GateConfig(false_positive_rate=1.0)
     with pytest.raises(ValueError, match="2 chosen"):
-        Adaptive(identity(), [0, 1], 50, 1.0, detector=detector)
+        Clamp(identity(), [0, 1], q_K=torch.ones(1))

@@ -1,19 +1,33 @@
-"""Held detectors, logistic evidence, followed chains, attacks and picked settings, by hand."""
+"""Probes as evidence, followed chains, attacks and picked settings, by hand."""
 
 import math
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 
-from lab.edits import Adaptive, ChainConfig, DetectorConfig, Text, calibrate, follow
+from lab.edits import (
+    ChainConfig,
+    Clamp,
+    Edit,
+    GateConfig,
+    Text,
+    calibrate,
+    coded,
+    follow,
+    separating,
+    tracker_of,
+)
 from lab.edits.chain import Link
 from lab.edits.following import edge_table, tracked
 from lab.measures.unlearning.attacks import disguised, turn
-from lab.measures.unlearning.choice import best_settings, chosen_documents, chosen_rows
-from lab.measures.unlearning.config import UnlearnConfig
-from lab.measures.unlearning.unlearning import Plan
+from lab.measures.unlearning.choice import (
+    chosen_documents,
+    chosen_rows,
+    control,
+    retained,
+    score_rows,
+)
 from lab.worlds.knowledge import Question
 from tsae import saes
 from tsae.saes import SequenceContext
@@ -34,57 +48,34 @@ def text(rows):
     return Text(x, SequenceContext(mask, None), mask)
 
 
-# ---- adaptive -----------------------------------------------------------------------------------
+# ---- probes -------------------------------------------------------------------------------------
 
 
-def test_hold_sets_silent_latents_until_the_score_has_faded():
-    retained = [text([[0.0, 0, 0, 1]] * 20)]
-    raw = torch.zeros(1, 6, 4)
-    raw[0, 2, 0] = 4.0
-    raw[0, 1:, 3] = 1.0
-    edited = {}
-    for hold in (False, True):
-        cfg = DetectorConfig(decay=0.5, false_positive_rate=0.0, latent_rate=0.0, hold=hold)
-        detector = calibrate(identity(), torch.tensor([0, 1]), retained, cfg)
-        object.__setattr__(detector, "threshold", 0.6)
-        edit = Adaptive(identity(), [0, 1], 50, 1.0, detector=detector)
-        out = edit(raw)
-        edited[hold] = edit.touched_BT[0].nonzero()[:, 0].tolist()
-        assert out[0, 2, 0] == pytest.approx(-1.0)  # 50 · sqrt(4) / 100
-    # Scores from token 2 on: 2, 1, .5: above .6 at tokens 2 and 3 alone.
-    assert edited == {False: [2], True: [2, 3]}
-
-
-def test_logistic_evidence_finds_a_subject_that_no_latent_names():
+@pytest.mark.parametrize("kind", ["logistic", "residual"])
+def test_a_probe_finds_a_subject_that_no_latent_names(kind):
     # Forget text: latents 0 and 1 together; retained: one of the two, equally often.
-    forget = [text([[2.0, 2.0, 0, 0]] * 40)]
-    retained = [text([[2.0, 0, 0, 0], [0, 2.0, 0, 0]] * 40)]
-    cfg = DetectorConfig(
-        evidence="logistic", hold=True, decay=0.0, false_positive_rate=0.0, latent_rate=0.0
-    )
-    none = torch.zeros(0, dtype=torch.long)
-    detector = calibrate(identity(), none, retained, cfg, forget)
-    w = detector.weights[0].tolist()
-    assert w[0] == pytest.approx(w[1], rel=1e-3) and w[0] > 0 and w[2] == w[3] == 0
-    score = detector.score(torch.tensor([[[2.0, 0, 0, 0], [2, 2, 0, 0]]]), SequenceContext(
-        torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.uint8)
-    ))  # fmt: skip
-    assert score[0, 0] <= detector.threshold < score[0, 1]
-    edit = Adaptive(identity(), [2], 50, 1.0, detector=detector)
+    sae = identity()
+    forget = coded(sae, [text([[2.0, 2.0, 0, 0]] * 40)])
+    retain = coded(sae, [text([[2.0, 0, 0, 0], [0, 2.0, 0, 0]] * 40)])
+    probe = separating(kind, forget, retain)
+    w = probe.w.tolist()
+    assert w[0] == pytest.approx(w[1], rel=1e-3) and w[0] > 0
+    if kind == "logistic":
+        assert w[2] == w[3] == 0
+    gate = calibrate(probe, retain, GateConfig(decay=0.0, false_positive_rate=0.0))
     raw = torch.tensor([[[9.0, 9, 0, 0], [2, 0, 0, 0], [2, 2, 0, 0]]])
+    edit = Edit(sae, Clamp(sae, [2], hold=True), 50, 1.0, gate=gate)
+    # Latent 2 is silent where the gate opens: it is set all the same.
     assert edit(raw)[0, :, 2].tolist() == [0.0, 0.0, -1.0]
-    assert edit.triggers.tolist() == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="forget_batches"):
-        calibrate(identity(), none, retained, cfg)
 
 
-def test_a_detector_can_be_set_to_another_rate():
+def test_a_gate_can_be_set_to_another_rate():
     rows = [[float(t), 0, 0, 0] for t in range(10)]
-    cfg = DetectorConfig(decay=0.0, false_positive_rate=0.0, latent_rate=0.9)
-    detector = calibrate(identity(), torch.tensor([0]), [text(rows)], cfg)
-    # Scores on retained text: 0 … 9 (codes at or below the 10% quantile, 0, add nothing).
-    assert (detector.threshold, detector.measured_rate) == (9.0, 0.0)
-    wider = detector.at(0.3)
+    retain = coded(identity(), [text(rows)])
+    cfg = GateConfig(score="token", false_positive_rate=0.0)
+    gate = calibrate(lambda x, z, context: z[..., 0], retain, cfg)
+    assert (gate.threshold, gate.measured_rate) == (9.0, 0.0)
+    wider = gate.at(0.3)
     assert (wider.threshold, wider.measured_rate) == (6.0, pytest.approx(0.3))
     assert wider.cfg.false_positive_rate == 0.3
 
@@ -103,14 +94,17 @@ def test_links_follow_what_the_tracker_saw():
         (0, 1, 2),
         (1, 0, 3),
     }
-    found = follow(tracker, torch.tensor([1]), among, cfg)
+    found, paths = follow(tracker, torch.tensor([1]), among, cfg)
     assert [link[:3] for link in found] == [(0, 1, 2), (1, 0, 3)]
     # R is about 1 with W near 0. Eight pairs a text, of which rates alone give 8 · 8 / 40, and four
     # texts count as 1 + .98 + .98² + .98³ = 3.88.
     lift = math.log((8 * 3.88 + 4) / (1.6 * 3.88 + 4))
     assert found[0].strength == pytest.approx(lift, rel=0.1)
+    # The chain may be a token early or late, and weighs its C.
+    first = next(path for path in paths if path.latents == (0, 1))
+    assert first.lags == ((1, 2, 3),) and first.weights == (found[0].strength,)
     assert isinstance(found[0], Link)
-    assert follow(tracker, torch.tensor([2]), torch.tensor([2]), cfg) == []
+    assert follow(tracker, torch.tensor([2]), torch.tensor([2]), cfg) == ([], [])
 
 
 def test_tracking_leaves_the_global_generator_alone():
@@ -122,13 +116,12 @@ def test_tracking_leaves_the_global_generator_alone():
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_each_gamma_is_a_setting_of_its_own():
-    bench = SimpleNamespace(config=UnlearnConfig(chain_gammas=[0.5]), sae=identity(), options={})
-    bench.options["scale"] = 1.0
-    link = (Link(0, 1, 2, 0.5),)
-    for gamma, expected in ((0.5, 0.5), (None, 0.7)):
-        made = Plan("chain", "n=1", torch.tensor([1]), links=link, gamma=gamma).edit(bench, 100)
-        assert (made.gamma, made.beta, made.multiplier) == (expected, 1.0, 100)
+def test_an_sae_with_a_tracker_is_asked_for_its_own():
+    sae = saes.build("causal", d_in=4, d_sae=8, k=2)
+    assert tracker_of(sae, [], ChainConfig()) is sae.tracker
+    rows = [text([[1.0, 0, 0, 0]] * 4)]
+    fresh = tracker_of(sae.eval(), rows, ChainConfig(own=False, window=3, rank=2))
+    assert fresh is not sae.tracker and fresh.window == 3
 
 
 # ---- attacks ------------------------------------------------------------------------------------
@@ -143,13 +136,18 @@ def test_prompts_are_diluted_split_and_paraphrased():
     levels[9] = 1  # a sentence starts after token 9
     asked = [question((0, 5, 9, 6, 7)), question((0, 5, 6, 7), "paraphrase")]
     run = (11, 12)
-    diluted = disguised(asked, "dilution", [run], levels)
+    diluted = disguised(asked, "dilution", [run], levels, 2)
     assert [q.prompt for q in diluted] == [(0, 11, 12, 5, 9, 6, 7)]
-    assert [q.prompt for q in disguised(asked, "split", [run], levels)] == [(0, 5, 9, 11, 12, 6, 7)]
+    split = disguised(asked, "split", [run], levels, 2)
+    assert [q.prompt for q in split] == [(0, 5, 9, 11, 12, 6, 7)]
+    # Runs are taken whole until there is enough.
+    longer = disguised(asked, "dilution", [run], levels, 5)
+    assert [q.prompt for q in longer] == [(0, *(11, 12) * 3, 5, 9, 6, 7)]
+    assert disguised(asked, "perturbation", [], levels) == asked
     assert [q.form for q in disguised(asked, "paraphrase", [run], levels)] == ["paraphrase"]
     assert turn((0, 5, 9), levels) is None  # nothing is asked after the last token
     # All orders of one fact get the same text, so that they can be right under every order.
-    many = disguised([question((0, 5, 9, 6))] * 3, "dilution", [(11,), (12,), (13,)], levels)
+    many = disguised([question((0, 5, 9, 6))] * 3, "dilution", [(11,), (12,), (13,)], levels, 1)
     assert len({q.prompt for q in many}) == 1
 
 
@@ -169,29 +167,59 @@ def documents(shares):
 ALL = {0, 1, 2, 3}
 
 
+def test_retained_is_the_smaller_of_near_and_far():
+    assert retained(0.99, 0.98) == 0.98 and retained(0.9, 1.0) == 0.9
+
+
 def test_a_setting_is_judged_on_facts_that_it_was_not_picked_on():
     made = documents(
         {
             # Facts 0 and 2 are one half. On it setting a forgets all and keeps all; on the other
             # it forgets nothing and breaks near fact 1.
-            "clamp|a": ({1, 3}, {0, 2, 3}, ALL),
-            "clamp|b": ({0, 2}, ALL, ALL),
-            "random|c": (ALL, set(), ALL),
+            "ema-codes/hold|a": ({1, 3}, {0, 2, 3}, ALL),
+            "ema-codes/hold|b": ({0, 2}, ALL, ALL),
+            "ema-codes/hold-random|c": (ALL, set(), ALL),
         }
     )
-    chosen = chosen_documents(made)
-    rows = chosen_rows(chosen, n_boot=50)
+    rows = chosen_rows(chosen_documents(made), n_boot=50)
     value = {(r["metric"], r["group"]): r["value"] for r in rows}
     # Picked on 0 and 2: a, judged on 1 and 3 (both right). Picked on 1 and 3: b (a breaks near),
     # judged on 0 and 2 (both right).
-    assert value["unlearn_chosen_forget_accuracy", "clamp"] == 1.0
-    assert value["unlearn_chosen_near_accuracy", "clamp"] == 3 / 4
+    assert value["unlearn_chosen_forget_accuracy", "ema-codes/hold"] == 1.0
+    assert value["unlearn_chosen_near_accuracy", "ema-codes/hold"] == 3 / 4
+    assert value["unlearn_chosen_near_accuracy_95", "ema-codes/hold"] == 3 / 4
     # No setting of random keeps enough: the model is left as it is.
-    assert value["unlearn_chosen_near_accuracy", "random"] == 1.0
-    assert value["unlearn_difference", "random|near"] == pytest.approx(1 / 4)
-    assert value["unlearn_difference_lo", "random|near"] <= 1 / 4
-    assert ("unlearn_difference", "clamp|near") not in value
-    assert sorted(best_settings(made)) == ["clamp|b", "random|c"]
+    assert value["unlearn_chosen_near_accuracy", "ema-codes/hold-random"] == 1.0
+    # The difference is from the random edit behind the same gate, and random has none.
+    assert value["unlearn_difference", "ema-codes/hold|near"] == pytest.approx(-1 / 4)
+    assert value["unlearn_difference_hi", "ema-codes/hold|near"] >= -1 / 4
+    assert value["unlearn_difference_95", "ema-codes/hold|near"] == pytest.approx(-1 / 4)
+    assert ("unlearn_difference", "ema-codes/hold-random|near") not in value
+
+
+def test_the_control_of_an_edit_stands_behind_its_own_gate():
+    have = ["always/hold-random", "ema-codes/hold-random", "ema-codes/mean-random"]
+    assert control("ema-codes/mean", have) == "ema-codes/mean-random"
+    assert control("ema-codes/chain", have) == "ema-codes/hold-random"
+    assert control("weights/rmu", have) is None and control("ema-codes/mean-random", have) is None
+
+
+@pytest.mark.parametrize(
+    "settings, score, qualifying",
+    [
+        ([(0, 3, 4), (1, 4, 3)], 0.0, 0),  # both neighbourhoods have to be kept
+        ([(1, 4, 4), (0, 4, 3)], 3 / 4, 1),
+        ([(3, 4, 4), (2, 4, 4), (0, 2, 2)], 1 / 2, 2),
+    ],
+)
+def test_score_by_hand(settings, score, qualifying):
+    made = documents(
+        {f"always/clamp|{m}": tuple(set(range(n)) for n in ns) for m, ns in enumerate(settings)}
+    )
+    value = {(r["metric"], r["group"]): r["value"] for r in score_rows(made)}
+    for column in ("", "_95"):
+        assert value[f"unlearn_score{column}", "always/clamp"] == pytest.approx(score)
+        assert value[f"unlearn_qualifying{column}", "always/clamp"] == qualifying
 
 
 def test_logistic_strategies_are_named_apart():

@@ -12,15 +12,19 @@ import pytest
 import torch
 from torch import nn
 
+from lab.measures.reading import Sizes
 from lab.measures.unlearning import known
-from lab.measures.unlearning.asked import draw
+from lab.measures.unlearning.asked import draw, rotated
 from lab.measures.unlearning.bench import Bench
+from lab.measures.unlearning.config import EDITS, GATES, UnlearnConfig
+from lab.measures.unlearning.cross import Cross
 from lab.measures.unlearning.forget_text import forget_label, levels_after
-from lab.measures.unlearning.unlearning import UnlearnConfig, score_rows, unlearn
+from lab.measures.unlearning.unlearning import unlearn
 from lab.worlds import knowledge
 from lab.worlds.knowledge import Question, Statement
 from tsae import saes
 from tsae.errors import UserError
+from tsae.models import logits_with
 from tsae.saes import SequenceContext
 from tsae.sequences import LabelSpec
 
@@ -140,8 +144,11 @@ def config(**options):
     defaults = {
         "retain_thresholds": (0.0, 0.2),
         "n_latents": (1, 2),
-        "multipliers": (100,),
-        "strategies": ("clamp",),
+        "strengths": (100,),
+        "gates": ("always",),
+        "edits": ("clamp",),
+        "matched": False,
+        "stop_below": 0.0,
     }
     return UnlearnConfig(**{**defaults, **options})
 
@@ -153,7 +160,7 @@ def values(rows, metric):
 def test_accuracies_by_hand():
     rows, documents = unlearn(identity(), ToyStore(), ToyWorld(), config(), progress=False)
     # t = 0 ranks axes 0, 2 (axis 1 fires on retained text); t = 0.2 ranks 0, 2, 1.
-    group = "clamp|t=0|n={}|m=100".format
+    group = "always/clamp|t=0|n={}|m=100".format
     assert values(rows, "unlearn_known") == {"forget": 1.0, "near": 1.0, "far": 0.5}
     assert values(rows, "unlearn_forget_accuracy")[group(1)] == 3 / 4  # axis 0 was fact 0
     assert values(rows, "unlearn_forget_accuracy")[group(2)] == 2 / 4  # and axis 2 fact 2
@@ -162,7 +169,7 @@ def test_accuracies_by_hand():
     n = {r["metric"]: r["n"] for r in rows if r["group"] == group(2)}
     counts = [n[f"unlearn_{name}_accuracy"] for name in ("forget", "near", "far")]
     assert counts == [4, 2, 1]  # the fact that the clean model does not know is not asked
-    assert values(rows, "unlearn_score") == {"clamp": 0.5}
+    assert values(rows, "unlearn_score")["always/clamp"] == 0.5
     # Documents: one per fact, and their ratio of sums is the accuracy.
     forget = documents[
         (documents["metric"] == "unlearn_forget_accuracy") & (documents["group"] == group(2))
@@ -180,10 +187,10 @@ def test_collateral_damage_costs_the_score():
         config(retain_thresholds=(0.2,), n_latents=(1, 3)),
         progress=False,
     )
-    assert values(rows, "unlearn_forget_accuracy")["clamp|t=0.2|n=3|m=100"] == 1 / 4
-    assert values(rows, "unlearn_near_accuracy")["clamp|t=0.2|n=3|m=100"] == 1 / 2
-    assert values(rows, "unlearn_score") == {"clamp": 1 / 4}  # of n = 1 alone
-    assert values(rows, "unlearn_qualifying") == {"clamp": 1}
+    assert values(rows, "unlearn_forget_accuracy")["always/clamp|t=0.2|n=3|m=100"] == 1 / 4
+    assert values(rows, "unlearn_near_accuracy")["always/clamp|t=0.2|n=3|m=100"] == 1 / 2
+    assert values(rows, "unlearn_score")["always/clamp"] == 1 / 4  # of n = 1 alone
+    assert values(rows, "unlearn_qualifying")["always/clamp"] == 1
 
 
 def test_a_weak_push_on_the_answer_direction_forgets_nothing():
@@ -199,18 +206,17 @@ def test_a_weak_push_on_the_answer_direction_forgets_nothing():
             identity(),
             ToyStore(),
             ToyWorld(asked),
-            config(retain_thresholds=(0.0,), n_latents=(1,), multipliers=(m,)),
+            config(retain_thresholds=(0.0,), n_latents=(1,), strengths=(m,)),
             progress=False,
         )
-        (found,) = values(rows, "unlearn_forget_accuracy").values()
-        assert found == accuracy
+        assert values(rows, "unlearn_forget_accuracy")[f"always/clamp|t=0|n=1|m={m}"] == accuracy
 
 
 def test_text_rows_by_hand():
     rows, documents = unlearn(
         identity(), ToyStore(), ToyWorld(), config(n_latents=(1,)), progress=False
     )
-    group = "clamp|t=0|n=1|m=100"
+    group = "always/clamp|t=0|n=1|m=100"
     # Test text: 6 valid tokens, axis 0 fires at one, in the forget document.
     assert values(rows, "unlearn_touched")[group] == pytest.approx(1 / 6)
     assert values(rows, "unlearn_retain_touched")[group] == 0.0
@@ -230,35 +236,67 @@ def test_text_rows_by_hand():
     assert ce["den"].tolist() == [2.0, 2.0]
 
 
-def test_strategies_share_the_grid_and_random_stays_off_the_chosen():
-    settings = {"strategies": ("clamp", "adaptive", "random"), "retain_thresholds": (0.0,)}
+def test_gates_and_edits_are_crossed_and_random_stays_off_the_chosen():
+    crossed = {"gates": ("always", "token-codes"), "edits": ("clamp", "clamp-random")}
+    rates = {"retain_thresholds": (0.0,), "false_positive_rates": (0.0,)}
     rows, documents = unlearn(
-        identity(), ToyStore(), ToyWorld(), config(**settings), progress=False
+        identity(), ToyStore(), ToyWorld(), config(**crossed, **rates), progress=False
     )
     forget = values(rows, "unlearn_forget_accuracy")
-    assert set(forget) == {
-        f"{s}|t=0|n={n}|m=100" for s in ("clamp", "adaptive", "random") for n in (1, 2)
-    }
-    rates = values(rows, "unlearn_false_positive_rate")
-    assert rates == {"adaptive|t=0|n=1": 0.0, "adaptive|t=0|n=2": 0.0}
-    # The chosen axes never fire on retained text, so the adaptive clamp acts wherever they do.
+    at = {"always": "t=0|n={}|m=100", "token-codes": "t=0|n={}|fpr=0|m=100"}
+    edits = ("clamp", "clamp-random", "hold-random")  # the last joins behind every gate
+    groups = {f"{g}/{e}|{at[g]}".format(n) for g in at for e in edits for n in (1, 2)}
+    assert set(forget) == groups
+    # The chosen axes never fire on retained text, so the gate opens wherever they do.
     for n in (1, 2):
-        assert forget[f"adaptive|t=0|n={n}|m=100"] == forget[f"clamp|t=0|n={n}|m=100"]
-        assert forget[f"random|t=0|n={n}|m=100"] >= 3 / 4  # axes 0 and 2 are not among the random
-    assert set(values(rows, "unlearn_score")) == {"clamp", "adaptive", "random"}
+        pair = [forget[f"{g}/clamp|{at[g]}".format(n)] for g in at]
+        assert pair[0] == pair[1]
+        assert forget[f"always/clamp-random|{at['always']}".format(n)] >= 3 / 4
+        # Random latents behind a gate are set where it is open alone: prompts of facts 0 and 2.
+        reached = values(rows, "unlearn_forget_prompts")
+        assert reached[f"token-codes/hold-random|{at['token-codes']}".format(n)] == n / 4
+        assert (
+            values(rows, "unlearn_near_prompts")[f"token-codes/clamp|{at['token-codes']}".format(n)]
+            == 0
+        )
+    assert set(values(rows, "unlearn_score")) == {f"{g}/{e}" for g in at for e in edits}
+    assert set(values(rows, "unlearn_false_positive_rate").values()) == {0.0}
     wide = documents.pivot_table(index="doc", columns="group", values="num", aggfunc="sum")
-    assert sum("|" in name for name in wide.columns) == 6
+    assert sum("|" in name for name in wide.columns) == 12
 
 
-def test_relative_and_group_are_in_the_name():
-    rows, _ = unlearn(
-        identity(),
-        ToyStore(),
-        ToyWorld(),
-        config(retain_thresholds=(0.0,), n_latents=(1,), relative=True, group="all"),
-        progress=False,
+def test_a_sweep_ends_once_too_much_is_lost():
+    # Axis 1 holds near fact 5: at m = 100 it is gone.
+    asked = config(
+        retain_thresholds=(0.2,), n_latents=(3,), strengths=(1, 100, 200), stop_below=0.9
     )
-    assert list(values(rows, "unlearn_latents")) == ["clamp|t=0|n=1|m=100|relative|group=all"]
+    rows, _ = unlearn(identity(), ToyStore(), ToyWorld(), asked, progress=False)
+    swept = [g for g in values(rows, "unlearn_near_accuracy") if g.startswith("always/clamp|")]
+    assert swept == [f"always/clamp|t=0.2|n=3|m={m}" for m in (1, 100)]
+
+
+def test_every_score_and_evidence_and_edit_runs_on_one_bench():
+    every = config(
+        gates=GATES, edits=EDITS, retain_thresholds=(0.2,), n_latents=(2,),
+        false_positive_rates=(0.2,), matched=True,
+    )  # fmt: skip
+    rows, _ = unlearn(identity(), ToyStore(), ToyWorld(), every, progress=False)
+    value = values(rows, "unlearn_retain_touched")
+    # On one level there are no parents, and in texts of three tokens no chain.
+    gates = {g for g in GATES if "chain" not in g or values(rows, "unlearn_paths")}
+    found = {group.split("|")[0].split("/")[0] for group in value}
+    assert found >= {g for g in gates if "chain" not in g} and len(found) >= 21
+    assert not any("hierarchical" in group or "leaves" in group for group in value)
+    assert all(v <= 1 for v in value.values())
+
+
+def test_the_group_is_in_the_name():
+    asked = config(retain_thresholds=(0.0,), n_latents=(1,), group="all")
+    rows, _ = unlearn(identity(), ToyStore(), ToyWorld(), asked, progress=False)
+    assert "always/clamp|t=0|n=1|m=100|group=all" in values(rows, "unlearn_latents")
+    with pytest.raises(ValueError, match="group='fast'.*all"):
+        asked = config(group="fast")
+        unlearn(identity(), ToyStore(), ToyWorld(), asked, progress=False)
 
 
 def test_without_labels_prompts_are_ranked_on_and_named_as_such():
@@ -273,33 +311,52 @@ def test_what_states_the_facts_that_are_not_asked_for_is_ranked_on():
     world = ToyWorld(stated=[Statement(*fact) for fact in facts])
     settings = config(n_facts=1, rank_tokens=4)
     bench = Bench(identity(), ToyStore(labelled=False), world, settings, "cpu")
-    asked = {q.fact for q in bench.questions}
+    asked = {q.fact for q in bench.exam.questions}
     left = [fact for *_, fact in facts if fact not in asked]
     assert bench.source == "statements" and [s.fact for s in bench.stated] == left
     # x is one axis an entity, axis i for fact i, and nothing for an answer; three facts are left.
-    (forget,) = bench.texts("forget")
+    (forget,) = bench.forget
     assert forget.x_BTD[:, 1].argmax(-1).tolist() == left[:3]
     assert forget.keep_BT.tolist() == [[0, 1, 1]] * 3
-    retain = list(bench.texts("retain"))
+    assert bench.token_rows(True) == [(0, i + 1, 10 + i) for i in left[:3]]
+    retain = bench.retain
     assert retain[0].keep_BT.tolist() == [[0, 1, 1, 1]]
     # Train text follows: the first batch, with all of its valid tokens.
     assert sum(int(text.keep_BT.sum()) for text in retain[1:]) == 12
-    assert len(list(bench.texts("all"))) == 1 + len(retain)
-    assert int(next(bench.held_out_texts()).keep_BT.sum()) == 6
+    assert int(next(bench.texts(False, "test", 99)).keep_BT.sum()) == 6
 
 
 def test_settings_are_judged_on_the_named_forms_and_attacks_ask_the_others_too():
     asked = [q._replace(form=form) for q in make_questions() for form in ("plain", "turned")]
-    settings = config(forms=["plain"], attack_facts=1)
-    bench = Bench(identity(), ToyStore(), ToyWorld(asked), settings, "cpu")
-    assert {q.form for q in bench.questions} == {"plain"} and len(bench.questions) == 16
-    attacked = bench.under_attack()
-    assert len({(q.neighbourhood, q.fact) for q in attacked}) == 3
-    assert len(attacked) == 3 * 2 * 2  # facts, orders, forms
+    settings = config(
+        forms=["plain"], attacks=["paraphrase", "perturbation", "relearning"],
+        retain_thresholds=(0.0,), n_latents=(2,),
+    )  # fmt: skip
+    rows, documents = unlearn(identity(), ToyStore(), ToyWorld(asked), settings, progress=False)
+    n = {r["group"]: r["n"] for r in rows if r["metric"] == "unlearn_known"}
+    assert n == {"forget": 4, "near": 2, "far": 2}  # plain forms alone
+    known = {r["group"]: r["n"] for r in rows if r["metric"] == "unlearn_attack_known"}
+    assert known["forget|attack=paraphrase"] == 4 and known["forget|attack=perturbation"] == 8
+    forget = values(rows, "unlearn_attack_forget_accuracy")
+    # Facts 0 and 2 are gone in every form. No block lies above the edit, so nothing is relearned.
+    for attack in ("paraphrase", "relearning"):
+        assert forget[f"always/clamp|attack={attack}"] == 2 / 4
+    assert "unlearn_attack_forget_accuracy" in set(documents["metric"])
+
+
+def test_another_subject_can_be_forgotten():
+    asked = rotated(make_questions(), {"forget": ["balm"], "near": ["poison"]})
+    where = {q.subject: q.neighbourhood for q in asked}
+    assert where == {"poison": "near", "balm": "forget", "ships": "far"}
+    assert rotated(make_questions(), {}) == make_questions()
+    with pytest.raises(ValueError, match="'rum'; allowed are balm, poison, ships"):
+        rotated(make_questions(), {"forget": ["rum"]})
 
 
 def test_known_facts_are_counted_by_subject():
-    found = known.measure({"a": None, "b": None}, None, ToyWorld(), batch_size=4, device="cpu")
+    found = known.measure(
+        {"a": None, "b": None}, SimpleNamespace(sizes=Sizes(batch=1), device="cpu"), ToyWorld()
+    )
     assert found["a"].rows == found["b"].rows
     counts = values(found["a"].rows, "known_facts")
     # Of near fact 5 axis 1 says the answer, of far fact 7 no axis does.
@@ -308,57 +365,30 @@ def test_known_facts_are_counted_by_subject():
 
 
 def test_skipping_prompts_that_no_edit_reaches_changes_no_answer():
-    store, world = ToyStore(), ToyWorld()
-    settings = config(strategies=("clamp", "adaptive"))
-    bench = Bench(identity(), store, world, settings, "cpu")
-    from lab.measures.unlearning.unlearning import plan
-    from tsae.models import logits_with
-
-    plans, _ = plan(bench, settings)
-    bench.ask_clean(torch.arange(D))
-    for p in plans:
-        edit = p.edit(bench, 100)
+    settings = config(gates=("always", "ema-codes"), false_positive_rates=(0.2,))
+    world = ToyWorld()
+    bench = Bench(identity(), ToyStore(), world, settings, "cpu")
+    questions = bench.exam.questions
+    keys = [(q.subject, q.fact, q.form) for q in questions]
+    for case in Cross(bench).cases():
+        edit = case.edit(bench, 100)
+        if case.strategy.endswith("hold-random") and case.gate is None:
+            continue  # reaches every prompt
 
         def logits(tokens_BT, edit=edit):
             edit.within(bench.context(tokens_BT))
             return logits_with(world.toy, tokens_BT, 0, edit)
 
         before = world.toy.rows
-        fast = bench.answers(edit)
-        assert world.toy.rows - before < len(bench.questions)
-        slow = knowledge.accuracy(logits, bench.questions)
-        keys = [(q.subject, q.fact, q.form) for q in bench.questions]
-        assert fast == {key: bool(ok) for key, ok in zip(keys, slow, strict=True)}
-        rows, _ = bench.run(edit)
-        means = knowledge.by_neighbourhood(bench.questions, slow)
-        for name, mean in means.items():
+        rows, documents = bench.exam.ask(edit)
+        assert world.toy.rows - before < len(questions)
+        slow = knowledge.accuracy(logits, questions)
+        right = dict(zip(keys, slow, strict=True))
+        found = pd.concat(documents).groupby("doc")["num"].sum()
+        assert {key[1]: float(ok) for key, ok in right.items()} == found.to_dict()
+        for name, mean in knowledge.by_neighbourhood(questions, slow).items():
             (value,) = (r["value"] for r in rows if r["metric"] == f"unlearn_{name}_accuracy")
             assert value == pytest.approx(mean)
-
-
-# ---- the score --------------------------------------------------------------------------------
-
-
-def accuracy_rows(*settings):
-    return [
-        {"metric": f"unlearn_{name}_accuracy", "group": f"clamp|m={m}", "value": value, "n": 100}
-        for m, values in enumerate(settings)
-        for name, value in zip(("forget", "near", "far"), values, strict=True)
-    ]
-
-
-@pytest.mark.parametrize(
-    "settings, score, qualifying",
-    [
-        ([(0.2, 0.98, 0.98), (0.1, 0.5, 1.0)], 0.0, 0),  # none keeps 0.99
-        ([(0.2, 0.98, 1.0), (0.1, 0.97, 1.0)], 0.8, 1),  # mean 0.99 counts, 0.985 does not
-        ([(0.9, 1.0, 1.0), (0.6, 1.0, 1.0), (0.0, 0.9, 0.9)], 0.4, 2),
-    ],
-)
-def test_score_by_hand(settings, score, qualifying):
-    rows = score_rows(accuracy_rows(*settings))
-    assert values(rows, "unlearn_score") == {"clamp": pytest.approx(score)}
-    assert values(rows, "unlearn_qualifying") == {"clamp": qualifying}
 
 
 # ---- questions, labels, boundaries ------------------------------------------------------------
@@ -439,10 +469,11 @@ def test_what_cannot_be_measured_is_said_in_one_sentence(world, store, words):
 @pytest.mark.parametrize(
     "options, field",
     [
-        ({"strategies": ("erase",)}, "strategies"),
+        ({"edits": ("erase",)}, "edits"),
+        ({"gates": ("ema",)}, "gates"),
         ({"retain_thresholds": (2.0,)}, "retain_thresholds"),
         ({"n_latents": ()}, "n_latents"),
-        ({"multipliers": (0,)}, "multipliers"),
+        ({"strengths": (0,)}, "strengths"),
         ({"n_orders": 0}, "n_orders"),
         ({"n_facts": 0}, "n_facts"),
     ],
@@ -453,6 +484,6 @@ def test_config_names_the_bad_field(options, field):
 
 
 def test_config_takes_json():
-    read = UnlearnConfig(multipliers=[25, 50], detector={"score": "cusum"})
-    assert read.multipliers == (25, 50)
-    assert read.detector.score == "cusum"
+    read = UnlearnConfig(strengths=[25, 50], gate={"decay": 0.5})
+    assert read.strengths == (25, 50)
+    assert read.gate.decay == 0.5

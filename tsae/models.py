@@ -111,12 +111,20 @@ def _inputs(model: TransformerBridge, tokens_BT: Tensor) -> Tensor:
     return tokens_BT.to(next(model.parameters()).device, torch.int64)
 
 
-@torch.no_grad()
-def residual(model: TransformerBridge, tokens_BT: Tensor, layer: int) -> Tensor:
+def residual(
+    model: TransformerBridge, tokens_BT: Tensor, layer: int, gradient: bool = False
+) -> Tensor:
     """x_BTD at the output of block ``layer``; later blocks and the logits are not computed.
+
+    With ``gradient``, one to the weights that ask for it.
 
     Raises :class:`WorldError` when there is no such layer, ValueError on tokens of a wrong shape.
     """
+    with torch.set_grad_enabled(gradient):
+        return _residual(model, tokens_BT, layer)
+
+
+def _residual(model: TransformerBridge, tokens_BT: Tensor, layer: int) -> Tensor:
     check_layer(model, layer)
     tokens_BT = _inputs(model, tokens_BT)
     if layer + 1 < n_layers(model):
@@ -166,6 +174,17 @@ def logits_with(model: TransformerBridge, tokens_BT: Tensor, layer: int, edit: E
         return_type="logits",
         prepend_bos=False,
     )
+
+
+@torch.no_grad()
+def logits_from(model: TransformerBridge, tokens_BT: Tensor, layer: int, x_BTD: Tensor) -> Tensor:
+    """Logits [B,T,V] when the residual at ``layer`` is ``x_BTD``; earlier blocks are not run again.
+
+    Equal to :func:`logits_with` with an edit that gives ``x_BTD`` whatever it is given.
+    """
+    if layer + 1 < n_layers(model):
+        return model(x_BTD, start_at_layer=layer + 1, return_type="logits", prepend_bos=False)
+    return logits_with(model, tokens_BT, layer, lambda _: x_BTD)
 
 
 @torch.no_grad()

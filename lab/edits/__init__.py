@@ -1,43 +1,40 @@
-"""Interventions: edits of the residual stream through an SAE's latents, one file per strategy."""
+"""Edits of the residual stream: a gate says when, a push says what; one file each."""
 
-from lab.edits.adaptive import Adaptive, Detector, DetectorConfig, calibrate
 from lab.edits.chain import ChainClamp, Link, links
-from lab.edits.clamp import Clamp, random_control
-from lab.edits.edit import Edit
-from lab.edits.following import ChainConfig, follow, tracked
-from lab.edits.hierarchical import (
-    HierarchicalClamp,
-    LeafClamp,
-    clamp_above,
-    rank_leaves,
-    rank_parents,
-    two_levels,
-)
-from lab.edits.ranking import Text, frequency, labelled, rank, select
+from lab.edits.clamp import Ablation, Clamp, Direction, random_control
+from lab.edits.edit import Edit, Push
+from lab.edits.evidence import Coded, Mass, coded, quantiles, separating
+from lab.edits.following import ChainConfig, follow, ordered, tracker_of
+from lab.edits.gate import Gate, GateConfig, calibrate
+from lab.edits.hierarchical import Parents, two_levels
+from lab.edits.ranking import Text, frequency, labelled, select
 
 __all__ = [
-    "Adaptive",
-    "ChainConfig",
+    "Ablation",
     "ChainClamp",
+    "ChainConfig",
     "Clamp",
-    "Detector",
-    "DetectorConfig",
+    "Coded",
+    "Direction",
     "Edit",
-    "HierarchicalClamp",
-    "LeafClamp",
+    "Gate",
+    "GateConfig",
     "Link",
+    "Mass",
+    "Parents",
+    "Push",
     "Text",
     "calibrate",
-    "clamp_above",
+    "coded",
     "follow",
     "frequency",
     "labelled",
     "links",
+    "ordered",
+    "quantiles",
     "random_control",
-    "rank",
-    "rank_leaves",
-    "rank_parents",
     "select",
-    "tracked",
+    "separating",
+    "tracker_of",
     "two_levels",
 ]

@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lab.edits.edit import Edit
-from lab.measures.succession.paths import Chain
+from lab.edits.clamp import CodePush
+from lab.edits.edit import distinct
 from tsae.saes.base import DOCUMENT, SAE, FilledContext, require
 
 
@@ -22,8 +22,9 @@ class Link(NamedTuple):
     strength: float
 
 
-def links(chains: Iterable[Chain], table: pd.DataFrame) -> list[Link]:
-    """All lags of ``table`` (columns source, target, lag, C) between neighbours in a chain."""
+def links(chains: Iterable, table: pd.DataFrame) -> list[Link]:
+    """All lags of ``table`` (columns source, target, lag, C) between neighbours in a chain
+    (:class:`lab.measures.succession.paths.Chain`)."""
     pairs = {
         pair for chain in chains for pair in zip(chain.latents, chain.latents[1:], strict=False)
     }
@@ -32,33 +33,24 @@ def links(chains: Iterable[Chain], table: pd.DataFrame) -> list[Link]:
     return [row for row in rows if row[:2] in pairs]
 
 
-class ChainClamp(Edit):
+class ChainClamp(CodePush):
     r"""z'_i[t] = v_i[t] for members i whose upstream j fired within the window, else z_i[t]:
 
-        v_i[t] = −β · g[t] · Σ_{k=1..w} γ^k Σ_j C_k[j→i] z_j[t−k]
+        v_i[t] = −(m / 100) β · (unit / (√d / 100)) · Σ_{k=1..w} γ^k Σ_j C_k[j→i] z_j[t−k]
 
     over the given links, with t − k and t in one document; i need not fire itself, which is what
-    lets the edit come ahead. g = m / 100 (``relative=False``) or m / 100 · ‖x[t]‖ / √d
-    (``relative=True``): the multiplier m is per cent of the v that C alone asks for, and m = 100
-    is β = 1 exactly. Latents are the links' targets. Raises ValueError on a bad value.
-
-    Source: this project.
+    lets the edit come ahead. m = 100 is β exactly. Latents are the links' targets. Raises
+    ValueError on a bad value. Source: this project.
     """
-
-    strategy = "chain"
 
     def __init__(
         self,
         sae: SAE,
         links: Iterable[Link],
-        multiplier: float,
-        scale: float,
-        relative: bool = False,
         *,
         beta: float = 1.0,
         gamma: float = 0.7,
         window: int | None = None,
-        massive_norm: float = math.inf,
     ) -> None:
         self.links = [link for link in links if window is None or link.lag <= window]
         require(len(self.links) > 0, "links", [], "at least one edge within the window")
@@ -69,14 +61,7 @@ class ChainClamp(Edit):
             require(0 <= link.strength < math.inf, "strength", link.strength, "at least 0, finite")
             require(0 <= link.source < sae.cfg.d_sae, "source", link.source, "a latent of the SAE")
         self.beta, self.gamma = beta, gamma
-        members = sorted({link.target for link in self.links})
-        super().__init__(sae, members, multiplier, scale, relative, massive_norm=massive_norm)
-
-    @property
-    def triggers(self) -> Tensor:
-        """The links' sources; see :attr:`Edit.triggers`."""
-        sources = sorted({link.source for link in self.links})
-        return torch.tensor(sources, device=self.latents.device)
+        self.latents = distinct(sorted({link.target for link in self.links}), sae)
 
     def expected(self, z_BTF: Tensor, context: FilledContext) -> Tensor:
         """``Σ_k γ^k Σ_j C_k[j→i] z_j[t−k]`` [B, T, K] of the members."""
@@ -94,11 +79,11 @@ class ChainClamp(Edit):
             out_BTK[:, lag:].index_add_(2, column, past * linked_BT[..., None])
         return out_BTK
 
-    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: FilledContext) -> Tensor:
+    def edited(
+        self, sae: SAE, x_BTD: Tensor, z_BTF: Tensor, context: FilledContext, m: float, unit: float
+    ) -> Tensor:
         expected_BTK = self.expected(z_BTF, context)
-        # ``target`` is −m per cent of a norm; over the typical norm √d that is −g.
-        minus_g_BT1 = self.target(x_BTD) / math.sqrt(self.sae.cfg.d_in)
-        value_BTK = self.beta * minus_g_BT1 * expected_BTK
+        value_BTK = -self.beta * m * unit / math.sqrt(sae.cfg.d_in) * expected_BTK
         new_BTF = z_BTF.clone()
         acts_BTK = (expected_BTK > 0) & context.mask_BT[..., None]
         new_BTF[..., self.latents] = torch.where(acts_BTK, value_BTK, z_BTF[..., self.latents])

@@ -1,28 +1,90 @@
-"""Clamping: wherever a chosen latent fires, it is set to a negative value. And its control."""
+"""Pushes through codes and along directions: clamp, hold, ablation, mean and random direction."""
 
+from abc import abstractmethod
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from lab.edits.edit import Edit
-from tsae.saes.base import FilledContext
+from lab.edits.edit import Push, distinct
+from tsae.saes.base import SAE, FilledContext, require
 
 
-class Clamp(Edit):
-    r"""``z'_i[t] = −m · unit`` (or ``−m‖x[t]‖/100``) for chosen i with z_i[t] > 0, else z_i[t].
+class CodePush(Push):
+    """A push whose v is decode(z') − decode(z); a subclass says in :meth:`edited` what z' is."""
 
-    Source: SAEBench ``unlearning`` (Farrell et al. 2024, arXiv 2410.19278); the relative form is
-    this project's.
+    @abstractmethod
+    def edited(
+        self, sae: SAE, x_BTD: Tensor, z_BTF: Tensor, context: FilledContext, m: float, unit: float
+    ) -> Tensor:
+        """z' [B, T, F]."""
+
+    def shift(
+        self, sae: SAE, x_BTD: Tensor, z_BTF: Tensor, context: FilledContext, m: float, unit: float
+    ) -> Tensor:
+        """See :meth:`Push.shift`."""
+        new_BTF = self.edited(sae, x_BTD, z_BTF, context, m, unit)
+        moves_BT1 = (new_BTF != z_BTF).any(-1, keepdim=True)
+        return torch.where(moves_BT1, sae.decode(new_BTF) - sae.decode(z_BTF), 0.0)
+
+
+class Clamp(CodePush):
+    r"""``z'_i = −m · unit`` for chosen i with z_i > q_i (all chosen i with ``hold``), else z_i.
+
+    q = 0 unless given. Source: SAEBench ``unlearning`` (Farrell et al. 2024, arXiv 2410.19278);
+    q and ``hold`` are this project's.
     """
 
-    strategy = "clamp"
+    def __init__(
+        self,
+        sae: SAE,
+        latents: Tensor | Iterable[int],
+        hold: bool = False,
+        q_K: Tensor | None = None,
+    ):
+        self.latents, self.hold = distinct(latents, sae), hold
+        self.q_K = torch.zeros(len(self.latents)) if q_K is None else q_K
+        same = len(self.q_K) == len(self.latents)
+        require(same, "q_K", len(self.q_K), f"of the {len(self.latents)} chosen latents")
+        self.q_K = self.q_K.to(self.latents.device)
 
-    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: FilledContext) -> Tensor:
+    def edited(
+        self, sae: SAE, x_BTD: Tensor, z_BTF: Tensor, context: FilledContext, m: float, unit: float
+    ) -> Tensor:
         old_BTK = z_BTF[..., self.latents]
+        acts_BTK = torch.ones_like(old_BTK, dtype=torch.bool) if self.hold else old_BTK > self.q_K
         new_BTF = z_BTF.clone()
-        new_BTF[..., self.latents] = torch.where(old_BTK > 0, self.target(x_BTD), old_BTK)
+        new_BTF[..., self.latents] = torch.where(acts_BTK, -m * unit, old_BTK)
         return new_BTF
+
+
+class Ablation(CodePush):
+    r"""``z'_i = (1 − m / 100) z_i`` for chosen i: at m = 100 what they say is taken away."""
+
+    def __init__(self, sae: SAE, latents: Tensor | Iterable[int]):
+        self.latents = distinct(latents, sae)
+
+    def edited(
+        self, sae: SAE, x_BTD: Tensor, z_BTF: Tensor, context: FilledContext, m: float, unit: float
+    ) -> Tensor:
+        new_BTF = z_BTF.clone()
+        new_BTF[..., self.latents] *= 1 - m / 100
+        return new_BTF
+
+
+class Direction(Push):
+    r"""``v = −m · unit · u`` along a unit direction u [d]: no dictionary takes part in it."""
+
+    def __init__(self, u_D: Tensor):
+        norm = float(u_D.norm())
+        require(norm > 0, "u_D", norm, "a direction, not 0")
+        self.u_D, self.latents = u_D / norm, torch.zeros(0, dtype=torch.long)
+
+    def shift(
+        self, sae: SAE, x_BTD: Tensor, z_BTF: Tensor, context: FilledContext, m: float, unit: float
+    ) -> Tensor:
+        """See :meth:`Push.shift`."""
+        return (-m * unit * self.u_D).to(x_BTD).expand_as(x_BTD)
 
 
 def random_control(

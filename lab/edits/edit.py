@@ -1,10 +1,12 @@
-r"""What every intervention is: a change of codes whose effect alone reaches the residual stream.
+r"""An edit of the residual stream: *when* (a gate) and *what* (a push), each chosen apart.
 
-    x  = scale · raw,   z = encode(x),   z' = ``edited(z)``
-    raw' = raw + (decode(z') − decode(z)) / scale      where z'[t] ≠ z[t],      raw' = raw elsewhere
+    x  = scale · raw,   z = encode(x),   v = push(x, z)                     v [B, T, d]
+    raw' = raw + v / scale      at valid tokens where the gate is open and v ≠ 0,   raw elsewhere
+    matched:  v ← (m / 100) ‖x‖ v / ‖v‖                   so that all pushes cost the same energy
 
-so the error term x − decode(z) is kept, and a token whose codes stay keeps every bit. Shapes: raw
-and x [B, T, d], z [B, T, F]. Units: x in the store's, in which E‖x − mean‖² = d.
+A push through codes moves decode(z') − decode(z), so the error term x − decode(z) is kept, and a
+token that is left alone keeps every bit. Shapes: raw and x [B, T, d], z [B, T, F]. Units: x in the
+store's, in which E‖x − mean‖² = d.
 """
 
 import math
@@ -14,76 +16,68 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from lab.edits.gate import Gate
 from tsae.saes.base import DOCUMENT, SAE, FilledContext, SequenceContext, require
 
 
-class Edit(ABC):
+class Push(ABC):
+    """What an edit does, in a file of its own; ``latents``: the K latent ids that it may set."""
+
+    latents: Tensor
+
+    @abstractmethod
+    def shift(
+        self, sae: SAE, x_BTD: Tensor, z_BTF: Tensor, context: FilledContext, m: float, unit: float
+    ) -> Tensor:
+        """v [B, T, d] at strength m, 0 where it does nothing; looks at the past alone."""
+
+
+def distinct(latents: Tensor | Iterable[int], sae: SAE) -> Tensor:
+    """The ids as int64 [K] on the SAE's device; ValueError for one that is none, or given twice."""
+    ids = torch.as_tensor(latents, dtype=torch.long, device=sae.W_dec.device).flatten()
+    F = sae.cfg.d_sae
+    inside = bool(((ids >= 0) & (ids < F)).all()) and len(ids.unique()) == len(ids)
+    require(inside, "latents", ids.tolist(), f"distinct ids from 0 to {F - 1}")
+    return ids
+
+
+class Edit:
     """A callable ``raw_BTD -> raw_BTD`` for ``models.logits_with`` and ``models.generate_with``.
 
-    A strategy is a subclass in a file of its own that says, in :meth:`edited`, what the codes
-    become. ``latents``: the K latent ids it may set; a chosen latent is set to
-
-        −m · unit                    (``relative=False``; ``unit`` is sqrt(d) / 100 by default)
-        −m · ‖x[t]‖ / 100            (``relative=True``)
-
-    with the multiplier m. As sqrt(d) is the root mean square of ‖x − mean‖, m reads in both as *per
-    cent of a residual's norm*, the typical token's or the token's own, so that one grid of m means
-    the same push on every model, layer and width. SAEBench's m counts raw codes, whose meaning
-    changes with the model's norm: ``unit=scale`` gives exactly that.
+    ``m`` is the strength in per cent of a residual's norm: of the token's own where the energy is
+    ``matched``; else of the typical one (``unit`` = √d / 100) *for each latent*, as in SAEBench,
+    whose m counts raw codes (``unit=scale``). Without a ``gate`` every valid token is open.
 
     Never edited: position 0 (BOS), tokens outside the context's mask, and tokens whose raw norm
     exceeds ``massive_norm``. Without a context (see :meth:`within`) all other tokens are valid and
-    no boundary lies inside the sequence. ``touched`` and ``seen`` count edited and valid tokens
-    since :meth:`reset`; ``touched_BT`` is the last call's.
-
-    Raises ValueError on a bad value, a latent out of range, and an SAE in training mode (its
-    batchtopk would couple tokens).
+    no boundary lies inside the sequence. ``touched_BT`` is the last call's, as is ``seen_BT``, the
+    valid tokens. Raises ValueError on a bad value, and for an SAE in training mode (its batchtopk
+    would couple tokens).
     """
-
-    strategy: str
 
     def __init__(
         self,
         sae: SAE,
-        latents: Tensor | Iterable[int],
-        multiplier: float,
+        push: Push,
+        m: float,
         scale: float,
-        relative: bool = False,
         *,
+        gate: Gate | None = None,
+        matched: bool = False,
         unit: float | None = None,
         massive_norm: float = math.inf,
     ) -> None:
-        device = sae.W_dec.device
-        self.sae = sae
-        self.latents = torch.as_tensor(latents, dtype=torch.long, device=device).flatten()
-        self.multiplier, self.scale, self.relative = multiplier, scale, relative
+        self.sae, self.push, self.gate, self.matched = sae, push, gate, matched
+        self.m, self.scale, self.massive_norm = m, scale, massive_norm
         self.unit = math.sqrt(sae.cfg.d_in) / 100 if unit is None else unit
-        self.massive_norm = massive_norm
-        for field in ("multiplier", "scale", "unit"):
+        for field in ("m", "scale", "unit"):
             value = getattr(self, field)
             require(0 < value < math.inf, field, value, "above 0 and finite")
         require(massive_norm > 0, "massive_norm", massive_norm, "above 0")
         require(not sae.training, "sae.training", True, "False; call sae.eval() first")
-        ids, F = self.latents, sae.cfg.d_sae
-        inside = bool(((ids >= 0) & (ids < F)).all()) and len(ids.unique()) == len(ids)
-        require(inside, "latents", ids.tolist(), f"distinct ids from 0 to {F - 1}")
         self.context = SequenceContext()
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the counts of touched and seen tokens."""
-        self.touched = self.seen = 0
-        self.touched_BT: Tensor | None = None
-
-    @property
-    def touched_share(self) -> float:
-        """Edited over valid tokens since :meth:`reset`; NaN before the first call."""
-        return self.touched / self.seen if self.seen else float("nan")
-
-    @property
-    def triggers(self) -> Tensor:
-        """Latents of which at least one has to fire in a sequence for anything to be edited."""
-        return self.latents
+        self.touched_BT: Tensor
+        self.seen_BT: Tensor
 
     def within(self, context: SequenceContext) -> "Edit":
         """This edit, from now on with the mask and boundaries of the batch that it will be given.
@@ -99,37 +93,7 @@ class Edit(ABC):
 
         Raises ValueError when the given context is of another batch or longer than ``raw``.
         """
-        given = self.context
-        shape, device = raw_BTD.shape[:2], raw_BTD.device
-        filled = []
-        for part, value, kind in (
-            (given.mask_BT, True, torch.bool),
-            (given.boundary_BT, 0, torch.uint8),
-        ):
-            whole = torch.full(shape, value, dtype=kind, device=device)
-            if part is not None:
-                if part.shape[0] != shape[0] or part.shape[1] > shape[1]:
-                    raise ValueError(
-                        f"the context has shape {tuple(part.shape)}; the residual has "
-                        f"{tuple(shape)}, and only its length may be larger."
-                    )
-                whole[:, : part.shape[1]] = part.to(device, kind)
-            filled.append(whole)
-        mask_BT, boundary_BT = filled
-        mask_BT[:, 0] = False
-        boundary_BT[:, :2] = DOCUMENT  # context is cut at BOS and at the first token after it
-        mask_BT &= raw_BTD.norm(dim=-1) <= self.massive_norm
-        return FilledContext(mask_BT, boundary_BT)
-
-    def target(self, x_BTD: Tensor) -> Tensor:
-        """The value [B, T, 1] to which a latent is set."""
-        if self.relative:
-            return -self.multiplier / 100 * x_BTD.norm(dim=-1, keepdim=True)
-        return torch.full_like(x_BTD[..., :1], -self.multiplier * self.unit)
-
-    @abstractmethod
-    def edited(self, z_BTF: Tensor, x_BTD: Tensor, context: FilledContext) -> Tensor:
-        """The new codes z' [B, T, F]; may depend on the same and earlier tokens alone."""
+        return context_of(self.context, raw_BTD, self.massive_norm)
 
     def codes(self, raw_BTD: Tensor) -> tuple[Tensor, Tensor, FilledContext]:
         """Normalised x [B, T, d], its codes z [B, T, F], and the context they were made in."""
@@ -137,17 +101,51 @@ class Edit(ABC):
         x_BTD = raw_BTD.float() * self.scale
         return x_BTD, self.sae.encode(x_BTD, context), context
 
+    def shift(self, raw_BTD: Tensor) -> Tensor:
+        """v [B, T, d] in the store's units, 0 at tokens that are left alone."""
+        x_BTD, z_BTF, context = self.codes(raw_BTD)
+        open_BT = context.mask_BT
+        if self.gate is not None:
+            open_BT = open_BT & self.gate.open(x_BTD, z_BTF, context)
+        m = 100.0 if self.matched else self.m
+        v_BTD = x_BTD.new_zeros(x_BTD.shape)
+        rows = open_BT.any(1)  # whole sequences, since a decoder may have memory
+        if rows.any():
+            here = FilledContext(context.mask_BT[rows], context.boundary_BT[rows])
+            v_BTD[rows] = self.push.shift(self.sae, x_BTD[rows], z_BTF[rows], here, m, self.unit)
+        norm_BT = v_BTD.norm(dim=-1)
+        self.seen_BT, self.touched_BT = context.mask_BT, open_BT & (norm_BT > 0)
+        if self.matched:
+            ratio_BT = self.m / 100 * x_BTD.norm(dim=-1) / norm_BT.clamp_min(1e-12)
+            v_BTD = v_BTD * ratio_BT[..., None]
+        return torch.where(self.touched_BT[..., None], v_BTD, 0.0)
+
     @torch.no_grad()
     def __call__(self, raw_BTD: Tensor) -> Tensor:
-        x_BTD, z_BTF, context = self.codes(raw_BTD)
-        new_BTF = self.edited(z_BTF, x_BTD, context)
-        self.touched_BT = (new_BTF != z_BTF).any(-1) & context.mask_BT
-        self.touched += int(self.touched_BT.sum())
-        self.seen += int(context.mask_BT.sum())
-        rows = self.touched_BT.any(1)
-        if not rows.any():
-            return raw_BTD
-        shift = torch.zeros_like(x_BTD)  # whole sequences, since a decoder may have memory
-        shift[rows] = self.sae.decode(new_BTF[rows]) - self.sae.decode(z_BTF[rows])
-        moved_BTD = raw_BTD + (shift / self.scale).to(raw_BTD.dtype)
+        v_BTD = self.shift(raw_BTD)
+        moved_BTD = raw_BTD + (v_BTD / self.scale).to(raw_BTD.dtype)
         return torch.where(self.touched_BT[..., None], moved_BTD, raw_BTD)
+
+
+def context_of(given: SequenceContext, raw_BTD: Tensor, massive_norm: float) -> FilledContext:
+    """See :meth:`Edit.context_of`."""
+    shape, device = raw_BTD.shape[:2], raw_BTD.device
+    filled = []
+    for part, value, kind in (
+        (given.mask_BT, True, torch.bool),
+        (given.boundary_BT, 0, torch.uint8),
+    ):
+        whole = torch.full(shape, value, dtype=kind, device=device)
+        if part is not None:
+            if part.shape[0] != shape[0] or part.shape[1] > shape[1]:
+                raise ValueError(
+                    f"the context has shape {tuple(part.shape)}; the residual has "
+                    f"{tuple(shape)}, and only its length may be larger."
+                )
+            whole[:, : part.shape[1]] = part.to(device, kind)
+        filled.append(whole)
+    mask_BT, boundary_BT = filled
+    mask_BT[:, 0] = False
+    boundary_BT[:, :2] = DOCUMENT  # context is cut at BOS and at the first token after it
+    mask_BT &= raw_BTD.norm(dim=-1) <= massive_norm
+    return FilledContext(mask_BT, boundary_BT)

@@ -1,6 +1,7 @@
-"""Which links a chain clamp follows: what a tracker finds in the text that is to be forgotten."""
+"""Which chains a clamp and a gate follow: what a tracker says of the text that is to be forgotten."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lab.edits.chain import Link, links
-from lab.measures.succession.paths import find_chains
+from lab.edits.evidence import Coded, Path, Prefix, quantiles
 from tsae.saes.base import DOCUMENT, SAE, require
 from tsae.tracking import Active, TemporalCorrelationTracker, strongest, track
 
@@ -19,6 +20,9 @@ from tsae.tracking import Active, TemporalCorrelationTracker, strongest, track
 class ChainConfig:
     """How chains are tracked in the forget text, and how hard their members are pushed."""
 
+    own: bool = True
+    """Whether an SAE that has a tracker (``causal``) is asked for its own; others get a fresh one,
+    which reads the forget text by the settings that follow."""
     window: int = 8
     """Longest lag in tokens."""
     alpha: float = 0.02
@@ -51,6 +55,14 @@ class ChainConfig:
         require(0 < self.gamma <= 1, "gamma", self.gamma, "above 0 and at most 1")
 
 
+def tracker_of(
+    sae: SAE, texts: Iterable[Any], cfg: ChainConfig, seed: int = 0
+) -> TemporalCorrelationTracker:
+    """The SAE's own tracker, which training filled; else :func:`tracked`."""
+    own = getattr(sae, "tracker", None) if cfg.own else None
+    return own if own is not None else tracked(sae, texts, cfg, seed)
+
+
 def tracked(
     sae: SAE, texts: Iterable[Any], cfg: ChainConfig, seed: int = 0
 ) -> TemporalCorrelationTracker:
@@ -80,7 +92,7 @@ def kept_codes(sae: SAE, text: Any) -> tuple[Active, Tensor]:
 
 
 def edge_table(tracker: TemporalCorrelationTracker, among: Tensor | None = None) -> pd.DataFrame:
-    """The tracker's C as columns source, target, lag, C, between the latents ``among`` alone."""
+    """The tracker's C above 0 as columns source, target, lag, C, between ``among`` alone."""
     allowed = np.ones(tracker.n_latents, bool)
     if among is not None:
         allowed[:] = False
@@ -88,7 +100,7 @@ def edge_table(tracker: TemporalCorrelationTracker, among: Tensor | None = None)
     frames = []
     for lag in range(1, tracker.window + 1):
         C = tracker.matrix(lag).tocoo()
-        keep = allowed[C.row] & allowed[C.col]
+        keep = allowed[C.row] & allowed[C.col] & (C.data > 0)
         columns = {"source": C.row[keep], "target": C.col[keep], "lag": lag, "C": C.data[keep]}
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
@@ -96,23 +108,45 @@ def edge_table(tracker: TemporalCorrelationTracker, among: Tensor | None = None)
 
 def follow(
     tracker: TemporalCorrelationTracker, targets: Tensor, among: Tensor, cfg: ChainConfig
-) -> list[Link]:
-    """Links of the chains that lead to ``targets`` over the latents ``among``; may be empty.
+) -> tuple[list[Link], list[Path]]:
+    """Links of the chains that lead to ``targets`` over the latents ``among``, and those chains as
+    paths; both may be empty.
 
     ``among``: latents that are rare on retained text, so that no chain starts from what is not the
-    knowledge's own. A latent that leads to itself is a link of its own lag.
+    knowledge's own. A latent that leads to itself is a link of its own lag. A path's step takes
+    every lag that links its two latents, one token either way, and weighs their largest C.
     """
+    from lab.measures.succession.paths import find_chains  # measures stand on edits
+
     table = edge_table(tracker, among)
-    wanted = table[table["target"].isin(targets.tolist())]
     chains = find_chains(
         table, targets.tolist(), among.tolist(), horizon=cfg.horizon, limit=cfg.n_chains
     )
     found = links(chains, table)
-    own = wanted[wanted["source"] == wanted["target"]]
-    return list(dict.fromkeys([*found, *links_of(own)]))
+    paths = []
+    for latents in dict.fromkeys(chain.latents for chain in chains):
+        steps = [
+            [k for k in found if k[:2] == pair] for pair in zip(latents, latents[1:], strict=False)
+        ]
+        lags = [sorted({max(1, k.lag + d) for k in step for d in (-1, 0, 1)}) for step in steps]
+        weights = [max(k.strength for k in step) for step in steps]
+        paths.append(Path(latents, tuple(map(tuple, lags)), tuple(weights)))
+    own = table[table["target"].isin(targets.tolist()) & (table["source"] == table["target"])]
+    return list(dict.fromkeys([*found, *links_of(own)])), paths
 
 
 def links_of(table: pd.DataFrame) -> list[Link]:
     """One link for each row of ``table``."""
     columns = (table[name] for name in ("source", "target", "lag", "C"))
     return [Link(int(s), int(t), int(k), float(c)) for s, t, k, c in zip(*columns, strict=True)]
+
+
+def ordered(paths: Sequence[Path], retain: Sequence[Coded], latent_rate: float) -> Prefix:
+    """The evidence of the paths; q of each latent from retained text."""
+    require(len(paths) > 0, "paths", [], "at least one chain")
+    ids = torch.tensor(sorted({i for path in paths for i in path.latents}))
+    q_K = quantiles(ids.to(retain[0].x_BTD.device), retain, latent_rate)
+    q = {
+        i: (v if math.isfinite(v) else 0.0) for i, v in zip(ids.tolist(), q_K.tolist(), strict=True)
+    }
+    return Prefix(tuple(paths), q)

@@ -1,24 +1,26 @@
 """Which latents belong to what is to be forgotten: firing frequencies on two texts."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tsae.saes.base import SAE, FilledContext, require
+from lab.edits.evidence import Coded
+from tsae.saes.base import FilledContext, require
 
 
 class Text(NamedTuple):
     """Whole sequences of which some tokens count.
 
     x_BTD in the store's units; keep_BT bool: the tokens of this text. The sequence may hold others,
-    which a sequence encoder has to see.
+    which a sequence encoder has to see. tokens_BT: ids, where weights are trained on them.
     """
 
     x_BTD: Tensor
     context: FilledContext
     keep_BT: Tensor
+    tokens_BT: Tensor | None = None
 
 
 def labelled(
@@ -52,34 +54,18 @@ def labelled(
         if not rows.any():
             continue
         context = FilledContext(*(part[rows] for part in batch.context))
-        yield Text(batch.x_BTD[rows], context, keep_BT[rows])
+        tokens_BT = batch.tokens_BT[rows].long()
+        yield Text(batch.x_BTD[rows], context, keep_BT[rows], tokens_BT)
         kept += int(keep_BT.sum())
         if limit_tokens is not None and kept >= limit_tokens:
             return
 
 
-class Frequency(NamedTuple):
-    """``share_F`` float64: on what share of ``n`` tokens each latent fires."""
-
-    share_F: Tensor
-    n: int
-
-
-@torch.no_grad()
-def frequency(sae: SAE, batches: Iterable[Any]) -> Frequency:
-    """Firing frequency of every latent over the tokens that count.
-
-    ``batches``: :class:`Text` or the store's ``Batch`` (whose valid tokens all count). Raises
-    ValueError when no token counts.
-    """
-    fires_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=sae.W_dec.device)
-    n = 0
-    for batch in batches:
-        keep_BT = getattr(batch, "keep_BT", batch.context.mask_BT)
-        fires_F += (sae.encode(batch.x_BTD, batch.context)[keep_BT] > 0).sum(0)
-        n += int(keep_BT.sum())
-    require(n > 0, "tokens", n, "at least 1; the text to measure firing frequencies on is empty")
-    return Frequency(fires_F / n, n)
+def frequency(texts: Sequence[Coded]) -> Tensor:
+    """On what share of the tokens that count each latent fires, float64 [F]."""
+    fires_F = sum((text.kept() > 0).sum(0).double() for text in texts)
+    n = sum(int(text.keep_BT.sum()) for text in texts)
+    return torch.as_tensor(fires_F) / n
 
 
 def select(
@@ -98,26 +84,3 @@ def select(
         keep_F &= inside_F
     order = forget_F.argsort(descending=True, stable=True)
     return order[keep_F[order]]
-
-
-def rank(
-    sae: SAE,
-    forget_batches: Iterable[Any],
-    retain_batches: Iterable[Any],
-    retain_threshold: float = 0.01,
-    group: str | None = None,
-) -> Tensor:
-    """Latents of the forget text, strongest first: :func:`select` on measured frequencies.
-
-    ``group``: rank only ``sae.groups[group]``, which asks whether that group alone holds the
-    knowledge. Raises ValueError on an unknown group, naming the SAE's. Source: SAEBench
-    ``unlearning`` (retain thresholds 0.001 and 0.01).
-    """
-    within = None
-    if group is not None:
-        groups = sae.groups
-        require(group in groups, "group", group, f"one of {', '.join(groups)}")
-        within = groups[group]
-    forget_F = frequency(sae, forget_batches).share_F
-    retain_F = frequency(sae, retain_batches).share_F
-    return select(forget_F, retain_F, retain_threshold, within)

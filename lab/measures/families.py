@@ -23,8 +23,6 @@ _OLD = {
     "autointerp": "concepts.autointerp",
     "composition": "composition.composition",
     "dependencies": "succession.dependencies",
-    "isolation": "unlearning.isolation",
-    "known": "unlearning.known",
     "perturbation": "concepts.perturbation",
     "probing": "concepts.probing",
     "temporal_probing": "concepts.temporal_probing",

@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
 
-from lab import edits as interventions
-from lab.edits import DetectorConfig
+from lab import edits
+from lab.edits import GateConfig
 from lab.measures.tokens import Measured, row
 from lab.measures.unlearning.forget_text import classes_of, forget_label
 
@@ -33,7 +33,7 @@ def measure(
     rate), and a table ``score``: sequence, position, token, score, threshold, forget, for the two
     test sequences with the most changes between forget and retained text.
 
-    ``detector``: fields of :class:`DetectorConfig`, by default the probe's of unlearning; ``text``:
+    ``detector``: fields of :class:`GateConfig`, by default a fast EMA over the logistic evidence; ``text``:
     labels and classes of the text of the calibration. Without a label that names the forget
     subject nothing is measured.
     """
@@ -42,8 +42,7 @@ def measure(
     label = forget_label(store.label_specs, subjects) if subjects else None
     if label is None:
         return {}
-    given = {"evidence": "logistic", "hold": True, "decay": 0.5, "false_positive_rate": 0.03}
-    cfg = DetectorConfig(**{**given, **(detector or {})})
+    cfg = GateConfig(**{"decay": 0.5, "false_positive_rate": 0.03, **(detector or {})})
     also = classes_of(store.label_specs, text or {})
     name, classes = label
     where: dict[str, Any] = {
@@ -55,20 +54,19 @@ def measure(
     for key, sae in saes.items():
         if not hasattr(sae, "W_dec"):
             continue  # a null has no detector of its own
-        texts = {
-            inside: interventions.labelled(
-                store, "train", name, classes, inside=inside, also=also, **where
+        retain, forget = (
+            edits.coded(
+                sae, edits.labelled(store, "train", name, classes, inside=i, also=also, **where)
             )
-            for inside in (False, True)
-        }
-        found = interventions.calibrate(
-            sae, torch.zeros(0, dtype=torch.long), texts[False], cfg, texts[True]
+            for i in (False, True)
         )
+        found = edits.calibrate(edits.separating("logistic", forget, retain), retain, cfg)
         scores, truths, traces, seen = [], [], [], 0
         for batch in store.batches("test", batch_size):
             batch = batch.to(device)
             context = batch.context
-            s_BT = found.score(sae.encode(batch.x_BTD, context), context.filled(batch.x_BTD))
+            z_BTF = sae.encode(batch.x_BTD, context)
+            s_BT = found.score(batch.x_BTD, z_BTF, context.filled(batch.x_BTD))
             is_BT = torch.isin(batch.labels[name].long(), torch.tensor(classes, device=device))
             scores.append(s_BT[context.mask_BT])
             truths.append(is_BT[context.mask_BT])

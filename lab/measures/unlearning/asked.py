@@ -1,10 +1,30 @@
 """Which of a world's questions are asked."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from lab.worlds.knowledge import NEIGHBOURHOODS, Question
+
+
+def rotated(items: Iterable[Any], subjects: Mapping[str, Sequence[str]]) -> list[Any]:
+    """Questions or statements with another subject forgotten: ``subjects`` names those that are
+    ``forget`` and ``near``, all others are far; without any, what the world says stays.
+
+    Raises ValueError for a subject that no item has.
+    """
+    items = list(items)
+    if not subjects:
+        return items
+    have = {item.subject for item in items}
+    where = {subject: name for name, given in subjects.items() for subject in given}
+    if unknown := [s for s in where if s not in have]:
+        raise ValueError(
+            f"subjects has {unknown[0]!r}; allowed are {', '.join(sorted(have)) or 'none'}"
+        )
+    return [item._replace(neighbourhood=where.get(item.subject, "far")) for item in items]
 
 
 def draw(

@@ -1,27 +1,31 @@
-"""A strategy judged at a setting that was picked on other facts than it is judged on."""
+"""What counts as retained, and a strategy judged at a setting picked on other facts."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from lab.measures.reading import row
 from lab.measures.stats import paired_bootstrap
-from lab.measures.tokens import row
+from lab.results.metrics import RETAINED
 from lab.worlds.knowledge import NEIGHBOURHOODS
 
-KEPT = {"near": 0.95, "far": 0.99}
-"""Share of the clean model's right answers that a picked setting keeps."""
+LEAST = dict(zip(("", "_95"), RETAINED, strict=True))
+"""What has to be retained in the two columns of every table, by the suffix of their metrics."""
 
 
-def chosen_documents(documents: pd.DataFrame) -> pd.DataFrame:
-    """The accuracies of each strategy on facts that its setting was not picked on.
+def retained(near: Any, far: Any) -> Any:
+    """How much is retained: of the right answers on near and on far facts, the smaller share.
 
-    ``documents``: doc (fact), metric ``unlearn_{forget,near,far}_accuracy``, group
-    ``strategy|setting``, num, den. Facts of each neighbourhood are parted by turns into two halves;
-    on each the setting with the lowest forget accuracy is picked among those that keep near ≥ .95
-    and far ≥ .99 (none: the model is left as it is), and judged on the other. Returns document rows
-    ``unlearn_chosen_{forget,near,far}_accuracy`` with group = strategy.
+    A setting qualifies where this is at least a value of :data:`LEAST`: both have to be.
     """
+    return np.minimum(near, far)
+
+
+def answers(documents: pd.DataFrame) -> pd.DataFrame:
+    """The document rows of accuracies with ``name`` (neighbourhood), ``strategy``, and ``half``:
+    facts of each neighbourhood are parted by turns into two halves."""
     wanted = {f"unlearn_{name}_accuracy": name for name in NEIGHBOURHOODS}
     rows = documents[documents["metric"].isin(list(wanted))].copy()
     rows["name"] = rows["metric"].map(wanted)
@@ -29,24 +33,8 @@ def chosen_documents(documents: pd.DataFrame) -> pd.DataFrame:
     order: dict[tuple[str, Any], int] = {}
     for name, part in rows.groupby("name"):
         order |= {(name, doc): i % 2 for i, doc in enumerate(sorted(part["doc"].unique()))}
-    keys = zip(rows["name"], rows["doc"], strict=True)
-    rows["half"] = [order[key] for key in keys]
-    parts = []
-    for strategy, mine in rows.groupby("strategy", sort=False):
-        for half in (0, 1):
-            seen, judged = mine[mine["half"] == half], mine[mine["half"] != half]
-            if judged.empty:
-                continue
-            share = shares(seen)
-            good = np.all([share[name] >= least for name, least in KEPT.items()], axis=0)
-            if good.any():
-                found = judged[judged["group"] == share.loc[good, "forget"].idxmin()]
-            else:
-                found = judged[judged["group"] == judged["group"].iloc[0]]
-                found = found.assign(num=found["den"].astype(float))
-            metric = "unlearn_chosen_" + found["name"] + "_accuracy"
-            parts.append(found.assign(metric=metric, group=strategy))
-    return pd.concat(parts, ignore_index=True)[["doc", "num", "den", "metric", "group"]]
+    rows["half"] = [order[key] for key in zip(rows["name"], rows["doc"], strict=True)]
+    return rows
 
 
 def shares(rows: pd.DataFrame) -> pd.DataFrame:
@@ -57,36 +45,79 @@ def shares(rows: pd.DataFrame) -> pd.DataFrame:
     return (sums["num"] / sums["den"]).reindex(columns=list(NEIGHBOURHOODS)).fillna(1.0)
 
 
-def best_settings(documents: pd.DataFrame) -> list[str]:
-    """For each strategy the setting with the lowest forget accuracy over all facts among those
-    that keep near ≥ .95 and far ≥ .99, else the one that keeps most of them."""
-    wanted = {f"unlearn_{name}_accuracy": name for name in NEIGHBOURHOODS}
-    rows = documents[documents["metric"].isin(list(wanted))]
-    share = shares(rows.assign(name=rows["metric"].map(wanted)))
-    short = sum((least - share[name]).clip(lower=0) for name, least in KEPT.items())
-    order = pd.DataFrame({"short": short.round(9), "forget": share["forget"]})
-    order["strategy"] = order.index.str.split("|").str[0]
-    first = order.sort_values(["short", "forget"], kind="stable").drop_duplicates("strategy")
-    return list(first.index)
+def picked(rows: pd.DataFrame, least: float) -> pd.DataFrame:
+    """For each strategy and each half that is judged, the group picked on the *other* half: the
+    lowest forget accuracy among those that retain ``least``; None where none does. ``rows``:
+    :func:`answers`. Columns strategy, half, group."""
+    out = []
+    for strategy, mine in rows.groupby("strategy", sort=False):
+        for half in sorted(mine["half"].unique()):
+            share = shares(mine[mine["half"] != half])
+            good = share[retained(share["near"], share["far"]) >= least - 1e-9]
+            group = good["forget"].idxmin() if len(good) else None
+            out.append({"strategy": strategy, "half": half, "group": group})
+    return pd.DataFrame(out, columns=["strategy", "half", "group"])
 
 
-def chosen_rows(
-    chosen: pd.DataFrame, baseline: str = "clamp", n_boot: int = 2000
-) -> list[dict[str, Any]]:
-    """Rows ``unlearn_chosen_…_accuracy`` (group = strategy), and the paired difference of every
-    other strategy from ``baseline`` with its 95% bootstrap interval over facts: metrics
+def chosen_documents(documents: pd.DataFrame) -> pd.DataFrame:
+    """Document rows ``unlearn_chosen_{forget,near,far}_accuracy`` (and ``…_95``), group = strategy:
+    each half of the facts under the setting that was picked on the other. Where none was, the model
+    is left as it is. ``documents``: doc (fact), metric ``unlearn_{…}_accuracy``, group
+    ``strategy|setting``, num, den."""
+    rows, parts = answers(documents), []
+    for suffix, least in LEAST.items():
+        for pick in picked(rows, least).itertuples():
+            judged = rows[(rows["half"] == pick.half) & (rows["strategy"] == pick.strategy)]
+            if isinstance(pick.group, str):
+                found = judged[judged["group"] == pick.group]
+            else:
+                found = judged[judged["group"] == judged["group"].iloc[0]]
+                found = found.assign(num=found["den"].astype(float))
+            metric = "unlearn_chosen_" + found["name"] + "_accuracy" + suffix
+            parts.append(found.assign(metric=metric, group=pick.strategy))
+    return pd.concat(parts, ignore_index=True)[["doc", "num", "den", "metric", "group"]]
+
+
+def control(strategy: str, have: Iterable[str]) -> str | None:
+    """The random edit behind the same gate: ``gate/edit-random`` where it was run, else
+    ``gate/hold-random``; None for what is random itself or has no control."""
+    gate, _, edit = strategy.partition("/")
+    names = (f"{gate}/{edit}-random", f"{gate}/hold-random")
+    return None if edit.endswith("random") else next((n for n in names if n in have), None)
+
+
+def chosen_rows(chosen: pd.DataFrame, n_boot: int = 2000) -> list[dict[str, Any]]:
+    """Rows ``unlearn_chosen_…_accuracy`` (group = strategy), and each strategy's paired difference
+    from its :func:`control` with its 95% bootstrap interval over facts: metrics
     ``unlearn_difference``, ``…_lo``, ``…_hi``, group ``strategy|forget``, ``|near``, ``|far``."""
-    rows = []
-    for (metric, strategy), part in chosen.groupby(["metric", "group"], sort=False):
+    rows, have = [], set(chosen["group"])
+    by = {key: part.assign(group="all") for key, part in chosen.groupby(["metric", "group"])}
+    for (metric, strategy), part in by.items():
         rows.append(row(metric, strategy, part["num"].sum() / part["den"].sum(), len(part)))
-    if baseline not in set(chosen["group"]):
-        return rows
-    for (metric, strategy), part in chosen.groupby(["metric", "group"], sort=False):
-        if strategy == baseline:
+        other = control(strategy, have)
+        if other is None:
             continue
-        base = chosen[(chosen["metric"] == metric) & (chosen["group"] == baseline)]
-        found = paired_bootstrap(part.assign(group="all"), base.assign(group="all"), n_boot)
-        group = f"{strategy}|{metric.split('_')[2]}"
-        for name, value in (("", found.diff), ("_lo", found.lo), ("_hi", found.hi)):
-            rows.append(row(f"unlearn_difference{name}", group, value, len(part)))
+        found = paired_bootstrap(part, by[metric, other], n_boot)
+        _, _, name, _, *column = metric.split("_")
+        for end, value in (("", found.diff), ("_lo", found.lo), ("_hi", found.hi)):
+            metric_name = "_".join(["unlearn_difference" + end, *column])
+            rows.append(row(metric_name, f"{strategy}|{name}", value, len(part)))
     return rows
+
+
+def score_rows(documents: pd.DataFrame) -> list[dict[str, Any]]:
+    """``unlearn_score`` (1 − the lowest forget accuracy of the settings that retain .99; 0 without
+    any) and ``unlearn_qualifying`` (how many do) of each strategy, and both with ``_95``.
+
+    The setting is picked on the facts that are reported: what SAEBench does, for comparison alone.
+    """
+    rows, out = answers(documents), []
+    for strategy, mine in rows.groupby("strategy", sort=False):
+        share = shares(mine)
+        n = mine.loc[mine["name"] == "forget", "doc"].nunique()
+        for suffix, least in LEAST.items():
+            good = share[retained(share["near"], share["far"]) >= least - 1e-9]
+            best = 1 - good["forget"].min() if len(good) else 0.0
+            out.append(row(f"unlearn_score{suffix}", strategy, best, n))
+            out.append(row(f"unlearn_qualifying{suffix}", strategy, len(good), len(share)))
+    return out

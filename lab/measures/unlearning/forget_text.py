@@ -44,7 +44,7 @@ def all_text(
     seen = 0
     for batch in store.batches(split, batch_size):
         batch = batch.to(device)
-        yield Text(batch.x_BTD, batch.context, batch.context.mask_BT)
+        yield Text(batch.x_BTD, batch.context, batch.context.mask_BT, batch.tokens_BT.long())
         seen += int(batch.context.mask_BT.sum())
         if seen >= limit_tokens:
             return

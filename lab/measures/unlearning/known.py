@@ -1,25 +1,20 @@
 """Which of the world's facts its model knows, before anything is edited: subject by subject."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 import torch
 
-from lab.measures.tokens import Measured, row
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, row
 from lab.measures.unlearning.asked import item
-from lab.worlds import knowledge
+from lab.worlds import World, knowledge
 
 
+@register("known", together=True, needs=("model",))
 @torch.no_grad()
 def measure(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any,
-    *,
-    batch_size: int,
-    device: str,
-    **_: Any,
+    saes: Mapping[str, Encoder], reading: Reading, world: World | None
 ) -> dict[str, Measured]:
     """Facts that the clean model answers rightly, of all that the world has.
 
@@ -28,9 +23,11 @@ def measure(
     model is asked once and every SAE is given the same rows; nothing for a world without questions.
     """
     questions = world.questions() if world is not None else []
-    if not questions:
+    if world is None or not questions:
         return {}
-    right_Q = knowledge.accuracy(world.model(device), questions, 4 * batch_size, device)
+    right_Q = knowledge.accuracy(
+        world.model(reading.device), questions, 4 * reading.sizes.batch, reading.device
+    )
     by_item = {item(q): bool(ok) for q, ok in zip(questions, right_Q, strict=True)}
     columns = ["subject", "fact", "form"]
     answers = pd.DataFrame(list(by_item), columns=columns).assign(right=by_item.values())

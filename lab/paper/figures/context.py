@@ -211,7 +211,7 @@ def isolation(isolation: pd.DataFrame) -> Figure:
     needed = ("world", "variant", "latents_of", "strategy", "forget", "near", "far")
     frame = tidy.main(tidy.prepare(isolation, needed).assign(ablation=isolation["ablation"]))
     frame["ablation"] = frame["ablation"].fillna("")
-    setting = ["world", "latents_of", "strategy", "threshold", "n_latents", "multiplier"]
+    setting = ["world", "latents_of", "strategy", "setting"]
     table = frame.groupby(setting)[["forget", "near", "far"]].mean().reset_index()
     worlds = tidy.ordered(table["world"])
     height = 1.75 * len(worlds) + 0.5
@@ -221,14 +221,14 @@ def isolation(isolation: pd.DataFrame) -> Figure:
     for row, world in zip(axes, worlds, strict=True):
         for panel, retained in zip(row, ("near", "far"), strict=True):
             for group in groups:
-                for strategy in ("random", "clamp"):
+                for strategy in ("always/hold-random", "always/clamp"):
                     mine = table[
                         (table["world"] == world)
                         & (table["latents_of"] == group)
                         & (table["strategy"] == strategy)
                     ]
-                    fill = colours[group] if strategy == "clamp" else "none"
-                    edge = colours[group] if strategy == "clamp" else "grey"
+                    fill = colours[group] if strategy == "always/clamp" else "none"
+                    edge = colours[group] if strategy == "always/clamp" else "grey"
                     look = {"facecolor": fill, "edgecolor": edge, "s": 16, "linewidth": 0.8}
                     panel.scatter(
                         mine["forget"], mine[retained], marker=LATENT_GROUPS[group], **look
