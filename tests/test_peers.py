@@ -8,6 +8,7 @@ import torch
 from tsae import saes
 from tsae.saes import SequenceContext
 from tsae.saes.encoding import Tokens
+from tsae.saes.nested import decoded_blocks
 
 # ---- matryoshka ---------------------------------------------------------------------------
 
@@ -48,7 +49,7 @@ def test_a_prefix_is_the_decoding_of_truncated_codes(act):
     codes = sae.encoding(Tokens(sae, x, context, sparse=not sae.dense_path)).codes
     assert isinstance(codes, torch.Tensor) == (act == "relu")
     z_NF = codes if act == "relu" else codes.dense()
-    prefixes = torch.stack(sae.decoded_blocks(codes), 1).cumsum(1)
+    prefixes = torch.stack(decoded_blocks(codes, sae.W_dec, sae.sizes), 1).cumsum(1)
     for p, end in enumerate((2, 4, 8, 16)):
         cut = torch.where(torch.arange(32) < end, z_NF, 0.0)
         expected = sae.decode(cut) - sae.b_dec

@@ -29,7 +29,7 @@ OPTIONS = {
     ],
     "rounds": [{}, {"rounds": (0.25, 0.5, 0.25), "correct": False}],
     "slowfast": [
-        {"slow_shares": (0.25, 0.25), "slow_k": (0.25, 0.25)},
+        {"slow_shares": (0.25, 0.25), "slow_k": (0.25, 0.25), "blocks": (0.4, 0.6)},
         {"slow_shares": (0.3,), "slow_k": (0.5,), "learn_decays": True, "target": "next"},
         {"slow_shares": (0.4,), "slow_k": (0.25,), "hold": 0.5, "priors": (3.0,)},
     ],

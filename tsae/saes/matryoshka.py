@@ -11,12 +11,11 @@ the prefixes are fixed through training. One block is the static SAE exactly.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tsae.kernels import sparse
-from tsae.kernels.sparse import Codes, rows_to_crow
 from tsae.saes.base import SAE, Encoding, SAEConfig, require
 from tsae.saes.config import split_by_shares
+from tsae.saes.nested import prefix_error
 from tsae.saes.registry import register
 
 
@@ -45,13 +44,10 @@ class MatryoshkaSAE(SAE):
     """The nested dictionaries of the module's equations."""
 
     cfg: MatryoshkaConfig
-    block_F: Tensor
 
     def __init__(self, cfg: MatryoshkaConfig):
         super().__init__(cfg)
         self.sizes = split_by_shares(cfg.d_sae, cfg.blocks)
-        block = torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
-        self.register_buffer("block_F", block, persistent=False)
 
     @property
     def prefix_weights(self) -> tuple[float, ...]:
@@ -66,35 +62,13 @@ class MatryoshkaSAE(SAE):
             return {"all": ids}
         return {f"block{p}": part for p, part in enumerate(ids.split(self.sizes), start=1)}
 
-    def decoded_blocks(self, codes: Codes | Tensor) -> list[Tensor]:
-        """``z W_dec`` [N, d] of each block's latents alone, for all blocks but the last.
-
-        Sparse codes are read as N (P-1) rows, one a token and block, so that one sparse product
-        decodes them all.
-        """
-        P = len(self.sizes) - 1
-        if isinstance(codes, Tensor):
-            blocks = zip(codes.split(self.sizes, 1), self.W_dec.split(self.sizes), strict=True)
-            return [z @ W for z, W in list(blocks)[:P]]
-        block = self.block_F[codes.cols]
-        kept = (block < P).nonzero()[:, 0]
-        rows, cols = codes.rows[kept] * P + block[kept], codes.cols[kept]
-        N, F = codes.shape
-        # Columns ascend within a token, so the new rows ascend too.
-        crow = rows_to_crow(torch.bincount(rows, minlength=N * P))
-        nested = Codes(codes.values[kept], rows, cols, crow, (N * P, F))
-        return list(sparse.decode(nested, self.W_dec).unflatten(0, (N, P)).unbind(1))
-
     def own_terms(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
         """``prefixes`` = sum of w_p times the error of each prefix but the full one, which ``mse``
         counts once: where it has a weight w_P, w_P - 1 times ``mse`` joins them."""
         if len(self.sizes) == 1:
             return {}
         target_ND = self.centred(x_BTD, enc.context).flatten(0, 1)
-        total, prefix_ND = target_ND.new_zeros(()), torch.zeros_like(target_ND)
         *weights, last = self.prefix_weights
-        for weight, block_ND in zip(weights, self.decoded_blocks(enc.codes), strict=True):
-            prefix_ND = prefix_ND + block_ND
-            total = total + weight * nn.functional.mse_loss(prefix_ND, target_ND, reduction="sum")
+        total = prefix_error(enc.codes, target_ND, self.W_dec, self.sizes, weights)
         prefixes = total / (enc.n * self.cfg.d_in)
         return {"prefixes": prefixes + (last - 1.0) * enc.aux["mse"] if last != 1 else prefixes}

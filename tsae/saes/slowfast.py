@@ -28,6 +28,7 @@ from tsae.kernels.sparse import Codes, rows_to_crow
 from tsae.saes import activations
 from tsae.saes.base import Encoding, State, Tokens
 from tsae.saes.config import split_by_shares
+from tsae.saes.nested import prefix_error
 from tsae.saes.passages import document_contrast, drawn, next_sum, others_sum
 from tsae.saes.registry import register
 from tsae.saes.rounds import Found, RoundsSAE
@@ -224,8 +225,13 @@ class SlowFastSAE(RoundsSAE):
     # ---- loss -----------------------------------------------------------------------------
 
     def own_terms(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
-        """``contrast`` and ``predict``, weighted."""
+        """``prefixes``, ``contrast`` and ``predict``, weighted."""
         cfg, terms = self.cfg, {}
+        if cfg.blocks:
+            sizes = [n for n in (self.n_slow, *split_by_shares(self.n_fast, cfg.blocks)) if n]
+            weights = [1.0] * (len(sizes) - 1)
+            error = prefix_error(enc.codes, enc.target, self.W_dec, sizes, weights)
+            terms["prefixes"] = error / (enc.n * cfg.d_in)
         if cfg.slow_shares and cfg.contrast > 0:
             m_NG = enc.aux["slow"].m_NS[:, : cfg.slow_sizes[0]]
             terms["contrast"] = cfg.contrast * document_contrast(

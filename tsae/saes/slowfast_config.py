@@ -39,6 +39,9 @@ class SlowFastConfig(RoundsConfig):
     """alpha, the weight of the prediction of the passage by the slow latents that are on."""
     predict_tokens: int = 256
     """Tokens a step that it is asked at."""
+    blocks: tuple[float, ...] = ()
+    """Shares of the fast latents in nested blocks, of which each prefix, and the slow latents alone,
+    reconstruct too; () for none."""
     target: str = "section"
     """What is predicted: the mean of the section's other tokens, or of the next tokens."""
     horizon: int = 16
@@ -61,6 +64,8 @@ class SlowFastConfig(RoundsConfig):
         require(0 < self.hold <= 1, "hold", self.hold, "above 0, and 1 at most")
         for field in ("floor", "contrast", "predict"):
             require(getattr(self, field) >= 0, field, getattr(self, field), "at least 0")
+        ok = not self.blocks or (min(self.blocks) > 0 and abs(sum(self.blocks) - 1) < 1e-6)
+        require(ok, "blocks", self.blocks, "positive shares that sum to 1, or ()")
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
         require(self.target in TARGETS, "target", self.target, f"one of {', '.join(TARGETS)}")
         for field in ("contrast_pairs", "longest_lag", "predict_tokens", "horizon"):
