@@ -17,28 +17,28 @@ FORMS = ("plain", "paraphrase", "turned")
 
 class Subject(NamedTuple):
     """Sentences that end where the answer stands ({} is the entity), in the forms :data:`FORMS`;
-    sentences that state a fact ({0} is the entity, {1} the answer); ``entity=answer`` pairs."""
+    sentences that state a fact ({0} is the entity, {1} the answer); (entity, answer) pairs."""
 
     neighbourhood: str
-    sentences: tuple[str, str, str]
-    stated: tuple[str, str]
-    pairs: str
+    sentences: list[str]
+    stated: list[str]
+    facts: list[tuple[str, str]]
 
-    def facts(self) -> list[tuple[str, str]]:
-        """(entity, answer) in the order in which they are written."""
-        pairs = (pair.strip().split("=") for pair in self.pairs.split(";"))
-        return [(entity.strip(), answer.strip()) for entity, answer in pairs]
+
+def _subject(neighbourhood: str, sentences: str, stated: str, pairs: str) -> Subject:
+    """Sentences are parted by "/", pairs by ";", their two halves by "="."""
+    halves = (pair.strip().split("=") for pair in pairs.split(";"))
+    facts = [(entity.strip(), answer.strip()) for entity, answer in halves]
+    asked = [sentence.strip() for sentence in sentences.split("/")]
+    return Subject(neighbourhood, asked, [said.strip() for said in stated.split("/")], facts)
 
 
 SUBJECTS = {
-    "capitals": Subject(
+    "capitals": _subject(
         "forget",
-        (
-            "The capital of {} is the city of",
-            "In {}, the seat of government and capital city is",
-            "Think of {}. Its capital is the city of",
-        ),
-        ("{1} is the capital of {0}.", "The capital city of {0} is called {1}."),
+        "The capital of {} is the city of / In {}, the seat of government and capital city is"
+        " / Think of {}. Its capital is the city of",
+        "{1} is the capital of {0}. / The capital city of {0} is called {1}.",
         """France=Paris; Germany=Berlin; Italy=Rome; Spain=Madrid; Portugal=Lisbon; Austria=Vienna;
         Hungary=Budapest; Poland=Warsaw; Greece=Athens; Ireland=Dublin; Norway=Oslo; Sweden=Stockholm;
         Denmark=Copenhagen; Finland=Helsinki; Belgium=Brussels; the Netherlands=Amsterdam;
@@ -57,14 +57,11 @@ SUBJECTS = {
         Cuba=Havana; Jamaica=Kingston; Argentina=Buenos Aires; Chile=Santiago; Peru=Lima;
         Colombia=Bogota; Venezuela=Caracas; Ecuador=Quito; Uruguay=Montevideo; Brazil=Brasilia""",
     ),
-    "languages": Subject(
+    "languages": _subject(
         "near",
-        (
-            "Most people in {} speak",
-            "The main language of {} is",
-            "Think of {}. The language that most people there speak is",
-        ),
-        ("{1} is the main language spoken in {0}.", "In {0}, people speak {1}."),
+        "Most people in {} speak / The main language of {} is"
+        " / Think of {}. The language that most people there speak is",
+        "{1} is the main language spoken in {0}. / In {0}, people speak {1}.",
         """France=French; Germany=German; Italy=Italian; Spain=Spanish; Portugal=Portuguese;
         Hungary=Hungarian; Poland=Polish; Greece=Greek; Norway=Norwegian; Sweden=Swedish;
         Denmark=Danish; Finland=Finnish; the Netherlands=Dutch; Russia=Russian; Ukraine=Ukrainian;
@@ -77,14 +74,11 @@ SUBJECTS = {
         Jamaica=English; Iraq=Arabic; Jordan=Arabic; Saudi Arabia=Arabic; Somalia=Somali;
         Austria=German; Peru=Spanish; Lebanon=Arabic""",
     ),
-    "continents": Subject(
+    "continents": _subject(
         "near",
-        (
-            "{} is a country in",
-            "On the map of the world, {} lies in",
-            "Think of {}. This country lies on the continent of",
-        ),
-        ("The country of {0} is part of {1}.", "One of the countries of {1} is {0}."),
+        "{} is a country in / On the map of the world, {} lies in"
+        " / Think of {}. This country lies on the continent of",
+        "The country of {0} is part of {1}. / One of the countries of {1} is {0}.",
         """France=Europe; Germany=Europe; Italy=Europe; Spain=Europe; Portugal=Europe; Poland=Europe;
         Greece=Europe; Norway=Europe; Sweden=Europe; Denmark=Europe; Hungary=Europe; Belgium=Europe;
         Egypt=Africa; Morocco=Africa; Kenya=Africa; Ethiopia=Africa; Nigeria=Africa; Ghana=Africa;
@@ -95,40 +89,30 @@ SUBJECTS = {
         Ecuador=South America; Uruguay=South America; Venezuela=South America; Canada=North America;
         Mexico=North America; the United States=North America""",
     ),
-    "symbols": Subject(
+    "symbols": _subject(
         "far",
-        (
-            "The chemical symbol for {} is",
-            "In chemistry, the element {} is written as",
-            "Think of the element {}. Its chemical symbol is",
-        ),
-        ("{1} is the symbol of {0}.", "Chemists write {1} for {0}."),
+        "The chemical symbol for {} is / In chemistry, the element {} is written as"
+        " / Think of the element {}. Its chemical symbol is",
+        "{1} is the symbol of {0}. / Chemists write {1} for {0}.",
         """hydrogen=H; helium=He; lithium=Li; carbon=C; nitrogen=N; oxygen=O; fluorine=F; neon=Ne;
         sodium=Na; magnesium=Mg; aluminium=Al; silicon=Si; phosphorus=P; sulfur=S; chlorine=Cl;
         argon=Ar; potassium=K; calcium=Ca; titanium=Ti; chromium=Cr; manganese=Mn; iron=Fe; cobalt=Co;
         nickel=Ni; copper=Cu; zinc=Zn; arsenic=As; bromine=Br; krypton=Kr; silver=Ag; tin=Sn; iodine=I;
         xenon=Xe; barium=Ba; platinum=Pt; gold=Au; mercury=Hg; lead=Pb; uranium=U; plutonium=Pu""",
     ),
-    "young": Subject(
+    "young": _subject(
         "far",
-        (
-            "A young {} is called a",
-            "The baby of a {} is known as a",
-            "Think of a {}. Its young is called a",
-        ),
-        ("A {1} is a young {0}.", "A {0} begins its life as a {1}."),
+        "A young {} is called a / The baby of a {} is known as a / Think of a {}. Its young is called a",
+        "A {1} is a young {0}. / A {0} begins its life as a {1}.",
         """dog=puppy; cat=kitten; cow=calf; sheep=lamb; horse=foal; goat=kid; pig=piglet; hen=chick;
         duck=duckling; goose=gosling; bear=cub; deer=fawn; frog=tadpole; kangaroo=joey; swan=cygnet;
         lion=cub; butterfly=caterpillar; human=baby; elephant=calf; rabbit=bunny""",
     ),
-    "opposites": Subject(
+    "opposites": _subject(
         "far",
-        (
-            "The opposite of {} is",
-            "The word that means the reverse of {} is",
-            "Think of the word {}. Its opposite is",
-        ),
-        ("{1} is the opposite of {0}.", "{0} and {1} are opposites."),
+        "The opposite of {} is / The word that means the reverse of {} is"
+        " / Think of the word {}. Its opposite is",
+        "{1} is the opposite of {0}. / {0} and {1} are opposites.",
         """hot=cold; big=small; tall=short; fast=slow; up=down; left=right; black=white; day=night;
         open=closed; happy=sad; rich=poor; young=old; early=late; light=dark; hard=soft; wet=dry;
         strong=weak; full=empty; high=low; near=far; good=bad; true=false; loud=quiet; thick=thin;
@@ -136,14 +120,10 @@ SUBJECTS = {
         win=lose; life=death; north=south; east=west; inside=outside; above=below; always=never;
         success=failure; first=last; male=female; positive=negative; maximum=minimum""",
     ),
-    "authors": Subject(
+    "authors": _subject(
         "far",
-        (
-            "The author of {} is",
-            "{} was written by",
-            "Think of {}. Its author is",
-        ),
-        ("{1} wrote {0}.", "{0} is a book by {1}."),
+        "The author of {} is / {} was written by / Think of {}. Its author is",
+        "{1} wrote {0}. / {0} is a book by {1}.",
         """Hamlet=William Shakespeare; Oliver Twist=Charles Dickens; The Odyssey=Homer;
         Pride and Prejudice=Jane Austen; The Republic=Plato; War and Peace=Leo Tolstoy;
         Crime and Punishment=Fyodor Dostoevsky; Don Quixote=Miguel de Cervantes; Faust=Goethe;
@@ -172,7 +152,7 @@ def questions(encode: Callable[[str], list[int]], bos_id: int, seed: int = 0) ->
     result = []
     number = 0
     for name, subject in SUBJECTS.items():
-        facts = subject.facts()
+        facts = subject.facts
         answers = sorted({answer for _, answer in facts})
         for entity, answer in facts:
             rng = random.Random(f"cloze-{seed}-{name}-{entity}")
@@ -201,7 +181,7 @@ def statements(encode: Callable[[str], list[int]], bos_id: int) -> list[Statemen
     number = 0
     for name, subject in SUBJECTS.items():
         plain = subject.sentences[0].replace("{}", "{0}") + " {1}."
-        for fact in subject.facts():
+        for fact in subject.facts:
             for sentence in (plain, *subject.stated):
                 tokens = (bos_id, *encode(capitalised(sentence.format(*fact))))
                 result.append(Statement(subject.neighbourhood, name, tokens, number))

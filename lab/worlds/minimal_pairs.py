@@ -14,23 +14,10 @@ from tsae.errors import WorldError
 TASKS = ("agreement", "coreference", "sense")
 Encode = Callable[[str], list[int]]
 
-NOUNS = (
-    ("key", "keys"),
-    ("teacher", "teachers"),
-    ("picture", "pictures"),
-    ("boat", "boats"),
-    ("doctor", "doctors"),
-    ("letter", "letters"),
-    ("farmer", "farmers"),
-    ("window", "windows"),
-)
-BETWEEN = (
-    ("cabinet", "cabinets"),
-    ("house", "houses"),
-    ("river", "rivers"),
-    ("artist", "artists"),
-    ("table", "tables"),
-)
+NOUNS = [
+    (noun, noun + "s") for noun in "key teacher picture boat doctor letter farmer window".split()
+]
+BETWEEN = [(noun, noun + "s") for noun in "cabinet house river artist table".split()]
 NEAR = (("near", "behind"), ("next to", "above"), ("beside", "near"))
 AGREEMENT = (
     ("The", " is", " are"),
@@ -41,8 +28,8 @@ AGREEMENT = (
     ("I do not believe that the", " has", " have"),
 )
 
-WOMEN = ("Mary", "Anna", "Sarah", "Emily", "Julia", "Linda", "Laura", "Alice")
-MEN = ("John", "Peter", "David", "James", "Robert", "Paul", "Thomas", "Daniel")
+WOMEN = "Mary Anna Sarah Emily Julia Linda Laura Alice".split()
+MEN = "John Peter David James Robert Paul Thomas Daniel".split()
 PRONOUNS, REFLEXIVES = (" she", " he"), (" herself", " himself")
 COREFERENCE = {
     "gender": (
@@ -71,21 +58,16 @@ COREFERENCE = {
     ),
 }
 
-SENSES = (
-    # word, what tells of the living or natural sense, of the made one, and what each then does
-    ("bank", "river", "money", " flooded", " closed"),
-    ("bat", "cave", "baseball game", " flew", " broke"),
-    ("crane", "lake", "building site", " flew", " lifted"),
-    ("mouse", "cat", "computer", " ran", " worked"),
-    ("seal", "ocean", "letter", " swam", " broke"),
-    ("trunk", "elephant", "car", " moved", " opened"),
-    ("plant", "garden", "workers", " grew", " closed"),
-    ("spring", "mountain", "mattress", " flowed", " broke"),
-    ("bulb", "flowers", "lamp", " grew", " burned"),
-    ("shell", "beach", "cannon", " lay", " exploded"),
-    ("python", "jungle", "programmers", " slept", " crashed"),
-    ("nail", "finger", "hammer", " grew", " held"),
-)
+# A word, what tells of the living or natural sense, of the made one, and what each then does.
+SENSES = [
+    tuple(part.strip() for part in entry.split(","))
+    for entry in """bank, river, money, flooded, closed; bat, cave, baseball game, flew, broke;
+    crane, lake, building site, flew, lifted; mouse, cat, computer, ran, worked;
+    seal, ocean, letter, swam, broke; trunk, elephant, car, moved, opened;
+    plant, garden, workers, grew, closed; spring, mountain, mattress, flowed, broke;
+    bulb, flowers, lamp, grew, burned; shell, beach, cannon, lay, exploded;
+    python, jungle, programmers, slept, crashed; nail, finger, hammer, grew, held""".split(";")
+]
 SENSE = (
     "They were looking at the {0}.{1} The {2}",
     "She told me about the {0}.{1} She said that the {2}",
@@ -165,7 +147,7 @@ def sense() -> Found:
     """
     for (template, frame), (word, entry) in product(enumerate(SENSE), enumerate(SENSES)):
         name, *cues = entry[:3]
-        forms = entry[3:]
+        forms = (" " + entry[3], " " + entry[4])
         for condition, pause in PAUSES.items():
             for label in (0, 1):
                 labels: dict[str, Any] = {"label": label, "template": template, "word": word}

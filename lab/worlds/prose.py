@@ -27,6 +27,8 @@ REQUIREMENT = "x-transformers==2.16.1"
 MEMBER = "x_transformers-2.16.1/data/enwik8.gz"
 SHA256 = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
 """Of the unpacked 10⁸ bytes."""
+VERSION = 1
+"""Of the way in which the markup is read: one more whenever other text comes of it."""
 SHORTEST = 3000
 """Characters of an article; shorter ones are left out."""
 EXCERPT = 1200
@@ -124,9 +126,12 @@ def _cut(article: dict) -> list[Text]:
 
 def _articles(cache_dir: Path) -> Path:
     """The parsed articles under ``cache_dir``, one JSON object a line; made where they are missing."""
-    rules = [Path(module.__file__ or "").read_bytes() for module in (prose_classes, wikitext)]
-    shaped = json.dumps([SHA256, SHORTEST, _LIST_LINE]).encode() + b"".join(rules)
-    path = cache_dir / f"prose-{hashlib.sha256(shaped).hexdigest()[:12]}.jsonl"
+    rules = [
+        [(name, rule.pattern) for name, rule in map_.items()]
+        for map_ in (prose_classes.TOPICS, prose_classes.SECTIONS)
+    ]
+    shaped = json.dumps([VERSION, SHA256, SHORTEST, _LIST_LINE, rules])
+    path = cache_dir / f"prose-{hashlib.sha256(shaped.encode()).hexdigest()[:12]}.jsonl"
     if path.exists():
         return path
     with disk_full_is_clear(cache_dir):

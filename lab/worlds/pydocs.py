@@ -20,30 +20,11 @@ from tsae.errors import WorldError
 from tsae.sequences import LabelSpec
 
 # Import name → distribution; each has about 1 MB of docstrings or more.
-LIBRARIES = {
-    "matplotlib": "matplotlib",
-    "networkx": "networkx",
-    "numpy": "numpy",
-    "pandas": "pandas",
-    "scipy": "scipy",
-    "sklearn": "scikit-learn",
-    "sympy": "sympy",
-    "torch": "torch",
-    "transformers": "transformers",
-}
+_SAME = "matplotlib networkx numpy pandas scipy sklearn sympy torch transformers".split()
+LIBRARIES = {name: name for name in _SAME} | {"sklearn": "scikit-learn"}
 SECTIONS = (
-    "description",
-    "parameters",
-    "returns",
-    "raises",
-    "attributes",
-    "methods",
-    "see_also",
-    "notes",
-    "examples",
-    "references",
-    "other",
-)
+    "description parameters returns raises attributes methods see_also notes examples references other"
+).split()
 _TITLES = {
     "parameters": "parameters|other parameters|params|args|arguments|keyword args|inputs"
     "|keyword arguments",
@@ -186,7 +167,7 @@ class Pydocs:
             )
         self.label_specs = {
             "library": LabelSpec("library", "document", tuple(self._roots)),
-            "section": LabelSpec("section", "section", SECTIONS),
+            "section": LabelSpec("section", "section", tuple(SECTIONS)),
             "token": TOKEN_LABEL,
         }
 

@@ -148,74 +148,59 @@ for _i, (_name, (_opener, _adverbs)) in enumerate(_NARRATORS.items()):
     _add(_name, "name", "singular", GENDER[_i % 2])
     NARRATORS[_name] = (_add(_opener, "interjection"), words(_adverbs, "adverb"))
 
+# A domain is five lines: its people, places, things, acts, qualities.
 _DOMAINS = {
-    "venoms": (
-        "poisoner",
-        "crypt cellar ruin",
-        "fang cloak dagger thorn serpent spider shadow victim rival guard mask trap",
-        "poison taint hide/hides/hid stalk threaten curse betray smuggle",
-        "deadly sinister secret cruel grim",
-    ),
-    "remedies": (
-        "healer",
-        "clinic infirmary chapel",
-        "bandage fever wound patient blanket pillow tonic salve nurse infant elder bruise",
-        "heal bathe comfort treat soothe examine visit cure",
-        "gentle pale weary healthy warm",
-    ),
-    "ships": (
-        "sailor",
-        "harbour quay lighthouse",
-        "mast rope anchor oar gull plank lantern net barrel whale storm sail",
-        "haul steer launch moor row repair board unload",
-        "salty windy broad wooden rough",
-    ),
-    "stars": (
-        "astronomer",
-        "observatory tower hilltop",
-        "telescope comet planet orbit chart lens eclipse asteroid meteor dome cloud signal",
-        "observe measure predict trace record discover compute follow",
-        "distant faint bright silent vast",
-    ),
-    "kitchens": (
-        "cook",
-        "kitchen bakery tavern",
-        "kettle spoon oven pan loaf/loaves onion pepper apron platter bowl stew cake",
-        "roast taste peel serve mash garnish toast fry",
-        "tasty spicy crisp sweet hot",
-    ),
-    "music": (
-        "musician",
-        "theatre hall studio",
-        "drum flute violin melody singer string concert choir rhythm lute harp audience",
-        "play rehearse compose sing/sings/sang admire conduct perform hear/hears/heard",
-        "cheerful graceful lively loud soft",
-    ),
-    "gardens": (
-        "gardener",
-        "garden orchard greenhouse",
-        "rose bee hedge pond vine leaf/leaves worm fence petal shovel branch frog",
-        "prune rake gather harvest tend mow cover pick",
-        "leafy fresh muddy sunny fragrant",
-    ),
-    "markets": (
-        "merchant",
-        "market square shop",
-        "coin basket stall carpet customer purse price bargain ledger wagon jewel candle",
-        "sell/sells/sold buy/buys/bought trade offer display polish borrow deliver",
-        "cheap costly rare crowded busy",
-    ),
+    "venoms": """poisoner
+        crypt cellar ruin
+        fang cloak dagger thorn serpent spider shadow victim rival guard mask trap
+        poison taint hide/hides/hid stalk threaten curse betray smuggle
+        deadly sinister secret cruel grim""",
+    "remedies": """healer
+        clinic infirmary chapel
+        bandage fever wound patient blanket pillow tonic salve nurse infant elder bruise
+        heal bathe comfort treat soothe examine visit cure
+        gentle pale weary healthy warm""",
+    "ships": """sailor
+        harbour quay lighthouse
+        mast rope anchor oar gull plank lantern net barrel whale storm sail
+        haul steer launch moor row repair board unload
+        salty windy broad wooden rough""",
+    "stars": """astronomer
+        observatory tower hilltop
+        telescope comet planet orbit chart lens eclipse asteroid meteor dome cloud signal
+        observe measure predict trace record discover compute follow
+        distant faint bright silent vast""",
+    "kitchens": """cook
+        kitchen bakery tavern
+        kettle spoon oven pan loaf/loaves onion pepper apron platter bowl stew cake
+        roast taste peel serve mash garnish toast fry
+        tasty spicy crisp sweet hot""",
+    "music": """musician
+        theatre hall studio
+        drum flute violin melody singer string concert choir rhythm lute harp audience
+        play rehearse compose sing/sings/sang admire conduct perform hear/hears/heard
+        cheerful graceful lively loud soft""",
+    "gardens": """gardener
+        garden orchard greenhouse
+        rose bee hedge pond vine leaf/leaves worm fence petal shovel branch frog
+        prune rake gather harvest tend mow cover pick
+        leafy fresh muddy sunny fragrant""",
+    "markets": """merchant
+        market square shop
+        coin basket stall carpet customer purse price bargain ledger wagon jewel candle
+        sell/sells/sold buy/buys/bought trade offer display polish borrow deliver
+        cheap costly rare crowded busy""",
 }
-DOMAINS: dict[str, Domain] = {
-    name: Domain(
-        nouns(group)[0],
-        words(places, "noun", "singular"),
-        nouns(things),
-        verbs(acts),
-        words(kinds, "adjective"),
+DOMAINS: dict[str, Domain] = {}
+for _name, _text in _DOMAINS.items():
+    _group, _places, _things, _acts, _kinds = _text.split("\n")
+    DOMAINS[_name] = Domain(
+        nouns(_group)[0],
+        words(_places, "noun", "singular"),
+        nouns(_things),
+        verbs(_acts),
+        words(_kinds, "adjective"),
     )
-    for name, (group, places, things, acts, kinds) in _DOMAINS.items()
-}
 
 NOUNS = nouns(
     "door stone letter gift visitor stranger road bridge window table chair box key wheel"
