@@ -33,7 +33,7 @@ def words(text):
 
 
 def test_cloze_facts_are_many_and_well_formed():
-    facts = {name: subject.facts() for name, subject in cloze.SUBJECTS.items()}
+    facts = {name: subject.facts for name, subject in cloze.SUBJECTS.items()}
     assert sum(map(len, facts.values())) >= 200 and len(facts) >= 5
     for name, pairs in facts.items():
         entities = [entity for entity, _ in pairs]
@@ -49,7 +49,7 @@ def test_cloze_facts_are_many_and_well_formed():
 
 def test_cloze_questions_hold_the_right_answer_once():
     questions = cloze.questions(encode, BOS)
-    truth = {name: dict(subject.facts()) for name, subject in cloze.SUBJECTS.items()}
+    truth = {name: dict(subject.facts) for name, subject in cloze.SUBJECTS.items()}
     assert len(questions) == 3 * sum(map(len, truth.values()))
     assert questions == cloze.questions(encode, BOS)
     assert questions != cloze.questions(encode, BOS, seed=1)

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from lab.worlds import fetching, prose_classes, wikitext
 from lab.worlds.annotate import TOKEN_LABEL, Text
-from lab.worlds.text import digest
+from lab.worlds.text import balanced, digest
 from tsae.errors import WorldError
 from tsae.files import atomic, disk_full_is_clear
 from tsae.sequences import LabelSpec
@@ -27,7 +27,7 @@ REQUIREMENT = "x-transformers==2.16.1"
 MEMBER = "x_transformers-2.16.1/data/enwik8.gz"
 SHA256 = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
 """Of the unpacked 10⁸ bytes."""
-VERSION = 1
+VERSION = 2
 """Of the way in which the markup is read: one more whenever other text comes of it."""
 SHORTEST = 3000
 """Characters of an article; shorter ones are left out."""
@@ -42,8 +42,8 @@ class Prose:
     """Excerpts of the articles that have a topic, in an order that the seed decides.
 
     Labels: ``topic`` and ``biography`` (document), ``section`` (section), ``token`` (token). Articles,
-    not excerpts, are split. The next document always comes from the topic that has given the fewest
-    characters so far; a topic gives one excerpt of each of its articles before a second one of any.
+    not excerpts, are split. A sample is balanced over topics (:func:`lab.worlds.text.balanced`); a
+    topic gives one excerpt of each of its articles before a second one of any.
     """
 
     min_tokens = 40
@@ -68,24 +68,15 @@ class Prose:
 
     def texts(self, split: str, seed: int) -> Iterator[Text]:
         """The excerpts of ``split``."""
-        by_topic: dict[int, list[dict[str, Any]]] = {}
+        by_topic: dict[str, list[dict[str, Any]]] = {topic: [] for topic in prose_classes.TOPICS}
         with open(self.path, encoding="utf-8") as lines:
-            for line in lines:
-                article = json.loads(line)
-                by_topic.setdefault(article["topic"], []).append(article)
+            for article in map(json.loads, lines):
+                by_topic[article["topic"]].append(article)
         streams = {
             topic: _excerpts(_in_split(articles, split, seed), seed)
-            for topic, articles in sorted(by_topic.items())
+            for topic, articles in by_topic.items()
         }
-        given = dict.fromkeys(streams, 0)
-        while given:
-            topic = min(given, key=given.__getitem__)
-            text = next(streams[topic], None)
-            if text is None:
-                del given[topic]
-                continue
-            given[topic] += len(text.text)
-            yield text
+        return balanced(streams, "topic")
 
 
 def _in_split(articles: list[dict], split: str, seed: int) -> list[dict]:
@@ -108,7 +99,7 @@ def _excerpts(articles: list[dict], seed: int) -> Iterator[Text]:
 
 def _cut(article: dict) -> list[Text]:
     """The article's excerpts; one that is less than half as long as it should be goes."""
-    labels = {name: int(article[name]) for name in ("topic", "biography")}
+    labels = {"biography": int(article["biography"])}
     found, text = [], ""
     spans: list[tuple[int, int]] = []
     for heading, section, paragraph in [*article["paragraphs"], ("", 0, "")]:
@@ -169,7 +160,7 @@ def describe(page: wikitext.Page) -> dict[str, Any] | None:
         return None
     return {
         "title": page.title,
-        "topic": list(prose_classes.TOPICS).index(topic),
+        "topic": topic,
         "biography": prose_classes.is_biography(page.categories),
         "paragraphs": kept,
     }

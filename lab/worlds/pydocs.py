@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.worlds.annotate import TOKEN_LABEL, Text
-from lab.worlds.text import digest
+from lab.worlds.text import balanced, digest
 from tsae.errors import WorldError
 from tsae.sequences import LabelSpec
 
@@ -178,20 +178,10 @@ class Pydocs:
     def texts(self, split: str, seed: int) -> Iterator[Text]:
         """The docstrings of ``split`` in an order that the seed alone decides."""
         seen: set[int] = set()
-        names = list(self._roots)
-        streams = {name: self._library(name, split, seed, seen) for name in names}
-        given = dict.fromkeys(names, 0)
-        while given:
-            name = min(given, key=given.__getitem__)
-            text = next(streams[name], None)
-            if text is None:
-                del given[name]
-                continue
-            given[name] += len(text)
-            spans, entries = sections(text)
-            yield Text(text, {"library": names.index(name)}, {"section": spans}, entries)
+        streams = {name: self._library(name, split, seed, seen) for name in self._roots}
+        return balanced(streams, "library")
 
-    def _library(self, name: str, split: str, seed: int, seen: set[int]) -> Iterator[str]:
+    def _library(self, name: str, split: str, seed: int, seen: set[int]) -> Iterator[Text]:
         root = self._roots[name]
         files = [path.relative_to(root).as_posix() for path in root.rglob("*.py")]
         files = [file for file in files if not {"test", "tests"} & set(file.split("/"))]
@@ -204,4 +194,5 @@ class Pydocs:
                 key = digest(seed, family(text))
                 if key not in seen and split_of(key) == split:
                     seen.add(key)
-                    yield text
+                    spans, entries = sections(text)
+                    yield Text(text, {}, {"section": spans}, entries)

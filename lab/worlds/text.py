@@ -26,6 +26,22 @@ def digest(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
 
 
+def balanced(streams: Mapping[str, Iterator[Text]], label: str) -> Iterator[Text]:
+    """Texts of all streams, the next always from the one that has given the fewest characters.
+
+    ``label`` becomes the place of a text's stream among ``streams``.
+    """
+    places, given = list(streams), dict.fromkeys(streams, 0)
+    while given:
+        name = min(given, key=given.__getitem__)
+        text = next(streams[name], None)
+        if text is None:
+            del given[name]
+            continue
+        given[name] += len(text.text)
+        yield text._replace(labels={**text.labels, label: places.index(name)})
+
+
 class LocalText:
     """The documents of ``path``: one a file (.txt, .md), a line (.jsonl), or a row (.parquet, or a
     ``datasets`` folder saved to disk).
@@ -114,8 +130,8 @@ class LocalText:
 class MixedText:
     """Several texts at once, each a class of the document label ``source``.
 
-    The next document always comes from the text that has given the fewest characters so far, so
-    that a sample is balanced; each text keeps its own split. Errors are those of :class:`LocalText`.
+    A sample is balanced (:func:`balanced`); each text keeps its own split. Errors are those of
+    :class:`LocalText`.
     """
 
     min_tokens = 1
@@ -131,17 +147,8 @@ class MixedText:
 
     def texts(self, split: str, seed: int) -> Iterator[Text]:
         """The documents of ``split``, each labelled with its source."""
-        streams = {name: part.texts(split, seed) for name, part in self.parts.items()}
-        given = dict.fromkeys(streams, 0)
-        classes = list(self.parts)
-        while given:
-            name = min(given, key=given.__getitem__)
-            text = next(streams[name], None)
-            if text is None:
-                del given[name]
-                continue
-            given[name] += len(text.text)
-            yield text._replace(labels={"source": classes.index(name)})
+        parts = self.parts.items()
+        return balanced({name: part.texts(split, seed) for name, part in parts}, "source")
 
 
 def _ends(path: Path, ends: tuple[str, ...]) -> bool:
