@@ -1,11 +1,11 @@
 """How often the dependency analysis finds an edge in text that has none.
 
-Usage: ``.venv/bin/python benchmarks/no_chains.py [--seeds 10] [--texts 4] [--least 1] [--out rows.csv]``
+Usage: ``.venv/bin/python benchmarks/no_chains.py [--seeds 10] [--texts 4] [--out rows.csv]``
 with ``--setting DIR --sae DIR`` also on the codes of a trained SAE (one world, as made by
 ``lab.runs.make_setting`` and a training run).
 
 The text of ``--seeds`` microworlds, each turned ``--texts`` times into a text without chains (see
-``lab.measures.succession.unchained``: tokens shuffled; series of two halves of the classes exchanged between
+``lab.measures.succession.events``: tokens shuffled; series of two halves of the classes exchanged between
 documents of one domain). True step labels stand for the codes, so nothing is trained. All that is
 found is false.
 """
@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
+from lab.measures.reading import Reading
+from lab.measures.succession.edges import false_discovery
 from lab.measures.succession.events import Activity
-from lab.measures.succession.steps import begins, read
-from lab.measures.succession.unchained import false_discovery
+from lab.measures.succession.steps import read
 from lab.runs.setting import open_setting
 from lab.worlds.microworld.chains import STEP_CLASSES
 from lab.worlds.microworld.config import MicroworldConfig
@@ -36,8 +37,8 @@ def labels(seed: int, documents: int) -> tuple[Activity, np.ndarray]:
     step_N, kind_N = (np.concatenate([d.labels[name] for d in made]) for name in ("step", "domain"))
     at = np.flatnonzero(step_N >= 0)
     shape = (len(step_N), len(STEP_CLASSES))
-    on = scipy.sparse.csr_array((np.ones(len(at), np.int32), (at, step_N[at])), shape)
-    return Activity(begins(on, piece_N), piece_N), kind_N
+    on = scipy.sparse.csc_array((np.ones(len(at), np.int32), (at, step_N[at])), shape)
+    return Activity(on, piece_N).begins(), kind_N
 
 
 def main() -> None:
@@ -45,7 +46,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--texts", type=int, default=4)
     parser.add_argument("--documents", type=int, default=400)
-    parser.add_argument("--least", type=int, choices=(0, 1), default=0, help="least offset")
     parser.add_argument("--setting", default=None)
     parser.add_argument("--sae", default=None)
     parser.add_argument("--out", default=None)
@@ -53,17 +53,12 @@ def main() -> None:
     rows = []
     for seed in range(given.seeds):
         activity, kind_N = labels(seed, given.documents)
-        rows += false_discovery(
-            activity, kind_N, given.texts, "labels", lags=LAGS, seed=seed, least=given.least
-        )
+        rows += false_discovery(activity, kind_N, given.texts, "labels", LAGS, seed)
     if given.sae:
         setting, sae = open_setting(given.setting), saes.load(given.sae)
-        reading = read(sae, setting.store, "train", "domain", 40_000, 16, "cpu")
-        starts = Activity(begins(reading.on(), reading.piece_N), reading.piece_N)
-        texts = given.seeds * given.texts
-        rows += false_discovery(
-            starts, reading.label_N, texts, "latents", lags=LAGS, seed=0, least=given.least
-        )
+        text = read(sae, Reading(setting.store), "train", "domain", 40_000)
+        texts, starts = given.seeds * given.texts, text.codes.begins()
+        rows += false_discovery(starts, text.label_N, texts, "latents", LAGS, 0)
     table = pd.DataFrame(rows)
     table["found"] = table["value"] * table["n"]
     table = table.groupby(["group", "metric"])[["found", "n"]].sum()

@@ -100,7 +100,7 @@ def ours(a: dict) -> tuple[dict, dict]:
         for n in NS:
             found[f"scr direction {direction} n={n}"] = (after[n] - base) / (oracle - base)
     w = a["w"] / np.linalg.norm(a["w"])
-    full, fraction, _ = absorption.absorbed(
+    full, fraction = absorption.absorbed(
         a["tokens"], codes(a["tokens"], a["W"]), w, a["W"], np.array(MAIN)
     )
     found["full absorption"] = float(full.mean())

@@ -4,16 +4,17 @@ import math
 
 import pytest
 import torch
-from eval_cases import Store, tokens, value
+from eval_cases import Store, read, tokens, value
 from test_unlearning import D, ToyStore, ToyWorld, config, identity, values
 
 from lab.edits import Clamp, Edit, Parents, Text, coded
 from lab.edits.hierarchical import above, above_parents, children
-from lab.measures.composition import edges, levels, purity
-from lab.measures.composition.composition import measure, visible
+from lab.measures.composition import composition, levels, purity
+from lab.measures.composition.composition import Edges, Fit, Together, measure, visible
 from lab.measures.unlearning.unlearning import unlearn
 from tsae import saes
 from tsae.saes import SequenceContext
+from tsae.sequences import LabelSpec
 
 
 def two_level(W, d=4, **options):
@@ -34,66 +35,39 @@ def two_level(W, d=4, **options):
     return sae
 
 
-def reading(z, h2, **more):
-    t = tokens(z, **more)
-    return levels.Reading(t, torch.as_tensor(h2).float(), t.x_ND, torch.arange(len(t)))
-
-
-def test_the_rows_of_a_matrix_by_hand():
-    W = torch.tensor([[0.5, -0.5, 0.0, 0.0009], [1.0, 0.0, 0.0, 0.0]])
-    rows = edges.matrix_rows(W)
-    assert value(rows, "composition_small") == pytest.approx(5 / 8)
-    assert value(rows, "children_mean") == value(rows, "children_median") == 1.5
-    assert value(rows, "children_max") == 2
-    assert value(rows, "composition_negative") == pytest.approx(1 / 3)
-    # Gini of one entry of four is 3/4; of (0, e, a, a): (-e + a + 3a) / (4 (2a + e)).
-    first = (4 * 0.5 - 0.0009) / (4 * 1.0009)
-    assert value(rows, "composition_gini") == pytest.approx((0.75 + first) / 2, abs=1e-6)
+def both(z, h2, x=None, doc=None, labels=None):
+    leaves = tokens(z, x, doc=doc, labels=labels)
+    return levels.Both(leaves, tokens(h2, leaves.x_ND, doc=doc))
 
 
 def test_edges_are_of_the_strongest_parents_that_fire_and_nulls_are_no_children():
     sae = two_level(torch.tensor([[0.0, 0.2, 0.9, 0, 0, 0], [0.5, 0, 0, -0.4, 0, 0]]), d=6)
     rates = torch.tensor([0.1, 0.2, 0.3, 0.1, 0.2, 0.3]).double()
     frequency = levels.Frequencies(rates, torch.tensor([0.1, 0.1]).double())
-    found = edges.strongest(sae, frequency, 2, 32, seed=0)
+    found = composition.strongest(sae, frequency, 2, 32, seed=0)
     assert found.parents_P.tolist() == [0, 1] and found.place_E.tolist() == [0, 0, 1]
     assert found.leaf_E.tolist() == [2, 1, 0]
     assert found.weight_E.tolist() == pytest.approx([0.9, 0.2, 0.5])
-    assert (
-        not set(found.null_RE[:, :2].flatten().tolist()) & {1, 2}
-        and (found.null_RE[:, 2] != 0).all()
-    )
+    assert not set(found.null_E[:2].tolist()) & {1, 2} and found.null_E[2] != 0
     silent = frequency._replace(level2_P=torch.tensor([0.0, 0.1]).double())
-    assert edges.strongest(sae, silent, 2, 32, seed=0).parents_P.tolist() == [1]
+    assert composition.strongest(sae, silent, 2, 32, seed=0).parents_P.tolist() == [1]
 
 
 def test_parent_and_child_together_by_hand():
     one = torch.tensor([0])
-    chosen = edges.Edges(one, one, one, torch.tensor([1.0]), torch.tensor([[1]]))
-    together = edges.Together(chosen)
+    together = Together(Edges(one, one, one, torch.tensor([1.0]), torch.tensor([1])))
     # child on 3 tokens, the parent on 2 of them; null leaf on 4, the parent on 1 of them
     z = [[1, 0], [1, 0], [1, 1], [0, 1], [0, 1], [0, 1]]
     h2 = [[1], [1], [0], [1], [0], [0]]
     for part in (slice(0, 2), slice(2, 6)):  # document 7 is cut by the batch
-        together.update(reading(z[part], h2[part], doc=[7, 7, 7, 8, 8, 8][part]))
+        together.update(both(z[part], h2[part], doc=[7, 7, 7, 8, 8, 8][part]))
     counts = together.counts()
     assert counts[:, :, 0].tolist() == [[2, 3, 2, 1, 0], [1, 0, 0, 3, 1]]
-    share = edges.weighted_shares(counts, torch.tensor([[1.0, 1.0], [2.0, 0.0]]).double())
+    share = composition.weighted_shares(counts, torch.tensor([[1.0, 1.0], [2.0, 0.0]]).double())
     assert share["parent_given_child"].tolist() == pytest.approx([2 / 3, 2 / 3])
     assert share["parent_given_child_null"].tolist() == pytest.approx([1 / 4, 0])
     assert share["child_given_parent"].tolist() == pytest.approx([2 / 3, 1])
     assert share["child_given_parent_null"].tolist() == pytest.approx([1 / 3, 0])
-
-
-def test_a_score_of_null_leaves_has_the_childrens_weights_per_unit():
-    place, leaf = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])
-    chosen = edges.Edges(
-        torch.tensor([4, 5]), place, leaf, torch.tensor([1.0, 0.5, 2.0]), torch.tensor([[2, 3, 0]])
-    )
-    scale = torch.tensor([1.0, 2.0, 4.0, 1.0])
-    score = chosen.scores(torch.tensor([[1.0, 0.0, 8.0, 3.0]]), scale)
-    # 1·(1/4)·8 + 0.5·(2/1)·3 and 2·(2/1)·1
-    assert score.tolist() == [[[5.0, 4.0]]]
 
 
 def test_purity_by_hand():
@@ -105,25 +79,23 @@ def test_purity_by_hand():
     assert purity.purity(torch.zeros(1, 2), base).isnan().all()
 
 
-def test_a_matched_set_has_as_many_tokens_or_what_there_is():
-    score = torch.tensor([[0.0, 5.0, 1.0], [2.0, 5.0, 0.0], [1.0, 5.0, 0.0], [3.0, 0.0, 0.0]])
-    active = purity.as_often(score, torch.tensor([2, 2, 3]))
-    assert active.t().int().tolist() == [[0, 1, 0, 1], [1, 1, 0, 0], [1, 0, 0, 0]]
-
-
 def test_counts_of_documents_give_the_purity_of_their_sum():
     g = torch.Generator().manual_seed(0)
-    active = torch.rand(200, 3, generator=g) < 0.4
+    active = (torch.rand(200, 3, generator=g) < 0.4).float()
     label = torch.randint(-1, 3, (200,), generator=g)
-    sets = purity.Sets(active, torch.arange(200) // 50, {"a": label})
-    counts = purity.Counts.of(sets, "a", 3)
-    assert counts.sets_DSC.shape == (4, 3, 3)
-    assert counts.base_DC.sum() == (label >= 0).sum()
-    value_S = counts.purities(torch.ones(1, 4).double())[0]
-    for s in range(3):
-        by_class = torch.bincount(label[active[:, s] & (label >= 0)], minlength=3).double()
+    specs = {"a": LabelSpec("a", "token", ("x", "y", "z"))}
+    sets = purity.Sets(specs, torch.tensor([0]), torch.tensor([[2], [1]]))
+    doc = torch.arange(200) // 50
+    for part in (slice(0, 70), slice(70, 200)):  # document 1 is cut by the batch
+        sets.update(both(active[part], active[part], doc=doc[part], labels={"a": label[part]}))
+    assert sets.table("a").shape == (4, 4, 3)
+    assert sets.table("a")[:, -1].sum() == (label >= 0).sum()
+    value_S = sets.purities("a", torch.ones(1, 4).double())[0]
+    for place, s in enumerate((0, 2, 1)):  # the parent, then a leaf of each draw
+        by_class = torch.bincount(label[(active[:, s] > 0) & (label >= 0)], minlength=3).double()
         alone = purity.purity(by_class[None], torch.bincount(label[label >= 0]).double())
-        assert value_S[s] == pytest.approx(float(alone))
+        assert value_S[place] == pytest.approx(float(alone))
+    assert sets.covered("a").all()
 
 
 def test_leaves_matched_to_parents_fire_as_often():
@@ -138,14 +110,21 @@ def test_leaves_matched_to_parents_fire_as_often():
 
 
 def test_fit_of_a_perfect_composition_by_hand():
-    fit = levels.Fit()
+    fit = Fit(torch.ones(1, 2))
     z = [[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]
-    fit.update(reading(z, [[1.0], [2.0], [2.0]], x=[[1.0], [2.0], [3.0]]), torch.ones(1, 2))
+    fit.update(both(z, [[1.0], [2.0], [2.0]], [[1.0], [2.0], [3.0]]))
     rows = fit.rows()
     assert value(rows, "composition_r2") == pytest.approx(1.0)
     assert value(rows, "l0_level1") == pytest.approx(4 / 3)
     assert value(rows, "l0_level2") == 1 and value(rows, "l0_both") == pytest.approx(7 / 3)
     assert value(rows, "fve_parents") == pytest.approx(1.0)
+
+
+def test_the_sparsity_of_a_matrix_by_hand():
+    fit = Fit(torch.tensor([[0.5, -0.5, 0.0, 0.0009], [1.0, 0.0, 0.0, 0.0]]))
+    fit.update(both([[1.0, 0, 0, 0]] * 2, [[1.0, 0]] * 2))
+    assert value(fit.rows(), "composition_small") == pytest.approx(5 / 8)
+    assert value(fit.rows(), "children_median") == 1.5
 
 
 def test_the_family_measures_two_levels_alone_and_finds_the_planted_parents():
@@ -158,9 +137,7 @@ def test_the_family_measures_two_levels_alone_and_finds_the_planted_parents():
     others = {"one": saes.build("hierarchical", d_in=8, d_sae=8, k=2, levels=1)}
     store = Store()
     store.d_model = 8
-    options = {"limit_tokens": 900, "selection_tokens": 900, "batch_size": 8, "seed": 0}
-    options |= {"device": "cpu", "progress": False, "draws": 50}
-    found = measure({"two": sae, **others}, store, None, **options)
+    found = measure({"two": sae, **others}, read(store, batch=8), None, draws=50)
     assert set(found) == {"two"}
     rows, tables = found["two"].rows, found["two"].tables
     assert value(rows, "parent_given_child") == value(rows, "child_given_parent") == 1

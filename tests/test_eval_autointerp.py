@@ -1,20 +1,12 @@
-"""The lexical explainer by hand, and the hook for a service against a stub on this machine."""
-
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+"""The lexical explainer by hand."""
 
 import numpy as np
 import pytest
 import torch
-from eval_cases import Fake, Store, value
+from eval_cases import Fake, Store, read, value
 
 from lab.measures.concepts import autointerp
 from lab.measures.concepts.autointerp import Text
-from lab.measures.concepts.endpoint import Endpoint
-from tsae.errors import UserError
-
-# ---- the lexical explainer ----------------------------------------------------------------
 
 
 def test_rates_are_smoothed_towards_the_prior():
@@ -73,10 +65,8 @@ class WordStore(Store):
 
 def measured(**options):
     sae = Fake(lambda x, _: x, 8, groups={"all": torch.arange(8), "odd": torch.tensor([1, 3])})
-    reading = {"limit_tokens": 400, "selection_tokens": 400, "batch_size": 8, "seed": 0}
-    return autointerp.measure(
-        {"words": sae}, WordStore(), World(), **reading, device="cpu", progress=False, **options
-    )["words"]
+    reading = read(WordStore(), test=400, choose=400, batch=8)
+    return autointerp.measure({"words": sae}, reading, World(), **options)["words"]
 
 
 def test_latents_of_words_are_told_by_words():
@@ -86,91 +76,3 @@ def test_latents_of_words_are_told_by_words():
     assert [r["n"] for r in found.rows if r["metric"] == "detection"] == [8, 2]
     table = found.tables["explanations"]
     assert table["words"].tolist() == [f"w{i}" for i in range(8)]
-
-
-# ---- the service --------------------------------------------------------------------------
-
-
-@pytest.fixture
-def stub():
-    """A service that answers with what ``server.answer(prompt)`` gives, and keeps the requests."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            server.seen.append((self.path, self.headers.get("Authorization"), body))
-            reply = server.answer(body["messages"][0]["content"])
-            self.send_response(200 if reply is not None else 401)
-            self.end_headers()
-            choices = [{"message": {"role": "assistant", "content": reply}}]
-            self.wfile.write(json.dumps({"choices": choices}).encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.seen = []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def address(server):
-    return f"http://127.0.0.1:{server.server_port}/v1/"
-
-
-SHOWN = [("a <<cat>>", True), ("a <<dog>>", False)]
-ASKED = [("b <<cat>>", True), ("c <<cat>>", True), ("d <<cow>>", False), ("e <<hen>>", False)]
-
-
-def test_a_service_is_asked_twice_and_scored(stub, monkeypatch):
-    monkeypatch.setenv("STUB_KEY", "k-1")
-    stub.answer = lambda prompt: "cats" if prompt.startswith("A neuron") else "They are [0, 2]."
-    # Sorted: b cat, c cat, d cow, e hen. It says 0 and 2: one of two right on each side.
-    asked = Endpoint(address(stub), "stub-1", "STUB_KEY")
-    assert asked.detection(SHOWN, ASKED) == 0.5
-    (path, key, first), (_, _, second) = stub.seen
-    assert path == "/v1/chat/completions" and key == "Bearer k-1"
-    assert first["model"] == "stub-1" and first["temperature"] == 0
-    assert "fires: a <<cat>>\nsilent: a <<dog>>" in first["messages"][0]["content"]
-    text = second["messages"][0]["content"]
-    assert "neuron fires: cats" in text and "0: b <<cat>>" in text and "3: e <<hen>>" in text
-
-
-def test_the_family_uses_a_service_where_one_is_given(stub):
-    def knows(prompt):  # explains by the word, then lists the texts that end in it
-        if prompt.startswith("A neuron"):
-            return next(line for line in prompt.splitlines() if line.startswith("fires")).split()[
-                -1
-            ]
-        word = prompt.split("neuron fires: ")[1].split()[0]
-        texts = prompt.split("\n\n")[-1].splitlines()
-        return json.dumps([i for i, text in enumerate(texts) if text.endswith(word)])
-
-    stub.answer = knows
-    found = measured(endpoint={"url": address(stub), "model": "m"}, endpoint_latents=2)
-    assert value(found.rows, "detection_endpoint") == 1.0
-    assert [r["n"] for r in found.rows if r["metric"] == "detection_endpoint"][0] == 2
-    assert len(stub.seen) == 4
-
-
-@pytest.mark.parametrize(
-    ("answer", "needle"),
-    [(None, "gave no usable answer .*401"), ("no idea", "no list of numbers but 'no idea'")],
-)
-def test_a_service_that_fails_is_one_sentence(stub, answer, needle):
-    stub.answer = lambda _: answer
-    with pytest.raises(UserError, match=needle) as error:
-        Endpoint(address(stub), "m").detection(SHOWN, ASKED)
-    assert "\n" not in str(error.value)
-
-
-def test_an_address_or_key_that_cannot_be_is_told_at_once(monkeypatch):
-    monkeypatch.delenv("STUB_KEY", raising=False)
-    with pytest.raises(UserError, match="begin it with https"):
-        Endpoint("localhost:1", "m")
-    with pytest.raises(UserError, match="holds no STUB_KEY"):
-        Endpoint("http://localhost:1", "m", "STUB_KEY")

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from eval_cases import Fake, Store, tokens, value
+from eval_cases import Fake, Store, read, tokens, value
 
 from lab.measures.concepts import absorption, perturbation, probing, units
 from lab.measures.concepts.perturbation import Case
 
-READING = {"batch_size": 8, "seed": 0, "device": "cpu", "progress": False}
 TRUE = Fake(lambda x, _: x.clamp(min=1) - 1, 8)  # latent i: direction i, noise cut off
 
 
@@ -30,10 +29,10 @@ def test_pooling_is_the_mean_of_each_unit():
 
 
 def test_units_of_a_store_hold_whole_documents_and_their_labels():
-    read = units.read(TRUE, Store(4), "test", limit_tokens=10_000, batch_size=3, device="cpu")
-    assert len(read["document"].doc_U) == 8 and len(read["token"].doc_U) == 4 * 40
-    assert set(read["document"].labels) == {"topic"} and set(read["token"].labels) == {"kind"}
-    x_UD, z_UF, _, labels = read["document"]
+    got = units.read(TRUE, read(Store(4), test=160, batch=3), "test")
+    assert len(got["document"].doc_U) == 8 and len(got["token"].doc_U) == 4 * 40
+    assert set(got["document"].labels) == {"topic"} and set(got["token"].labels) == {"kind"}
+    x_UD, z_UF, _, labels = got["document"]
     # A document of topic c has 3 in direction c on every token, codes 3 − 1.
     assert np.allclose(x_UD[np.arange(8), labels["topic"]], 3, atol=0.1)
     assert np.allclose(z_UF[np.arange(8), labels["topic"]], 2, atol=0.1)
@@ -71,12 +70,9 @@ def test_one_true_latent_reads_a_class_and_the_residual_does_too():
     store = Store(40)
     found = probing.measure(
         {"true": TRUE, "blind": Fake(lambda x, _: torch.zeros_like(x), 8)},
-        store,
-        limit_tokens=1600,
-        selection_tokens=1600,
+        read(store, test=1600, choose=1600, batch=8),
         ks=(1, 5),
         min_count=10,
-        **READING,
     )
     rows = found["true"].rows
     assert value(rows, "probe_sparse", "document|k=1") == 1.0
@@ -168,10 +164,9 @@ def test_absorption_by_hand():
         ]
     )
     x = np.array([[2.0, 0], [3, 0], [3, 0], [4, 0]])
-    full, fraction, top = absorption.absorbed(x, z, np.array([1.0, 0]), directions, np.array([0]))
+    full, fraction = absorption.absorbed(x, z, np.array([1.0, 0]), directions, np.array([0]))
     assert full.tolist() == [False, True, False, False]
     assert fraction.tolist() == pytest.approx([0, 1, 0, 0.75])
-    assert top.tolist() == [0, 1, 1, 1]
 
 
 def test_main_latents_end_where_the_probe_stops_gaining():
@@ -191,4 +186,4 @@ def test_letters_are_those_of_whole_words_alone():
 
 def test_children_lie_in_their_parent():
     parent, child = np.array([0, 0, 1, 1, -1, 1]), np.array([0, 0, 1, 2, 2, 1])
-    assert absorption._contained(parent, child, 2, 4).tolist() == [0, 1, -2, -2]
+    assert absorption.contained(parent, child, 2, 4).tolist() == [0, 1, -2, -2]

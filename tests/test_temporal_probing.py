@@ -9,7 +9,8 @@ import torch
 from eval_cases import value
 
 from lab.measures.concepts import temporal_probing
-from lab.measures.concepts.temporal_probing import document_rows, measure, probe
+from lab.measures.concepts.temporal_probing import document_rows, groups, measure, no_power, probe
+from lab.measures.reading import Reading, Sizes
 from lab.paper.figures import temporal_probing as figure
 from lab.paper.tables import temporal_probing as table
 from lab.worlds import minimal_pairs, tasks
@@ -46,6 +47,9 @@ class World:
 class Store:
     layer, scale = 1, 2.0
 
+    def n_sequences(self, split):
+        return 1
+
 
 class Context:
     """Codes that hold the label of token 1 at later tokens (``sees``), or nothing of it."""
@@ -70,7 +74,10 @@ def measured(monkeypatch):
     choices = lambda model, items, **_: np.array([i.label == 1 for i in items])  # noqa: E731
     monkeypatch.setattr(tasks, "choices", choices)
     saes = {"sees": Context(True), "blind": Context(False)}
-    return measure(saes, Store(), World(), progress=False, n_splits=3)
+    monkeypatch.setattr(temporal_probing, "LEAST", 12)
+    monkeypatch.setattr(temporal_probing, "CLEAR", 0.5)
+    reading = Reading(Store(), Sizes(), progress=False)
+    return measure(saes, reading, World(), n_splits=3)
 
 
 def test_accuracies_of_codes_that_hold_the_answer_and_of_codes_that_do_not(measured):
@@ -100,15 +107,32 @@ def test_answers_are_counted_by_split_and_pair():
     a = np.array([[0.0], [1.0], [0.0], [0.0]])
     counts = probe(a, items, [([0, 1], [2, 3]), ([0, 1], [2, 3])])
     assert counts.tolist() == [[0, 0, 2, 0], [0, 0, 2, 2]]
-    frame = document_rows("probe_accuracy", items, counts, first_pair=5)
-    whole = frame[frame["group"] == "agreement"]
+    whole = document_rows("probe_accuracy", groups(items), counts, first_pair=5)[0]
     assert whole[["doc", "num", "den"]].to_numpy().tolist() == [[6, 2, 4]]
+
+
+def test_what_cannot_tell_codes_apart_has_a_reason():
+    assert (no_power(399, 0.8), no_power(400, 0.59), no_power(400, 0.99)) == (1, 2, 3)
+    assert no_power(400, 0.6) == no_power(400, 0.98) == 0
+
+
+def test_a_task_at_chance_is_reported_by_its_reference_alone(monkeypatch):
+    residual = lambda model, tokens, layer: tokens[..., None].float()  # noqa: E731
+    monkeypatch.setattr(temporal_probing.models, "residual", residual)
+    monkeypatch.setattr(tasks, "choices", lambda model, items, **_: np.ones(len(items)))
+    monkeypatch.setattr(temporal_probing, "LEAST", 12)
+    reading = Reading(Store(), Sizes(), progress=False)
+    found = measure({"sees": Context(True)}, reading, World(), n_splits=3)["sees"]
+    assert value(found.rows, "probe_residual_accuracy", "agreement") == 0.5
+    assert value(found.rows, "probe_dropped", "agreement") == 2
+    assert {r["metric"] for r in found.rows} == {"probe_residual_accuracy", "probe_dropped"}
+    assert found.documents is None
 
 
 def test_figure_and_table_show_what_was_measured(measured):
     rows = pd.DataFrame(measured["sees"].rows)
     keys = {"world": "microworld", "layer": 2, "variant": "lstm", "act": "topk", "seed": 0}
-    results = rows.assign(**keys, ablation="")
+    results = rows.assign(**keys, ablation="", reading="own")
     drawn = figure.drawn({"results": results})["temporal_probing"]
     upper, lower = drawn.axes
     assert upper.get_title() == "microworld: agreement"
@@ -135,7 +159,7 @@ class Words:
 def test_english_items_are_balanced_pairs_that_can_be_split(task):
     encode = Words()
     items = minimal_pairs.make(task, encode, bos_id=0)
-    assert len(items) >= 200
+    assert len(items) >= temporal_probing.LEAST
     for a, b in zip(items[0::2], items[1::2], strict=True):
         assert (a.label, b.label) == (0, 1)
         assert (a.template, a.word, a.good, a.bad) == (b.template, b.word, b.bad, b.good)

@@ -10,7 +10,7 @@ with codes of level 1, set by :class:`lab.edits.clamp.Clamp` with that q). Sourc
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ EDGE = 1e-3
 """|W| from which an entry counts as an edge between parent and child."""
 
 
-def two_levels(sae: Any) -> bool:
+def two_levels(sae: Any) -> TypeGuard[HierarchicalSAE]:
     """Whether ``sae`` has parents."""
     return isinstance(sae, HierarchicalSAE) and sae.cfg.levels == 2
 

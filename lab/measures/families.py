@@ -19,15 +19,6 @@ _OLD = {
     "lifetimes": "time.lifetimes",
     "order": "time.order",
     "positions": "fidelity.positions",
-    "absorption": "concepts.absorption",
-    "autointerp": "concepts.autointerp",
-    "composition": "composition.composition",
-    "dependencies": "succession.dependencies",
-    "perturbation": "concepts.perturbation",
-    "probing": "concepts.probing",
-    "temporal_probing": "concepts.temporal_probing",
-    "traces": "succession.traces",
-    "tracking": "succession.tracking",
 }
 """Families that still have the signature of before; each leaves this list as it is ported."""
 

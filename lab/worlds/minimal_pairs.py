@@ -28,8 +28,8 @@ AGREEMENT = (
     ("I do not believe that the", " has", " have"),
 )
 
-WOMEN = "Mary Anna Sarah Emily Julia Linda Laura Alice".split()
-MEN = "John Peter David James Robert Paul Thomas Daniel".split()
+WOMEN = "Mary Anna Sarah Emily Julia Linda Laura Alice Emma Nancy Karen Helen".split()
+MEN = "John Peter David James Robert Paul Thomas Daniel Mark Henry George Frank".split()
 PRONOUNS, REFLEXIVES = (" she", " he"), (" herself", " himself")
 COREFERENCE = {
     "gender": (
@@ -76,7 +76,11 @@ SENSE = (
     "There was a picture of the {0}.{1} Below it one could read how the {2}",
     "It all began with the {0}.{1} After a while the {2}",
 )
-PAUSES = {"near": "", "far": " It was a quiet day and nobody said much."}
+PAUSES = {
+    "near": "",
+    "far": " It was a quiet day and nobody said much.",
+    "farther": " It was a quiet day and nobody said much. The others had left an hour ago.",
+}
 
 
 def make(task: str, encode: Encode, bos_id: int) -> list[ProbeItem]:
@@ -142,8 +146,8 @@ def coreference() -> Found:
 def sense() -> Found:
     """``… the river. The bank`` flooded/closed; the label is the sense (0 natural, 1 made).
 
-    A pair differs in what the first sentence is about. Condition ``near``, or ``far``: another
-    sentence, which tells nothing, stands in between.
+    A pair differs in what the first sentence is about. Condition ``near``; ``far``, ``farther``:
+    one or two other sentences, which tell nothing, stand in between.
     """
     for (template, frame), (word, entry) in product(enumerate(SENSE), enumerate(SENSES)):
         name, *cues = entry[:3]

@@ -10,39 +10,58 @@ import torch
 from torch import Tensor
 
 from lab.edits import random_control
+from lab.measures.reading import Reading, Tokens, row
 from lab.measures.time.lifecycle import LifecycleTracker
-from lab.measures.tokens import Tokens, row
 from lab.measures.truth.recovery import SCALES, Recovery
+from tsae.saes.base import SAEOutput, SequenceContext
+from tsae.saes.hierarchical import HierarchicalSAE
 
 RECOVERY = ("recovery_f1", "recovery_f1_matched", "recovery_f1_excess")
 
 
-class Reading(NamedTuple):
-    """Tokens with the codes of level 1, those of level 2, its reconstruction, and token ids."""
+class Parents:
+    """Codes h2 [B, T, F2], reconstruction x2 = h2 D2 W_dec + b; the weights are those of ``sae``.
 
-    tokens: Tokens
-    h2_NP: Tensor
-    x_parents_ND: Tensor
-    id_N: Tensor
+    What a family asks of an SAE, so that it measures parents as it measures latents. Calling raises
+    ``ValueError`` when ``sae`` has one level.
+    """
+
+    def __init__(self, sae: HierarchicalSAE):
+        cfg = sae.cfg
+        self.sae, self.meta, self.name = sae, sae.meta, f"parents({sae.name})"
+        self.groups: dict[str, Tensor] = {}  # level 1's groups are of other latents
+        size: dict[str, Any] = {"levels": 1, "ratio": 1, "d_sae": cfg.n_parents, "k2": None}
+        self.cfg = replace(cfg, act=cfg.act2 or cfg.act, k=cfg.parents_per_token, **size)
+        self.parameters = sae.parameters
+
+    @property
+    def W_dec(self) -> Tensor:
+        """[F2, d] what one unit of each parent adds to x2; not of norm 1."""
+        return self.sae.D2 @ self.sae.W_dec
+
+    def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
+        return self.sae.parents(x_BTD, context)
+
+    def decode(self, z_BTF: Tensor) -> Tensor:
+        return self.sae.decode_parents(z_BTF)
+
+    def __call__(self, x_BTD: Tensor, context: SequenceContext | None = None) -> SAEOutput:
+        """``pre`` is h2 itself: what went into its activation is not kept."""
+        h2 = self.encode(x_BTD, context)
+        return SAEOutput(self.decode(h2), h2, h2, {})
 
 
-@torch.no_grad()
-def read(
-    sae: Any, store: Any, split: str, limit_tokens: int, *, batch_size: int, device: str
-) -> Iterator[Reading]:
-    """Batches of a split until ``limit_tokens`` valid tokens."""
-    seen = 0
-    for batch in store.batches(split, batch_size):
-        batch = batch.to(device)
-        out = sae(batch.x_BTD, batch.context)
-        mask_BT = batch.context.mask_BT.bool()
-        tokens = Tokens.of(batch, out.z, out.x_hat)
-        h2_NP = sae.parent_codes(tokens.z_NF, mask_BT[mask_BT])[0]
-        x_parents_ND = sae.decode_parents(h2_NP)
-        yield Reading(tokens, h2_NP, x_parents_ND, batch.tokens_BT[mask_BT].long())
-        seen += len(tokens)
-        if seen >= limit_tokens:
-            return
+class Both(NamedTuple):
+    """The same tokens with the codes of level 1, and with those of level 2 (and x̂ from them)."""
+
+    leaves: Tokens
+    parents: Tokens
+
+
+def read(sae: HierarchicalSAE, parents: Parents, reading: Reading, split: str) -> Iterator[Both]:
+    """Batches of a split."""
+    for pair in zip(reading.tokens(sae, split), reading.tokens(parents, split), strict=True):
+        yield Both(*pair)
 
 
 class Frequencies(NamedTuple):
@@ -52,14 +71,15 @@ class Frequencies(NamedTuple):
     level2_P: Tensor
 
 
-def frequencies(readings: Iterable[Reading]) -> Frequencies:
+def frequencies(readings: Iterable[Both]) -> Frequencies:
     """Firing frequencies over all readings. Raises ``ValueError`` when there is no token."""
-    parts = [((r.tokens.z_NF > 0).sum(0), (r.h2_NP > 0).sum(0), len(r.tokens)) for r in readings]
-    n = sum(part[2] for part in parts)
+    parts, n = [], 0
+    for both in readings:
+        parts.append([(t.z_NF > 0).sum(0) for t in both])
+        n += len(both.leaves)
     if n == 0:
         raise ValueError("no valid token to choose parents on; ask for more tokens")
-    level1_F = torch.stack([part[0] for part in parts]).sum(0).double() / n
-    return Frequencies(level1_F, torch.stack([part[1] for part in parts]).sum(0).double() / n)
+    return Frequencies(*(torch.stack([p[i] for p in parts]).sum(0).double() / n for i in (0, 1)))
 
 
 def matched_leaves(frequency: Frequencies, seed: int) -> Tensor:
@@ -74,13 +94,6 @@ def matched_leaves(frequency: Frequencies, seed: int) -> Tensor:
     leaves = torch.full((len(level2_P),), int(level1_F.argmin()))
     leaves[fires] = random_control(fires + len(level1_F), both, seed)
     return leaves
-
-
-def document_sums(columns_NX: Tensor, doc_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Document ids [D], ascending, and Σ over each document's tokens [D, ...], float64, on the CPU."""
-    doc_D, index_N = torch.unique(doc_N.cpu(), return_inverse=True)
-    sums = torch.zeros(len(doc_D), *columns_NX.shape[1:], dtype=torch.float64)
-    return doc_D, sums.index_add_(0, index_N, columns_NX.double().cpu())
 
 
 def document_draws(n_documents: int, draws: int, seed: int) -> Tensor:
@@ -99,44 +112,9 @@ def against_null(
     """
     excess_B = values_B - null_B
     low, high = torch.nanquantile(excess_B[1:], excess_B.new_tensor([0.025, 0.975]))
-    found = {"": values_B[0], "_null": null_B[0], "_excess": excess_B[0]}
-    found |= {"_excess_low": low, "_excess_high": high}
-    return [row(metric + end, group, value, n) for end, value in found.items()]
-
-
-class Fit:
-    """How many latents fire on each level, and how well parents reconstruct and are composed."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Any] = {}
-
-    def update(self, r: Reading, W_PF: Tensor) -> None:
-        x_ND, h1_NF, h2_NP = r.tokens.x_ND.double(), r.tokens.z_NF, r.h2_NP.double()
-        new = {
-            "n": len(r.tokens),
-            "l0_level1": (h1_NF > 0).sum(),
-            "l0_level2": (h2_NP > 0).sum(),
-            "error": (x_ND - r.x_parents_ND).square().sum(),
-            "x": x_ND.sum(0),
-            "x2": x_ND.square().sum(),
-            "missed": (h1_NF @ W_PF.t() - h2_NP).square().sum(0),
-            "h2": h2_NP.sum(0),
-            "h2_2": h2_NP.square().sum(0),
-        }
-        self.sums = {name: self.sums.get(name, 0) + value for name, value in new.items()}
-
-    def rows(self) -> list[dict[str, Any]]:
-        s, n = self.sums, self.sums["n"]
-        spread_P = s["h2_2"] - s["h2"].square() / n
-        fits_P = (1 - s["missed"] / spread_P)[spread_P > 0]
-        r2 = fits_P.quantile(0.5) if len(fits_P) else float("nan")
-        return [
-            row("l0_level1", "all", s["l0_level1"] / n, n),
-            row("l0_level2", "all", s["l0_level2"] / n, n),
-            row("l0_both", "all", (s["l0_level1"] + s["l0_level2"]) / n, n),
-            row("fve_parents", "all", 1 - s["error"] / (s["x2"] - s["x"].square().sum() / n), n),
-            row("composition_r2", "all", r2, len(fits_P)),
-        ]
+    ends = {"": values_B[0], "_null": null_B[0], "_excess": excess_B[0]}
+    ends |= {"_excess_low": low, "_excess_high": high}
+    return [row(metric + end, group, value, n) for end, value in ends.items()]
 
 
 class TimeScales:
@@ -149,28 +127,28 @@ class TimeScales:
     Kaplan–Meier, runs pooled) with group ``coding``.
     """
 
-    def __init__(self, store: Any, sae: Any, leaves_P: Tensor, seed: int):
+    def __init__(self, reading: Reading, sae: HierarchicalSAE, leaves_P: Tensor):
         self.leaves_P = leaves_P.to(sae.W_dec.device)
-        n = sae.cfg.n_parents
+        n, store = sae.cfg.n_parents, reading.store
         sizes = {"level1": sae.cfg.d_sae, "level2": n, "leaves": n}
         length, specs, device = store.seq_len, store.label_specs, sae.W_dec.device
         self.life = {name: LifecycleTracker(f, length, device=device) for name, f in sizes.items()}
-        self.recovery = {}
-        if specs:
-            self.recovery = {name: Recovery(specs, max_length=length, seed=seed) for name in sizes}
+        self.recovery = {
+            name: Recovery(specs, max_length=length, seed=reading.seed)
+            for name in (sizes if specs else ())
+        }
 
-    def codings(self, r: Reading) -> dict[str, Tokens]:
-        codes = {"level1": r.tokens.z_NF, "level2": r.h2_NP}
-        codes["leaves"] = r.tokens.z_NF[:, self.leaves_P]
-        return {name: replace(r.tokens, z_NF=z_NX) for name, z_NX in codes.items()}
+    def codings(self, both: Both) -> dict[str, Tokens]:
+        chosen = replace(both.leaves, z_NF=both.leaves.z_NF[:, self.leaves_P])
+        return {"level1": both.leaves, "level2": both.parents, "leaves": chosen}
 
-    def select(self, r: Reading) -> None:
-        codings = self.codings(r)
+    def select(self, both: Both) -> None:
+        codings = self.codings(both)
         for name, recovery in self.recovery.items():
             recovery.select(codings[name])
 
-    def update(self, r: Reading) -> None:
-        for name, t in self.codings(r).items():
+    def update(self, both: Both) -> None:
+        for name, t in self.codings(both).items():
             self.life[name].update(t.z_NF > 0, t.piece_N)
             if name in self.recovery:
                 self.recovery[name].update(t)

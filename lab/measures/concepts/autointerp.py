@@ -12,30 +12,24 @@ stands; ``detection`` = (recall on active + recall on inactive tokens) / 2, chan
 does). ``explained_by_words`` = share of latents with detection ≥ 0.8. A latent that follows the
 context and not the word cannot be told by words: its low score says so and is no fault of it.
 
-The *endpoint explainer* asks a model behind an OpenAI-compatible ``/chat/completions``: once for an
-explanation from the strongest snippets, once for the numbers of the test snippets that fit it;
-``detection_endpoint`` is the same balanced accuracy.
-
 Source: SAEBench ``autointerp`` (arXiv 2503.09532), detection scoring of Paulo et al. (arXiv
 2410.13928); the lexical explainer is of this project.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from sklearn.metrics import roc_auc_score
-from tqdm.auto import tqdm
 
-from lab.measures.concepts.endpoint import Endpoint
-from lab.measures.tokens import Measured, Tokens, latent_groups, row
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, latent_groups, row
+from lab.worlds.base import World
 
 SMOOTHING = 5.0
 GOOD = 0.8
-CONTEXT = 12
-"""Tokens of a snippet, of which the last one is asked about."""
 
 
 class Text(NamedTuple):
@@ -54,25 +48,14 @@ class Explanation(NamedTuple):
     rate: float
 
 
-def read(
-    sae: Any, store: Any, split: str, limit: int, latents: np.ndarray | None, **reading: Any
-) -> Text:
-    """The valid tokens of a split, with the codes of ``latents`` (None: all)."""
-    device, parts, seen = reading["device"], [], 0
-    for batch in store.batches(split, reading["batch_size"]):
-        batch = batch.to(device)
-        out = sae(batch.x_BTD, batch.context)
-        t = Tokens.of(batch, out.z, out.x_hat)
-        token_N = batch.tokens_BT[batch.context.mask_BT.bool()]
-        previous_N = token_N.roll(1)
-        opens_N = t.piece_N != t.piece_N.roll(1)
+def read(sae: Encoder, reading: Reading, split: str) -> Text:
+    """The valid tokens of a split with all codes."""
+    parts = []
+    for t in reading.tokens(sae, split):
+        previous_N, opens_N = t.id_N.roll(1), t.piece_N != t.piece_N.roll(1)
         opens_N[:1] = True
         previous_N[opens_N] = -1
-        z_NL = t.z_NF if latents is None else t.z_NF[:, latents]
-        parts.append(Text(*(a.cpu().numpy() for a in (token_N, previous_N, z_NL))))
-        seen += len(t)
-        if seen >= limit:
-            break
+        parts.append(Text(*(a.cpu().numpy() for a in (t.id_N, previous_N, t.z_NF))))
     return Text(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
@@ -123,92 +106,50 @@ def detection(explanation: Explanation, text: Text, active_N: np.ndarray) -> tup
     return float(balanced), float(area)
 
 
+@register("autointerp")
 def measure(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any = None,
+    saes: Mapping[str, Encoder],
+    reading: Reading,
+    world: World | None = None,
     *,
-    limit_tokens: int,
-    selection_tokens: int,
-    batch_size: int,
-    seed: int,
-    device: str,
-    progress: bool,
     latents: int = 100,
     size: int = 10,
     cases: int = 100,
     min_count: int = 10,
-    endpoint: Mapping[str, Any] | None = None,
-    endpoint_latents: int = 10,
 ) -> dict[str, Measured]:
     """Rows ``detection``, ``detection_auroc``, ``explained_by_words``, by group of latents.
 
     ``latents`` random ones of those with ``min_count`` active tokens in either split; of each at
-    most ``cases`` active and as many inactive test tokens. ``endpoint``: url, model and key_env
-    (the environment variable that holds the key) of an OpenAI-compatible service, which then also
-    gives ``detection_endpoint`` for ``endpoint_latents`` of them. Table ``explanations``: latent,
-    words, detection.
+    most ``cases`` active and as many inactive test tokens. Table ``explanations``: latent, words,
+    detection.
     """
-    asked = Endpoint(**endpoint) if endpoint else None
-    reading = {"batch_size": batch_size, "device": device}
-    found = {}
-    for name, sae in tqdm(saes.items(), desc="autointerp", disable=not progress):
-        generator = np.random.default_rng(seed)
-        train = read(sae, store, "train", selection_tokens, None, **reading)
-        test = read(sae, store, "test", limit_tokens, None, **reading)
+    made = {}
+    for name, sae in saes.items():
+        generator = np.random.default_rng(reading.seed)
+        train, test = (read(sae, reading, split) for split in ("train", "test"))
         fires = np.minimum(*((text.z_NL > 0).sum(0) for text in (train, test)))
         usual = (fires >= min_count) & (fires <= len(test.token_N) - min_count)
         chosen = np.sort(generator.permutation(np.flatnonzero(usual))[:latents])
-        train, test = (text._replace(z_NL=text.z_NL[:, chosen]) for text in (train, test))
         table = []
-        for i, explanation in enumerate(explain(train, size)):
+        for i, explanation in zip(
+            chosen, explain(train._replace(z_NL=train.z_NL[:, chosen]), size), strict=True
+        ):
             active_N = test.z_NL[:, i] > 0
             sides = [
                 generator.permutation(np.flatnonzero(s))[:cases] for s in (active_N, ~active_N)
             ]
             at = np.concatenate([side[: min(map(len, sides))] for side in sides])
-            here = Text(test.token_N[at], test.previous_N[at], test.z_NL[at])
-            entry = {"latent": int(chosen[i]), "words": ""}
-            entry["detection"], entry["detection_auroc"] = detection(
-                explanation, here, active_N[at]
-            )
-            if world is not None:
-                entry["words"] = " ".join(world.to_strings(list(explanation.tokens)))
-            if asked and i < endpoint_latents and world is not None:
-                snippets = (
-                    _snippets(train, i, world, generator),
-                    _snippets(test, i, world, generator),
-                )
-                entry["detection_endpoint"] = asked.detection(*snippets)
-            table.append(entry)
-        found[name] = _measured(table, latent_groups(sae, sae.cfg.d_sae, "cpu"))
-    return found
-
-
-def _snippets(
-    text: Text, i: int, world: Any, generator: np.random.Generator, n: int = 8
-) -> list[tuple[str, bool]]:
-    """n texts that end in an active token, the strongest first, and n that do not."""
-    strong = np.argsort(-text.z_NL[:, i], kind="stable")[:n]
-    weak = generator.permutation(np.flatnonzero(text.z_NL[:, i] == 0))[:n]
-    found = []
-    for at in [*strong, *weak]:
-        words = world.to_strings(text.token_N[max(0, at - CONTEXT + 1) : at + 1].tolist())
-        found.append((" ".join([*words[:-1], f"<<{words[-1]}>>"]), bool(text.z_NL[at, i] > 0)))
-    return found
-
-
-def _measured(table: list[dict[str, Any]], groups: Mapping[str, Any]) -> Measured:
-    frame = pd.DataFrame(table)
-    rows = []
-    for group, ids in groups.items():
-        mine = frame[frame["latent"].isin(ids.tolist())] if len(frame) else frame
-        if not len(mine):
-            continue
-        n = len(mine)
-        rows += [row(m, group, mine[m].mean(), n) for m in ("detection", "detection_auroc")]
-        rows.append(row("explained_by_words", group, (mine["detection"] >= GOOD).mean(), n))
-        if "detection_endpoint" in mine:
-            told = mine["detection_endpoint"].dropna()
-            rows.append(row("detection_endpoint", group, told.mean(), len(told)))
-    return Measured(rows, tables={"explanations": frame} if len(frame) else None)
+            here = Text(*(part[at] for part in test))
+            both = detection(explanation, here, active_N[at])
+            ids = list(explanation.tokens)
+            words = " ".join(world.to_strings(ids)) if world is not None else ""
+            table.append((int(i), words, *both))
+        frame = pd.DataFrame(table, columns=["latent", "words", "detection", "detection_auroc"])
+        rows = []
+        for group, ids_G in latent_groups(sae, sae.cfg.d_sae, "cpu").items():
+            mine = frame[frame["latent"].isin(ids_G.tolist())]
+            values = {m: mine[m] for m in ("detection", "detection_auroc")}
+            values["explained_by_words"] = mine["detection"] >= GOOD
+            rows += [row(m, group, v.mean(), len(v)) for m, v in values.items() if len(v)]
+        made[name] = Measured(rows, tables={"explanations": frame} if len(frame) else None)
+    return made

@@ -21,17 +21,18 @@ SCR is a ratio of sums: small samples blow up the mean of ratios which SAEBench 
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from lab.measures.concepts import units
 from lab.measures.concepts.probing import Probe, balanced, fit
 from lab.measures.concepts.units import Units
-from lab.measures.tokens import Measured, row
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, row
+from lab.worlds.base import World
 
 NS = (2, 5, 10, 20, 50, 100)
 
@@ -51,13 +52,12 @@ class Case(NamedTuple):
         return float((probe.predict(x) == self.y_U).mean())
 
 
-def directions(sae: Any) -> np.ndarray:
+@torch.no_grad()
+def directions(sae: Encoder) -> np.ndarray:
     """[F, d] what one unit of each latent adds to x̂ (the decoder's rows)."""
-    n = sae.cfg.d_sae
-    with torch.no_grad():
-        device = next((p.device for p in getattr(sae, "parameters", list)()), "cpu")
-        one = torch.eye(n, device=device)[None]
-        return (sae.decode(one) - sae.decode(torch.zeros_like(one)))[0].float().cpu().numpy()
+    device = next((p.device for p in getattr(sae, "parameters", list)()), "cpu")
+    one = torch.eye(sae.cfg.d_sae, device=device)[None]
+    return (sae.decode(one) - sae.decode(torch.zeros_like(one)))[0].float().cpu().numpy()
 
 
 def strongest(
@@ -113,12 +113,8 @@ def cells(
     a_U: np.ndarray, b_U: np.ndarray, classes: Sequence[int], limit: int
 ) -> dict[tuple[int, int], np.ndarray]:
     """Units by (A, B) ∈ {0, 1}² for the classes (a0, a1, b0, b1), equally many (≤ ``limit``)."""
-    a0, a1, b0, b1 = classes
-    found = {
-        (i, j): np.flatnonzero((a_U == a) & (b_U == b))
-        for i, a in enumerate((a0, a1))
-        for j, b in enumerate((b0, b1))
-    }
+    both = product((0, 1), repeat=2)
+    found = {(i, j): np.flatnonzero((a_U == classes[i]) & (b_U == classes[2 + j])) for i, j in both}
     n = min(limit, *map(len, found.values()))
     # Spread over the text, so that the units of one document are not all there is.
     return {
@@ -126,46 +122,34 @@ def cells(
     }
 
 
-def pairs(units_: Units, n_pairs: int, n_classes: int = 6) -> list[tuple[str, str, tuple]]:
+def pairs(sections: Units, n_pairs: int, n_classes: int = 6) -> list[tuple[str, str, tuple]]:
     """The label pairs, each with its best-filled 2 × 2 classes, most units in the worst cell first.
 
     Of each label the ``n_classes`` most frequent classes are considered.
     """
     ranked = []
-    for a, b in combinations(units_.labels, 2):
-        tops = []
-        for name in (a, b):
-            label_U = units_.labels[name]
-            count = np.bincount(label_U[label_U >= 0], minlength=2)
-            tops.append(np.argsort(-count, kind="stable")[:n_classes])
-        table = np.array(
-            [
-                [((units_.labels[a] == i) & (units_.labels[b] == j)).sum() for j in tops[1]]
-                for i in tops[0]
-            ]
-        )
-        best = (0, ())
-        for i, k in combinations(range(len(tops[0])), 2):
-            for j, m in combinations(range(len(tops[1])), 2):
-                least = int(table[np.ix_([i, k], [j, m])].min())
-                best = max(best, (least, (tops[0][i], tops[0][k], tops[1][j], tops[1][m])))
-        if best[0]:
-            ranked.append((best[0], a, b, tuple(map(int, best[1]))))
+    for a, b in combinations(sections.labels, 2):
+        label_U, other_U = sections.labels[a], sections.labels[b]
+        seen = (label_U >= 0) & (other_U >= 0)
+        table = np.zeros((label_U.max() + 1, other_U.max() + 1), int)
+        np.add.at(table, (label_U[seen], other_U[seen]), 1)
+        tops = [np.argsort(-table.sum(axis), kind="stable")[:n_classes] for axis in (1, 0)]
+        choices = product(*(combinations(top.tolist(), 2) for top in tops))
+        least = [
+            (int(table[np.ix_(rows, columns)].min()), rows + columns) for rows, columns in choices
+        ]
+        if least and max(least)[0]:
+            ranked.append((max(least)[0], a, b, max(least)[1]))
     ranked.sort(key=lambda found: -found[0])
     return [found[1:] for found in ranked[:n_pairs]]
 
 
+@register("perturbation", needs=("labels",))
 def measure(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any = None,
+    saes: Mapping[str, Encoder],
+    reading: Reading,
+    world: World | None = None,
     *,
-    limit_tokens: int,
-    selection_tokens: int,
-    batch_size: int,
-    seed: int,
-    device: str,
-    progress: bool,
     ns: Sequence[int] = NS,
     max_classes: int = 5,
     per_class: int = 150,
@@ -174,63 +158,48 @@ def measure(
 ) -> dict[str, Measured]:
     """Rows ``tpp`` (groups ``n=10`` and ``document|n=10``; n labels), ``scr`` (``n=10``; n label
     pairs, sections as units) and ``scr_gap`` (``all``). Chosen by labels and seed alone."""
-    found = {}
-    reading: dict[str, Any] = {
-        "batch_size": batch_size,
-        "device": device,
-        "scales": ("document", "section"),
-    }
-    for name, sae in tqdm(saes.items(), desc="perturbation", disable=not progress):
-        train = units.read(sae, store, "train", limit_tokens=selection_tokens, **reading)
-        test = units.read(sae, store, "test", limit_tokens=limit_tokens, **reading)
-        W_FD = directions(sae)
-        rows = []
-        scores: dict[str, list[dict[int, float]]] = {}
+    made = {}
+    for name, sae in saes.items():
+        scales = ("document", "section")
+        train, test = (units.read(sae, reading, split, scales) for split in ("train", "test"))
+        W_FD, scores = directions(sae), dict[str, list[dict[int, float]]]()
         for scale in train:
             for label, train_U in train[scale].labels.items():
                 count = np.bincount(train_U[train_U >= 0], minlength=2)
-                cases: dict[str, dict[str, Case]] = {"train": {}, "test": {}}
+                cases: list[dict[str, Case]] = [{}, {}]
                 for c in np.argsort(-count, kind="stable")[:max_classes]:
-                    drawn = {}
-                    for side, here in (("train", train[scale]), ("test", test[scale])):
-                        generator = np.random.default_rng([seed, *map(ord, label), int(c)])
+                    drawn = []
+                    for here in (train[scale], test[scale]):
+                        generator = np.random.default_rng([reading.seed, *map(ord, label), int(c)])
                         u, y = balanced(here.labels[label], int(c), per_class, generator)
-                        drawn[side] = Case(here.x_UD[u], here.z_UF[u], y)
-                    if min(len(case.y_U) for case in drawn.values()) >= 2 * min_count:
-                        for side, case in drawn.items():
-                            cases[side][str(c)] = case
-                if len(cases["train"]) > 2:  # two classes share one probe, mirrored
-                    scores.setdefault(scale, []).append(
-                        tpp(cases["train"], cases["test"], W_FD, ns)
-                    )
-        for n in ns:
-            every = [score[n] for of_scale in scores.values() for score in of_scale]
-            if every:
-                rows.append(row("tpp", f"n={n}", np.mean(every), len(every)))
-            for scale, of_scale in scores.items():
-                values = [score[n] for score in of_scale]
-                rows.append(row("tpp", f"{scale}|n={n}", np.mean(values), len(values)))
-        rows += _scr_rows(
-            _with_documents(train), _with_documents(test), W_FD, ns, n_pairs, per_class, min_count
-        )
-        found[name] = Measured(rows)
-    return found
+                        drawn.append(Case(here.x_UD[u], here.z_UF[u], y))
+                    if min(len(case.y_U) for case in drawn) >= 2 * min_count:
+                        for side, case in zip(cases, drawn, strict=True):
+                            side[str(c)] = case
+                if len(cases[0]) > 2:  # two classes share one probe, mirrored
+                    scores.setdefault(scale, []).append(tpp(cases[0], cases[1], W_FD, ns))
+        every = [score for of_scale in scores.values() for score in of_scale]
+        rows = []
+        for scale, of_scale in ({"": every} | scores).items():
+            for n in ns if of_scale else ():
+                values, group = [score[n] for score in of_scale], f"{scale}|n={n}".lstrip("|")
+                rows.append(row("tpp", group, np.mean(values), len(values)))
+        sections = [_with_documents(side) for side in (train, test)]
+        made[name] = Measured(rows + _scr_rows(sections, W_FD, ns, n_pairs, per_class, min_count))
+    return made
 
 
 def _with_documents(read: Mapping[str, Units]) -> Units:
     """The sections, with the label of their document as well (by document id)."""
     section, document = read["section"], read["document"]
-    first: dict[int, int] = {}
-    for i, doc in enumerate(document.doc_U):
-        first.setdefault(int(doc), i)
-    at_U = np.array([first[int(doc)] for doc in section.doc_U])
+    docs, first = np.unique(document.doc_U, return_index=True)
+    at_U = first[np.searchsorted(docs, section.doc_U)]
     whole = {name: label_U[at_U] for name, label_U in document.labels.items()}
     return section._replace(labels={**whole, **section.labels})
 
 
 def _scr_rows(
-    train: Units,
-    test: Units,
+    sides: Sequence[Units],
     W_FD: np.ndarray,
     ns: Sequence[int],
     n_pairs: int,
@@ -238,18 +207,17 @@ def _scr_rows(
     least: int,
 ) -> list[dict[str, Any]]:
     found = []
-    for a, b, classes in pairs(train, n_pairs):
-        sides = [cells(u.labels[a], u.labels[b], classes, limit) for u in (train, test)]
-        if min(len(u) for side in sides for u in side.values()) < least:
+    for a, b, classes in pairs(sides[0], n_pairs):
+        filled = [cells(u.labels[a], u.labels[b], classes, limit) for u in sides]
+        if min(len(u) for side in filled for u in side.values()) < least:
             continue
 
-        def case(side: int, answer: int | None, sides: list = sides) -> Case:
+        def case(side: int, answer: int | None, filled: list = filled) -> Case:
             """Every cell, answered by label ``answer``; None: where both labels go together."""
-            kept = [c for c in sides[side] if answer is not None or c[0] == c[1]]
-            at = np.concatenate([sides[side][c] for c in kept])
-            y = np.repeat([c[answer or 0] for c in kept], [len(sides[side][c]) for c in kept])
-            here = (train, test)[side]
-            return Case(here.x_UD[at], here.z_UF[at], y)
+            kept = [c for c in filled[side] if answer is not None or c[0] == c[1]]
+            at = np.concatenate([filled[side][c] for c in kept])
+            y = np.repeat([c[answer or 0] for c in kept], [len(filled[side][c]) for c in kept])
+            return Case(sides[side].x_UD[at], sides[side].z_UF[at], y)
 
         both = [
             scr(case(0, None), (case(0, d), case(1, d)), case(0, s), W_FD, ns)

@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
-from tqdm.auto import tqdm
 
 from lab.measures.concepts import units
 from lab.measures.concepts.units import Units
-from lab.measures.tokens import Measured, latent_groups, row
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, latent_groups, row
+from lab.worlds.base import World
+from tsae.sequences import LabelSpec
 
 KS = (1, 2, 5, 10, 20, 50)
 PAIRED_K = 5
@@ -97,7 +99,7 @@ def balanced(
 def tasks(
     train: Mapping[str, Units],
     test: Mapping[str, Units],
-    specs: Mapping[str, Any],
+    specs: Mapping[str, LabelSpec],
     *,
     max_classes: int,
     per_class: int,
@@ -129,35 +131,28 @@ def tasks(
 
 
 def accuracies(
-    task: Task, train_UF: np.ndarray, test_UF: np.ndarray, ks: Sequence[int | None], rescale: bool
+    task: Task, train_UF: np.ndarray, test_UF: np.ndarray, ks: Sequence[int | None]
 ) -> dict[int | None, np.ndarray]:
     """Per k (None: all features) whether each test unit is answered right."""
     a, y = train_UF[task.train_U], task.train_y
     order, test = by_mean_difference(a, y), test_UF[task.test_U]
     return {
-        k: fit(a, y, order[:k], rescale).predict(test) == task.test_y
+        k: fit(a, y, order[:k]).predict(test) == task.test_y
         for k in ks
         if k is None or k <= a.shape[1]
     }
 
 
+@register("probing", nulls=True, needs=("labels",))
 def measure(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any = None,
+    saes: Mapping[str, Encoder],
+    reading: Reading,
+    world: World | None = None,
     *,
-    limit_tokens: int,
-    selection_tokens: int,
-    batch_size: int,
-    seed: int,
-    device: str,
-    progress: bool,
     ks: Sequence[int] = KS,
     max_classes: int = 8,
     per_class: int = 150,
     min_count: int = 15,
-    token_units: int = 20_000,
-    rescale: bool = True,
 ) -> dict[str, Measured]:
     """Rows ``probe_sparse`` and ``probe_residual``: accuracy on test units, chance ½.
 
@@ -165,76 +160,48 @@ def measure(
     ``document:domain|k=5`` (one label), and ``document|k=5|group=slow`` (latents of one group
     alone). Document rows, k = 5: num = units answered right, den = units, group
     ``document:domain=ships``, metrics ``probe_sparse`` and ``probe_residual``.
-    Of the tokens themselves about ``token_units`` are kept. Empty without labels.
     """
-    found: dict[str, Measured] = {}
-    every = {
-        s: max(1, n // token_units)
-        for s, n in (("train", selection_tokens), ("test", limit_tokens))
-    }
-    reading: dict[str, Any] = {"batch_size": batch_size, "device": device}
+    made: dict[str, Measured] = {}
     chosen = {"max_classes": max_classes, "per_class": per_class, "min_count": min_count}
-    all_ks = (*ks, None)
-    residual: list[tuple] | None = None
-    for name, sae in tqdm(
-        saes.items(), desc="probing", disable=not progress or not store.label_specs
-    ):
-        if not store.label_specs:
-            break
-        sizes = {"train": selection_tokens, "test": limit_tokens}
-        train, test = (
-            units.read(sae, store, split, limit_tokens=sizes[split], every=every[split], **reading)
-            for split in ("train", "test")
-        )
-        todo = list(tasks(train, test, store.label_specs, seed=seed, **chosen))
-        if residual is None:
-            residual = [
-                (task, "", k, right)
-                for task in todo
-                for k, right in accuracies(
-                    task, train[task.scale].x_UD, test[task.scale].x_UD, all_ks, rescale
-                ).items()
-            ]
+    for name, sae in saes.items():
+        train, test = (units.read(sae, reading, split) for split in ("train", "test"))
         groups = {g: i.cpu().numpy() for g, i in latent_groups(sae, sae.cfg.d_sae, "cpu").items()}
-        scored = []
-        for task in todo:
-            z = train[task.scale].z_UF, test[task.scale].z_UF
-            for k, right in accuracies(task, *z, all_ks, rescale).items():
-                scored.append((task, "", k, right))
+        scored: dict[str, list[tuple]] = {"probe_sparse": [], "probe_residual": []}
+        specs = reading.store.label_specs
+        for task in tasks(train, test, specs, seed=reading.seed, **chosen):
+            here = train[task.scale], test[task.scale]
+            x, z = [u.x_UD for u in here], [u.z_UF for u in here]
+            for metric, vectors in (("probe_residual", x), ("probe_sparse", z)):
+                for k, right in accuracies(task, vectors[0], vectors[1], (*ks, None)).items():
+                    scored[metric].append((task, "", k, right))
             for group, ids in groups.items():
                 if group != "all" and len(ids) >= PAIRED_K:
-                    part = accuracies(task, z[0][:, ids], z[1][:, ids], (PAIRED_K,), rescale)
-                    scored.append((task, group, PAIRED_K, part[PAIRED_K]))
-        rows = _rows("probe_sparse", scored) + _rows("probe_residual", residual)
-        documents = pd.concat(
-            [
-                _documents("probe_sparse", scored, test),
-                _documents("probe_residual", residual, test),
-            ],
-            ignore_index=True,
-        )
-        found[name] = Measured(rows, documents)
-    return found
+                    part = accuracies(task, z[0][:, ids], z[1][:, ids], (PAIRED_K,))
+                    scored["probe_sparse"].append((task, group, PAIRED_K, part[PAIRED_K]))
+        rows = [r for metric, of_metric in scored.items() for r in _rows(metric, of_metric)]
+        documents = [
+            frame for metric, part in scored.items() for frame in _documents(metric, part, test)
+        ]
+        made[name] = Measured(rows, pd.concat(documents) if documents else None)
+    return made
 
 
 def _rows(metric: str, scored: Sequence[tuple]) -> list[dict[str, Any]]:
     cells: dict[str, list[float]] = {}
     for task, group, k, right in scored:
         end = f"|k={k or 'all'}" + (f"|group={group}" if group else "")
-        cells.setdefault(task.scale + end, []).append(right.mean())
-        if not group:
-            label = task.name.split("=")[0]
-            cells.setdefault(f"{task.scale}:{label}{end}", []).append(right.mean())
+        names = [task.scale] if group else [task.scale, f"{task.scale}:{task.name.split('=')[0]}"]
+        for name in names:
+            cells.setdefault(name + end, []).append(right.mean())
     return [row(metric, group, np.mean(values), len(values)) for group, values in cells.items()]
 
 
-def _documents(metric: str, scored: Sequence[tuple], test: Mapping[str, Units]) -> pd.DataFrame:
-    frames = []
+def _documents(
+    metric: str, scored: Sequence[tuple], test: Mapping[str, Units]
+) -> Iterator[pd.DataFrame]:
     for task, group, k, right in scored:
-        if group or k != PAIRED_K:
-            continue
-        frame = pd.DataFrame({"doc": test[task.scale].doc_U[task.test_U], "num": right, "den": 1.0})
-        frame = frame.astype({"num": float}).groupby("doc", as_index=False).sum()
-        frames.append(frame.assign(metric=metric, group=f"{task.scale}:{task.name}"))
-    columns = ["doc", "metric", "group", "num", "den"]
-    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame()
+        if not group and k == PAIRED_K:
+            doc = test[task.scale].doc_U[task.test_U]
+            frame = pd.DataFrame({"doc": doc, "num": right.astype(float), "den": 1.0})
+            frame = frame.groupby("doc", as_index=False).sum()
+            yield frame.assign(metric=metric, group=f"{task.scale}:{task.name}")

@@ -5,6 +5,10 @@ from BOS on, an SAE encodes all of it as one document, and a logistic regression
 deciding token tells the item's label; the same on the raw residual is the reference, and the
 model's own choice between the two continuations stands beside. Training and test items share
 neither template nor word; ``n_splits`` such splits are drawn.
+
+A task has *power* when it has at least 400 items and the residual's probe is right on 60% to 98% of
+them: below, there is nothing for a code to hold; above, every code holds it. A task without is
+dropped, and ``probe_dropped`` says why: 1 too few items, 2 near chance, 3 at the ceiling.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,28 +20,27 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
-from lab.measures.tokens import Measured, row
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, row
 from lab.worlds import tasks
+from lab.worlds.base import World
 from lab.worlds.tasks import ProbeItem
 from tsae import models
 from tsae.saes.base import DOCUMENT, SequenceContext
 
 RESIDUAL = "residual"
 KINDS = {"": None, "one_": 1}  # how many features the probe is given; None: all
+LEAST, CLEAR, CEILING = 400, 0.6, 0.98
+"""Items, and the accuracies of the residual's probe between which codes can differ."""
 
 
+@register("temporal_probing", together=True, needs=("model",))
 @torch.no_grad()
 def measure(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any,
+    saes: Mapping[str, Encoder],
+    reading: Reading,
+    world: World,
     *,
-    limit_tokens: int = 0,
-    selection_tokens: int = 0,
-    batch_size: int = 16,
-    seed: int = 0,
-    device: str = "cpu",
-    progress: bool = True,
     task_names: Sequence[str] | None = None,
     n_splits: int = 4,
 ) -> dict[str, Measured]:
@@ -45,45 +48,54 @@ def measure(
     ``probe_one_accuracy``, ``probe_residual_one_accuracy`` of a probe that is given one feature
     alone, the one whose means over the two labels differ most on the training items.
 
-    Groups: the task, and ``task|condition``; n = test items of all splits (for the model: all
-    items). Chance is 0.5: both halves of a pair stand on the same side. Document rows of both
-    probes on codes: doc = number of the pair over all tasks, num = right answers, den = answers.
-    Says nothing for a world without tasks. Raises ValueError for ``n_splits`` below 1.
+    Groups: the task, and ``task|condition``; n = test answers of all splits (for the model: all
+    items). Of a task without power ``probe_residual_accuracy`` and ``probe_dropped`` alone. Chance
+    is 0.5: both halves of a pair stand on the same side. Document rows of both probes on codes:
+    doc = number of the pair over all tasks, num = right answers, den = answers. Says nothing for a
+    world without tasks. Raises ValueError for ``n_splits`` below 1.
     """
     if n_splits < 1:
         raise ValueError(f"n_splits={n_splits!r} is not allowed; n_splits must be at least 1.")
     chosen = [t for t in world.task_names() if task_names is None or t in task_names]
-    found: dict[str, tuple[list, list]] = {name: ([], []) for name in saes}
+    made: dict[str, tuple[list, list]] = {name: ([], []) for name in saes}
     first_pair = 0
-    for task in tqdm(chosen, desc="temporal probing", disable=not progress):
+    model = world.model(reading.device)
+    for task in tqdm(chosen, desc="temporal probing", disable=not reading.progress):
         items = world.probe_items(task)
-        model = world.model(device)
-        right_I = tasks.choices(model, items, batch_size=4 * batch_size, device=device)
-        own = [
-            row("probe_model_accuracy", group, right_I[at].mean(), len(at))
-            for group, at in groups(items).items()
-        ]
-        read = features(saes, model, store, items, batch_size, device)
-        splits = [tasks.split(items, seed=seed + s) for s in range(n_splits)]
+        size = reading.sizes.batch
+        right_I = tasks.choices(model, items, batch_size=4 * size, device=reading.device)
+        codes = features(saes, model, reading, items)
         place = {id(item): i for i, item in enumerate(items)}
+        splits = (tasks.split(items, seed=reading.seed + s) for s in range(n_splits))
         halves = [[[place[id(i)] for i in half] for half in split] for split in splits]
-        for kind, k in KINDS.items():
-            answers = {name: probe(a_IF, items, halves, k) for name, a_IF in read.items()}
-            metric = f"probe_residual_{kind}accuracy"
-            reference = accuracy_rows(metric, items, answers.pop(RESIDUAL))
-            for name, answer in answers.items():
-                rows, documents = found[name]
-                metric = f"probe_{kind}accuracy"
-                rows += [*accuracy_rows(metric, items, answer), *reference]
-                documents.append(document_rows(metric, items, answer, first_pair))
-        for rows, _ in found.values():
+        residual = {kind: probe(codes[RESIDUAL], items, halves, k) for kind, k in KINDS.items()}
+        every = groups(items)
+        own = accuracy_rows("probe_residual_accuracy", every, residual[""])
+        if why := no_power(len(items), own[0]["value"]):
+            own.append(row("probe_dropped", task, why, len(items)))
+            every = {}
+        own += accuracy_rows("probe_residual_one_accuracy", every, residual["one_"])
+        for group, at in every.items():
+            own.append(row("probe_model_accuracy", group, right_I[at].mean(), len(at)))
+        for name, (rows, documents) in made.items():
             rows += own
+            for kind, k in KINDS.items() if every else ():
+                answers = probe(codes[name], items, halves, k)
+                rows += accuracy_rows(f"probe_{kind}accuracy", every, answers)
+                documents += document_rows(f"probe_{kind}accuracy", every, answers, first_pair)
         first_pair += len(items) // 2
     return {
-        name: Measured(rows, pd.concat(documents, ignore_index=True))
-        for name, (rows, documents) in found.items()
+        name: Measured(rows, pd.concat(documents, ignore_index=True) if documents else None)
+        for name, (rows, documents) in made.items()
         if rows
     }
+
+
+def no_power(n_items: int, residual: float) -> int:
+    """0, or why codes cannot differ here: 1 few items, 2 near chance, 3 at the ceiling."""
+    if n_items < LEAST:
+        return 1
+    return 2 if residual < CLEAR else 3 if residual > CEILING else 0
 
 
 def groups(items: Sequence[ProbeItem]) -> dict[str, np.ndarray]:
@@ -96,18 +108,14 @@ def groups(items: Sequence[ProbeItem]) -> dict[str, np.ndarray]:
 
 
 def features(
-    saes: Mapping[str, Any],
-    model: Any,
-    store: Any,
-    items: Sequence[ProbeItem],
-    batch_size: int,
-    device: str,
+    saes: Mapping[str, Encoder], model: Any, reading: Reading, items: Sequence[ProbeItem]
 ) -> dict[str, np.ndarray]:
     """Codes [I, F] of every SAE, and the residual [I, d], at each item's deciding token."""
+    store, device = reading.store, reading.device
     order = sorted(range(len(items)), key=lambda i: len(items[i].tokens))
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in (*saes, RESIDUAL)}
-    for start in range(0, len(order), batch_size):
-        batch = [items[i] for i in order[start : start + batch_size]]
+    for start in range(0, len(order), reading.sizes.batch):
+        batch = [items[i] for i in order[start : start + reading.sizes.batch]]
         lengths = torch.tensor([len(item.tokens) for item in batch])
         tokens_BT = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
         for b, item in enumerate(batch):
@@ -135,9 +143,8 @@ def probe(
     """Right and given test answers [2, I], summed over the splits (places of train, of test).
 
     ``k``: the probe is given the k features whose means over the labels differ most in training.
-
-    One size for all features (their root mean square per token becomes 1), so that a latent that
-    fires rarely is not blown up; scikit-learn's logistic regression as it comes.
+    One size for all features (their root mean square per token becomes 10, with which
+    scikit-learn's penalty leaves the weights free), so that a rare latent is not blown up.
     """
     label_I = np.array([item.label for item in items])
     counts = np.zeros((2, len(items)))
@@ -147,32 +154,30 @@ def probe(
             gap_F = a_IF[train][one].mean(0) - a_IF[train][~one].mean(0)
             used = a_IF[:, np.argsort(-np.abs(gap_F), kind="stable")[:k]]
         size = float(np.sqrt(np.square(used[train], dtype=np.float64).sum(1).mean())) or 1.0
-        size /= 10.0  # a code of norm 10: the default penalty then leaves the weights free
-        fitted = LogisticRegression(max_iter=1000).fit(used[train] / size, label_I[train])
-        counts[0, test] += fitted.predict(used[test] / size) == label_I[test]
+        fitted = LogisticRegression(max_iter=1000).fit(used[train] * (10 / size), label_I[train])
+        counts[0, test] += fitted.predict(used[test] * (10 / size)) == label_I[test]
         counts[1, test] += 1
     return counts
 
 
 def document_rows(
-    metric: str, items: Sequence[ProbeItem], counts: np.ndarray, first_pair: int = 0
-) -> pd.DataFrame:
+    metric: str, groups: Mapping[str, np.ndarray], counts: np.ndarray, first_pair: int = 0
+) -> list[pd.DataFrame]:
     """The answers of :func:`probe` by pair of items and by group."""
     frames = []
-    for group, at in groups(items).items():
+    for group, at in groups.items():
         at = at[counts[1, at] > 0]
         answers = {"num": counts[0, at], "den": counts[1, at], "doc": first_pair + at // 2}
         pairs = pd.DataFrame(answers).groupby("doc", as_index=False).sum()
         frames.append(pairs.assign(metric=metric, group=group))
-    return pd.concat(frames, ignore_index=True)
+    return frames
 
 
 def accuracy_rows(
-    metric: str, items: Sequence[ProbeItem], counts: np.ndarray
+    metric: str, groups: Mapping[str, np.ndarray], counts: np.ndarray
 ) -> list[dict[str, Any]]:
-    rows = []
-    for group, at in groups(items).items():
-        right, asked = counts[:, at].sum(1)
-        if asked:
-            rows.append(row(metric, group, right / asked, int(asked)))
-    return rows
+    """Share of right answers by group, of groups that are asked at all."""
+    sums = {group: counts[:, at].sum(1) for group, at in groups.items()}
+    return [
+        row(metric, g, right / asked, int(asked)) for g, (right, asked) in sums.items() if asked
+    ]

@@ -1,14 +1,14 @@
 """Units of text with mean-pooled vectors: the documents, sections and tokens that probes read."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lab.measures.tokens import Tokens
-from tsae.sequences import SCALES, SECTION
+from lab.measures.reading import Encoder, Reading, Tokens
+from tsae.sequences import SCALES, SECTION, LabelSpec
 
 
 class Units(NamedTuple):
@@ -42,24 +42,13 @@ def pooled(a_ND: Tensor, unit_N: Tensor, n_units: int) -> Tensor:
 
 
 def read(
-    sae: Any,
-    store: Any,
-    split: str,
-    *,
-    limit_tokens: int,
-    batch_size: int,
-    device: str,
-    scales: tuple[str, ...] = SCALES,
-    every: int = 1,
+    sae: Encoder, reading: Reading, split: str, scales: tuple[str, ...] = SCALES, most: int = 20_000
 ) -> dict[str, Units]:
-    """Units by scale, of one pass; of the tokens themselves only each ``every``-th is kept."""
-    from lab.measures.tokens import encoded
-
+    """Units by scale; of the tokens themselves about ``most`` are kept, evenly."""
+    every = max(1, reading.limit(split) // most)
     parts: dict[str, list[Units]] = {scale: [] for scale in scales}
-    for t in encoded(sae, store, split, limit_tokens, batch_size, device):
-        if not len(t):
-            continue
-        for scale in scales:
+    for t in reading.tokens(sae, split):
+        for scale in scales if len(t) else ():
             unit_N = unit_ids(t, scale)
             n = int(unit_N[-1]) + 1
             first_U = torch.searchsorted(unit_N, torch.arange(n, device=unit_N.device))
@@ -70,22 +59,19 @@ def read(
                 x, z = pooled(t.x_ND.float(), unit_N, n), pooled(t.z_NF.float(), unit_N, n)
             labels = {
                 name: t.labels[name][first_U].cpu().numpy()
-                for name in labels_of(store.label_specs, scale)
+                for name in labels_of(reading.store.label_specs, scale)
             }
-            doc = t.doc_N[first_U].cpu().numpy()
-            parts[scale].append(Units(x.cpu().numpy(), z.cpu().numpy(), doc, labels))
+            x_UD, z_UF, doc_U = (a.cpu().numpy() for a in (x, z, t.doc_N[first_U]))
+            parts[scale].append(Units(x_UD, z_UF, doc_U, labels))
     return {scale: _joined(batches) for scale, batches in parts.items() if batches}
 
 
-def labels_of(specs: Mapping[str, Any], scale: str) -> list[str]:
+def labels_of(specs: Mapping[str, LabelSpec], scale: str) -> list[str]:
     """Names of the labels of one time scale."""
     return [name for name, spec in specs.items() if spec.scale == scale]
 
 
 def _joined(parts: list[Units]) -> Units:
-    return Units(
-        np.concatenate([part.x_UD for part in parts]),
-        np.concatenate([part.z_UF for part in parts]),
-        np.concatenate([part.doc_U for part in parts]),
-        {name: np.concatenate([p.labels[name] for p in parts]) for name in parts[0].labels},
-    )
+    x_UD, z_UF, doc_U = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:3])
+    labels = {name: np.concatenate([p.labels[name] for p in parts]) for name in parts[0].labels}
+    return Units(x_UD, z_UF, doc_U, labels)

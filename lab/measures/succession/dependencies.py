@@ -1,223 +1,171 @@
-"""Pattern detection from codes: which latent stands for which step, and which edges hold between.
+"""Pattern detection from codes: which latents stand for which step, and which edges hold between.
 
 A step is matched by where it *begins*: the conjunction of up to ``members`` latents, each above a
-threshold of its own, that tells best (F1 on the matching documents) at which tokens that is. Edges
-are then measured on other documents, between the matched events, over all latents, and between the
-true labels (the ceiling of the analysis itself). Source of the edges: :mod:`lab.measures.succession.events`.
+threshold of its own, that tells best at which tokens that is. Edges (of
+:mod:`lab.measures.succession.edges`) are then measured on other documents, between the matched
+events, over all latents, and between the true labels, the ceiling of the analysis itself.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse
-from tqdm.auto import tqdm
 
-from lab.measures.succession.chains import pattern_detection
-from lab.measures.succession.events import Activity, dependencies, direct
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, row
+from lab.measures.succession.edges import LEVEL, dependencies, direct, false_discovery
+from lab.measures.succession.events import Activity
 from lab.measures.succession.paths import find_chains
-from lab.measures.succession.steps import Match, Read, begins, match, matched_events, read
-from lab.measures.succession.unchained import false_discovery
-from lab.measures.tokens import Measured, row
-
-LEVEL = 0.05
-
-
-def rolled(activity: Activity, rng: np.random.Generator) -> Activity:
-    """Every column moved in a circle over the whole text by an offset of its own: no edge left."""
-    A = activity.active_NF
-    n = A.shape[0]
-    offset_F = rng.integers(n // 10, n - n // 10, A.shape[1])
-    column = np.repeat(np.arange(A.shape[1]), np.diff(A.indptr))
-    rows = (A.indices + offset_F[column]) % n
-    moved = scipy.sparse.csc_array((A.data, (rows, column)), shape=A.shape)
-    return Activity(moved, activity.piece_N)
+from lab.measures.succession.steps import (
+    Text,
+    arrows,
+    match,
+    matched_events,
+    pattern_detection,
+    read,
+)
+from lab.worlds.base import ChainEdge, World
 
 
-def calibration(activity: Activity, nulls: int, **options: Any) -> float:
-    """Share of ``nulls`` :func:`rolled` texts in which any edge has q ≤ .05."""
-    rng = np.random.default_rng(options["seed"])
-    found = [dependencies(rolled(activity, rng), **options)["q"] for _ in range(nulls)]
-    return float(np.mean([bool((q <= LEVEL).any()) for q in found]))
+def found_edges(activity: Activity, **options: Any) -> tuple[pd.DataFrame, int]:
+    """The significant edges with ``direct``, and how many were tested."""
+    table = dependencies(activity, **options)
+    return direct(table[table["q"] <= LEVEL]), len(table)
 
 
-def detection(
-    activity: Activity, ids: Mapping[str, int], chains: Sequence[Any], group: str, **options: Any
-) -> tuple[list[dict[str, Any]], pd.DataFrame]:
-    """Rows of :func:`pattern_detection` and the significant edges; ``ids``: class → column."""
-    found = dependencies(activity, **options)
-    kept = direct(found[found["q"] <= LEVEL])
-    true = {(e.source, e.target): e for e in chains if e.source in ids and e.target in ids}
-    rows = []
-    if true:
-        rows += [{**r, "group": group} for r in pattern_detection(kept, chains, ids, q=LEVEL)]
-    rows.append(row("chain_edges_matched", group, len(true) / len(chains), len(chains)))
-    rows.append(row("dependency_tested", group, len(found), activity.active_NF.shape[0]))
-    rows.append(row("dependency_found", group, len(kept), len(found)))
-    named: dict[int, str] = {}
-    for name, column in ids.items():
-        named[column] = f"{named[column]}/{name}" if column in named else name
-    kept["source_name"] = kept["source"].map(named)
-    kept["target_name"] = kept["target"].map(named)
-    at = {(ids[a], ids[b]): e for (a, b), e in true.items()}
-    pairs = list(zip(kept["source"], kept["target"], strict=True))
-    for end in ("lag_min", "lag_max"):
-        kept[end] = [getattr(at[p], end) if p in at else -1 for p in pairs]
-    return rows, kept.assign(true=kept["lag_min"] > 0, group=group)
+def named(
+    kept: pd.DataFrame, columns: Mapping[str, int], chains: Iterable[ChainEdge]
+) -> pd.DataFrame:
+    """``kept`` with the classes of both ends (``a/b`` where two share an event), and whether an
+    arrow is true, with its lags (−1 where it is not)."""
+    names: dict[int, str] = {}
+    for name, column in columns.items():
+        names[column] = f"{names[column]}/{name}" if column in names else name
+    at = {(columns.get(e.source), columns.get(e.target)): e for e in chains}
+    true = [at.get(pair) for pair in zip(kept["source"], kept["target"], strict=True)]
+    return kept.assign(
+        source_name=kept["source"].map(names),
+        target_name=kept["target"].map(names),
+        lag_min=[e.lag_min if e else -1 for e in true],
+        lag_max=[e.lag_max if e else -1 for e in true],
+        true=[e is not None for e in true],
+    )
 
 
 def chain_firing(
-    events: Activity, columns: list[int], names: list[str], edges: pd.DataFrame, reading: Read
+    events: Activity, names: Mapping[int, str], edges: pd.DataFrame, text: Text
 ) -> pd.DataFrame:
     """Where the members of the strongest long chain begin in one text: position, token id, member,
     place (its number in the chain) and on, for the document in which most members begin."""
-    name_of = dict(zip(columns, names, strict=True))
     chains = find_chains(edges, edges["target"].unique().tolist(), horizon=40, limit=200)
     longest = max(chains, key=lambda c: (len(set(c.latents)), c.flow), default=None)
     if longest is None:
         return pd.DataFrame()
     members = list(dict.fromkeys(longest.latents))
-    on_NM = events.active_NF[:, members].toarray()
-    per_piece = scipy.sparse.csr_array(
-        (np.ones(len(on_NM)), (reading.piece_N, np.arange(len(on_NM))))
-    )
-    best = int(((per_piece @ on_NM) > 0).sum(1).argmax())
-    at = np.flatnonzero(reading.piece_N == best)
-    active = np.flatnonzero(on_NM[at].any(1))
+    on = pd.DataFrame(events.active_NF[:, members].toarray())
+    best = on.groupby(events.piece_N).any().sum(axis=1).idxmax()
+    at = np.flatnonzero(events.piece_N == best)
+    active = np.flatnonzero(on.loc[at].any(axis=1))
     if not len(active):
         return pd.DataFrame()
     at = at[max(0, active[0] - 2) : active[-1] + 3]
     parts = [
-        {"position": i, "token": int(reading.tokens_N[n]), "member": name_of[m], "place": j,
-         "on": bool(on_NM[n, j])}
+        {"position": i, "token": int(text.id_N[n]), "member": names[m], "place": j, "on": on.loc[n, j]}
         for i, n in enumerate(at)
         for j, m in enumerate(members)
     ]  # fmt: skip
     return pd.DataFrame(parts)
 
 
-def token_names(
-    reading: Read, latents: Iterable[int], to_strings: Any, n: int = 2
-) -> dict[int, str]:
+def token_names(text: Text, latents: Iterable[int], to_strings: Any, n: int = 2) -> dict[int, str]:
     """The ``n`` tokens on which a latent's codes sum highest, joined by "/"."""
-    columns, names = reading.values_NF.tocsc(), {}
+    codes, names = text.codes.active_NF, {}
     for latent in sorted(set(map(int, latents))):
-        part = slice(columns.indptr[latent], columns.indptr[latent + 1])
-        total = np.bincount(reading.tokens_N[columns.indices[part]], weights=columns.data[part])
+        part = slice(codes.indptr[latent], codes.indptr[latent + 1])
+        total = np.bincount(text.id_N[codes.indices[part]], weights=codes.data[part])
         names[latent] = "/".join(to_strings(np.argsort(-total, kind="stable")[:n].tolist()))
     return names
 
 
+@register("dependencies")
 def measure(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any,
+    saes: Mapping[str, Encoder],
+    reading: Reading,
+    world: World | None,
     *,
-    limit_tokens: int,
-    selection_tokens: int,
-    batch_size: int,
-    seed: int,
-    device: str,
-    progress: bool,
     label: str = "step",
     members: int = 3,
-    min_f1: float = 0.5,
     longest: int = 12,
     edge_tokens: int = 120_000,
     max_edges: int = 600,
     shifts: int = 400,
-    least: int = 0,
-    nulls: int = 20,
     everything: bool = True,
     unchained: int = 0,
     kind: str = "domain",
 ) -> dict[str, Measured]:
-    """Edges between matched latents, over all latents, and their calibration; see the module.
+    """Edges between matched latents and over all latents; see the module.
 
-    Rows, by group ``labels`` (true classes as codes), ``single`` (one latent a class), ``joint``
-    (up to ``members``) and ``matched`` (of ``joint``, the classes with F1 ≥ ``min_f1``):
-    ``chain_ap``, ``chain_ap_chance``, ``chain_precision``, ``chain_recall``,
-    ``chain_lag_accuracy``, ``chain_edges_matched`` (share of true edges between the group's
-    classes); ``dependency_tested``, ``dependency_found`` (edges; group ``all`` is over all
-    latents); ``dependency_match_f1`` (mean over classes). Group ``joint``:
-    ``dependency_false_discovery``, the share of ``nulls`` texts, in which each event series is
-    moved in a circle by an offset of its own, where an edge was found at q ≤ .05.
+    Rows, by group ``labels`` (true classes as codes), ``single`` (one latent a class) and ``joint``
+    (up to ``members``): those of :func:`pattern_detection`, over all of the world's arrows;
+    ``dependency_match_f1`` (mean over classes matched). ``dependency_tested``,
+    ``dependency_found``: edges, group ``all`` over all latents. ``unchained``: of how many texts
+    without chains :func:`false_discovery` is measured, on groups ``labels``, ``joint`` and
+    ``latents`` (where each latent begins); ``kind``: the label that exchanged documents share.
 
-    ``unchained``: of how many texts without chains :func:`lab.measures.succession.unchained.false_discovery` is
-    measured on groups ``labels``, ``joint`` and ``latents`` (where each latent begins); ``kind``: the
-    label that exchanged documents share; ``least``: least offset of the null, as in
-    :func:`lab.measures.succession.events.dependencies`.
-
-    Matching reads ``limit_tokens`` of the test split, edges ``edge_tokens`` of the train split.
-    Table ``edges``: source_name, target_name, source, target, lag, count, C, lift, te, p, q, direct,
-    true, lag_min, lag_max, group. Without true chains only ``all`` is measured. SAEs alone:
-    a null (``ema``, ``shuffled``) is measured like any other.
+    Steps are matched on validation, or on test in a store that has none; edges are measured on
+    ``edge_tokens`` of the train split. Table ``edges``: source_name, target_name, source, target,
+    lag, C, te, p, q, direct, true, lag_min, lag_max, group. Without true arrows only ``all``.
     """
-    chains = [e for e in world.chains() or [] if e.label == label] if world is not None else []
-    options: dict[str, Any] = {"lags": range(1, longest + 1), "seed": seed}
-    options |= {"max_edges": max_edges, "shifts": shifts, "least": least}
-    reading_false = {"lags": options["lags"], "seed": seed, "least": least}
-    out, ceiling = {}, None
-    for name, sae in tqdm(saes.items(), desc="dependencies", disable=not progress):
-        reading = read(
-            sae, store, "train", label if chains else None, edge_tokens, batch_size, device
-        )
+    chains, out = arrows(world, label), {}
+    lags, seed = range(1, longest + 1), reading.seed
+    options: dict[str, Any] = {"lags": lags, "seed": seed, "max_edges": max_edges, "shifts": shifts}
+    for name, sae in saes.items():
+        text = read(sae, reading, "train", label if chains else None, edge_tokens)
+        starts = text.codes.begins()
         rows, tables, firing = [], [], pd.DataFrame()
-        found: dict[int, Match] = {}
         if chains:
-            classes = store.label_specs[label].classes
-            chosen = read(sae, store, "test", label, limit_tokens, batch_size, device)
-            if ceiling is None:
-                steps = Activity(reading.steps(len(classes)), reading.piece_N)
-                ids = {name: i for i, name in enumerate(classes)}
-                ceiling = detection(steps, ids, chains, "labels", **options)
-                if unchained:
-                    kind_N = read(
-                        sae, store, "train", kind, edge_tokens, batch_size, device
-                    ).label_N
-                    false = false_discovery(steps, kind_N, unchained, "labels", **reading_false)
-                    ceiling[0].extend(false)
-            rows += ceiling[0]
-            tables.append(ceiling[1])
-            for group, many in (("single", 1), ("joint", members), ("matched", members)):
-                if group == "matched":
-                    found = {c: m for c, m in found.items() if m.f1 >= min_f1}
-                else:
-                    found = match(chosen, len(classes), many)
-                if len(found) < 2:
+            classes = reading.store.label_specs[label].classes
+            split = "test" if reading.choices == "train" else reading.choices
+            chosen = read(sae, reading, split, label)
+            groups: dict[str, tuple[Activity, dict[str, int]]]
+            groups = {"labels": (text.steps(len(classes)), {c: i for i, c in enumerate(classes)})}
+            for group, many in (("single", 1), ("joint", members)):
+                matches = match(chosen, len(classes), many)
+                if not matches:
                     continue
-                f1 = [m.f1 for m in found.values()]
-                rows.append(row("dependency_match_f1", group, np.mean(f1), len(f1)))
-                events, at = matched_events(reading, found)
-                ids = dict(zip((classes[c] for c in found), at, strict=True))
-                more, table = detection(events, ids, chains, group, **options)
-                rows += more
-                tables.append(table)
-                if group == "joint":
-                    firing = chain_firing(events, at, [classes[c] for c in found], table, reading)
-                    if nulls:
-                        wrong = calibration(events, nulls, **options)
-                        rows.append(row("dependency_false_discovery", group, wrong, nulls))
-                    if unchained:
-                        rows += false_discovery(events, kind_N, unchained, group, **reading_false)
-        if unchained and chains:
-            starts = Activity(begins(reading.on(), reading.piece_N), reading.piece_N)
-            rows += false_discovery(starts, kind_N, unchained, "latents", **reading_false)
+                f1 = np.mean([m.f1 for m in matches.values()])
+                rows.append(row("dependency_match_f1", group, f1, len(matches)))
+                events, at = matched_events(text, matches)
+                groups[group] = events, {classes[c]: column for c, column in at.items()}
+            for group, (events, columns) in groups.items():
+                kept, _ = found_edges(events, **options)
+                kept = named(kept, columns, chains)
+                firm = kept[kept["direct"]]
+                detected = pattern_detection(firm, chains, columns, classes)
+                rows += [{**r, "group": group} for r in detected]
+                tables.append(kept.assign(group=group))
+            if "joint" in groups:
+                events, columns = groups["joint"]
+                firing = chain_firing(events, {i: c for c, i in columns.items()}, tables[-1], text)
+            if unchained:
+                kind_N = read(sae, reading, "train", kind, edge_tokens).label_N
+                groups["latents"] = starts, {}
+                for group, (activity, _) in groups.items():
+                    if group == "single":
+                        continue
+                    rows += false_discovery(activity, kind_N, unchained, group, lags, seed)
         if everything:
-            activity = Activity(begins(reading.on(), reading.piece_N), reading.piece_N)
-            edges = dependencies(activity, **options)
-            kept = direct(edges[edges["q"] <= LEVEL])
-            rows.append(row("dependency_tested", "all", len(edges), len(reading.piece_N)))
-            rows.append(row("dependency_found", "all", len(kept), len(edges)))
+            kept, tested = found_edges(starts, **options)
+            rows.append(row("dependency_tested", "all", tested, len(text.id_N)))
+            rows.append(row("dependency_found", "all", len(kept), tested))
             ends = [*kept["source"], *kept["target"]]
-            names = token_names(reading, ends, world.to_strings) if world is not None else {}
+            names = token_names(text, ends, world.to_strings) if world is not None else {}
             for end in ("source", "target"):
                 kept[f"{end}_name"] = [names.get(int(i), str(i)) for i in kept[end]]
             tables.append(kept.assign(true=False, lag_min=-1, lag_max=-1, group="all"))
-        further = {"edges": pd.concat(tables, ignore_index=True)}
-        if len(firing):
-            words = world.to_strings(firing["token"].tolist())
-            further["firing"] = firing.assign(token=words)
+        further = {"edges": pd.concat(tables, ignore_index=True)} if tables else {}
+        if world is not None and len(firing):
+            further["firing"] = firing.assign(token=world.to_strings(firing["token"].tolist()))
         out[name] = Measured(rows, None, further)
     return out

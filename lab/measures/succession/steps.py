@@ -1,76 +1,54 @@
-"""Which latents together tell where a step begins, and where they say so on other text."""
+"""Which latents together tell where a step begins, and which arrows between steps are found."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import scipy.sparse
-import torch
+from sklearn.metrics import average_precision_score
 
+from lab.measures.reading import Encoder, Reading, row
 from lab.measures.succession.events import Activity
-from lab.measures.tokens import pieces
+from lab.worlds.base import ChainEdge, World
 
-QUANTILES = (0.0, 0.25, 0.5, 0.75)
+QUANTILES = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
-class Read:
-    """Codes [N, F] and the token and class of each of N valid positions of one split."""
+class Text:
+    """N valid positions of one split: codes (CSC [N, F]), documents, tokens, and a class each."""
 
-    values_NF: scipy.sparse.csr_array
-    piece_N: np.ndarray
-    tokens_N: np.ndarray
+    codes: Activity
+    id_N: np.ndarray
     label_N: np.ndarray
 
-    def on(self, threshold_F: np.ndarray | float = 0.0) -> scipy.sparse.csc_array:
-        """[N, F] of 0 and 1: above the threshold."""
-        values = self.values_NF.tocoo()
-        limit = np.broadcast_to(np.asarray(threshold_F, float), values.shape[1])
-        keep = values.data > limit[values.col]
-        at = (values.row[keep], values.col[keep])
-        return scipy.sparse.csc_array((np.ones(len(at[0]), np.int32), at), shape=values.shape)
-
-    def steps(self, n_classes: int) -> scipy.sparse.csc_array:
-        """[N, classes] bool: the first token of each run of a class."""
+    def steps(self, n_classes: int) -> Activity:
+        """[N, classes]: the first token of each run of a class."""
         at = np.flatnonzero(self.label_N >= 0)
         shape = (len(self.label_N), n_classes)
-        on = scipy.sparse.csr_array((np.ones(len(at), np.int32), (at, self.label_N[at])), shape)
-        return begins(on, self.piece_N)
+        on = scipy.sparse.csc_array((np.ones(len(at), np.int32), (at, self.label_N[at])), shape)
+        return Activity(on, self.codes.piece_N).begins()
 
 
-def begins(on_NF: scipy.sparse.sparray, piece_N: np.ndarray) -> scipy.sparse.csc_array:
-    """The rows of a 0/1 matrix less what was on one row before in the same piece, as bool."""
-    on_NF = on_NF.tocsr()
-    before = scipy.sparse.vstack([on_NF[:1] * 0, on_NF[:-1]]).tocsr()
-    same_N = np.r_[False, piece_N[1:] == piece_N[:-1]].astype(np.int32)
-    still = on_NF.multiply(before.multiply(same_N[:, None]))
-    fresh = (on_NF - still).tocsc()
-    fresh.eliminate_zeros()
-    return fresh.astype(bool)
-
-
-@torch.no_grad()
 def read(
-    sae: Any, store: Any, split: str, label: str | None, limit: int, batch_size: int, device: str
-) -> Read:
-    """The first ``limit`` valid tokens of a split; class −1 where there is no such label."""
-    values, parts, seen, n_pieces = [], [], 0, 0
-    for batch in store.batches(split, batch_size):
-        batch = batch.to(device)
-        keep_BT = batch.context.mask_BT.bool()
-        piece_BT = pieces(keep_BT, batch.context.boundary_BT.clone(), batch.doc_BT) + n_pieces
-        n_pieces = int(piece_BT.max()) + 1
-        z_NF = sae.encode(batch.x_BTD, batch.context)[keep_BT]
-        values.append(scipy.sparse.csr_array(z_NF.cpu().numpy()))
-        of = batch.labels[label] if label else torch.full_like(batch.tokens_BT, -1)
-        parts.append([a[keep_BT].cpu().numpy() for a in (piece_BT, batch.tokens_BT, of)])
-        seen += int(keep_BT.sum())
-        if seen >= limit:
-            break
-    piece, tokens, classes = (np.concatenate(a) for a in zip(*parts, strict=True))
-    piece = np.unique(piece, return_inverse=True)[1]
-    return Read(scipy.sparse.vstack(values).tocsr(), piece, tokens, classes.astype(int))
+    sae: Encoder, reading: Reading, split: str, label: str | None, limit: int | None = None
+) -> Text:
+    """The first ``limit`` valid tokens of a split; class −1 where there is no label."""
+    values, parts, n_pieces = [], [], 0
+    for t in reading.tokens(sae, split, limit):
+        values.append(scipy.sparse.csr_array(t.z_NF.cpu().numpy()))
+        label_N = t.labels[label] if label else t.id_N.new_full(t.id_N.shape, -1)
+        parts.append([a.cpu().numpy() for a in (t.piece_N + n_pieces, t.id_N, label_N)])
+        n_pieces += int(t.piece_N[-1]) + 1 if len(t) else 0
+    piece, ids, classes = (np.concatenate(a) for a in zip(*parts, strict=True))
+    return Text(Activity(scipy.sparse.vstack(values).tocsc(), piece), ids, classes.astype(int))
+
+
+def arrows(world: World | None, label: str) -> list[ChainEdge]:
+    """The world's true arrows between classes of ``label``; none without a world."""
+    return [e for e in world.chains() or [] if e.label == label] if world is not None else []
 
 
 class Match(NamedTuple):
@@ -81,33 +59,36 @@ class Match(NamedTuple):
     f1: float
 
 
-def match(reading: Read, n_classes: int, members: int, min_count: int = 10) -> dict[int, Match]:
+def match(text: Text, n_classes: int, members: int, min_count: int = 10) -> dict[int, Match]:
     """For each class that begins ``min_count`` times, greedily up to ``members`` latents whose
     conjunction has the largest F1; a latent that does not raise it is not taken."""
-    truth = reading.steps(n_classes)
-    columns = reading.values_NF.tocsc()
-    levels = np.zeros((len(QUANTILES), columns.shape[1]))
-    for latent in range(columns.shape[1]):
-        values = columns.data[columns.indptr[latent] : columns.indptr[latent + 1]]
-        if len(values):
-            levels[1:, latent] = np.quantile(values, QUANTILES[1:])
-    states = [reading.on(threshold_F) for threshold_F in levels]
-    hits = np.stack([(on.T @ truth.astype(np.int32)).toarray() for on in states])
-    fires = np.stack([on.sum(0) for on in states])
+    truth = text.steps(n_classes).active_NF
+    codes = text.codes.active_NF
+    levels = np.zeros((1 + len(QUANTILES), codes.shape[1]))
+    for latent in np.flatnonzero(np.diff(codes.indptr)):
+        values = codes.data[codes.indptr[latent] : codes.indptr[latent + 1]]
+        levels[1:, latent] = np.quantile(values, QUANTILES)
+    column_n = np.repeat(np.arange(codes.shape[1]), np.diff(codes.indptr))
+    states = [
+        scipy.sparse.csc_array((codes.data > level_F[column_n], codes.indices, codes.indptr), codes.shape)
+        for level_F in levels
+    ]  # fmt: skip
+    hits = np.stack([(on.T.astype(int) @ truth.astype(int)).toarray() for on in states])
+    fires = np.stack([on.astype(int).sum(0) for on in states])
     found = {}
-    for c, n in enumerate(np.asarray(truth.astype(np.int32).sum(0))):
+    for c, n in enumerate(np.asarray(truth.astype(int).sum(0))):
         if n < min_count:
             continue
-        f1_QF = 2 * hits[..., c] / np.maximum(fires + n, 1)
         # A member of a conjunction has to be on where the class is; precision comes together.
-        recall_QF = hits[..., c] / n
-        ranked = np.argsort(-np.maximum(f1_QF.max(0), 0.5 * recall_QF[0]), kind="stable")[:30]
+        f1_F = (2 * hits[..., c] / np.maximum(fires + n, 1)).max(0)
+        ranked = np.argsort(-np.maximum(f1_F, 0.5 * hits[0, :, c] / n), kind="stable")[:30]
         is_true = truth[:, [c]].toarray()[:, 0]
         held, chosen, best = np.ones(len(is_true), bool), [], 0.0
+        on = {(i, q): states[q][:, [i]].toarray()[:, 0] for i in ranked for q in range(len(levels))}
         for _ in range(members):
             step = None
-            for latent, q in ((i, q) for i in ranked for q in range(len(levels))):
-                both = held & (states[q][:, [latent]].toarray()[:, 0] > 0)
+            for (latent, q), on_N in on.items():
+                both = held & on_N
                 f1 = 2 * (both & is_true).sum() / max(both.sum() + n, 1)
                 if f1 > best + 1e-9:
                     best, step = f1, (int(latent), float(levels[q, latent]), both)
@@ -121,19 +102,58 @@ def match(reading: Read, n_classes: int, members: int, min_count: int = 10) -> d
     return found
 
 
-def matched_events(reading: Read, matches: Mapping[int, Match]) -> tuple[Activity, list[int]]:
-    """Where each distinct conjunction begins, one column each, and every class's column."""
-    columns = reading.values_NF.tocsc()
-    distinct: dict[tuple, int] = {}
-    events: list[Any] = []
+def matched_events(text: Text, matches: Mapping[int, Match]) -> tuple[Activity, dict[int, int]]:
+    """Where each distinct conjunction begins, one column each, and the column of every class."""
+    codes, distinct = text.codes.active_NF, dict[tuple, int]()
+    events: list[scipy.sparse.csc_array] = []
     for m in matches.values():
         if m[:2] in distinct:
             continue
         distinct[m[:2]] = len(events)
-        on_N = np.ones(columns.shape[0], bool)
-        for latent, threshold in zip(m.latents, m.thresholds, strict=True):
-            on_N &= columns[:, [latent]].toarray()[:, 0] > threshold
-        on_N1 = scipy.sparse.csr_array(on_N[:, None].astype(np.int32))
-        events.append(begins(on_N1, reading.piece_N))
-    activity = Activity(scipy.sparse.hstack(events).tocsc(), reading.piece_N)
-    return activity, [distinct[m[:2]] for m in matches.values()]
+        on_NM = codes[:, list(m.latents)].toarray() > np.array(m.thresholds)
+        events.append(scipy.sparse.csc_array(on_NM.all(1)[:, None]))
+    activity = Activity(scipy.sparse.hstack(events).tocsc(), text.codes.piece_N).begins()
+    return activity, {c: distinct[m[:2]] for c, m in matches.items()}
+
+
+def pattern_detection(
+    table: pd.DataFrame,
+    chains: Iterable[ChainEdge],
+    columns: Mapping[str, int],
+    classes: Sequence[str],
+    score: str = "te",
+) -> list[dict[str, Any]]:
+    """How well the edges of ``table`` (source, target, lag and ``score``) are the true ones.
+
+    ``columns``: class name → the event that stands for it in the table. All ordered pairs of the
+    world's ``classes`` are ranked by their largest score over lags, 0 if there is none: a class of
+    which nothing is known, or two that share an event, leave their arrows unfound and in the
+    denominator, so that every way of reading steps is asked the same question.
+
+    - ``chain_ap``: average precision; ``chain_ap_chance``: share of true pairs, which ranking at
+      random would give. ``chain_precision``, ``chain_recall``: of the pairs with a score above 0.
+    - ``chain_lag_accuracy``: of the true pairs found, the share whose strongest lag lies within
+      lag_min … lag_max. n = pairs, or the number that a share is taken of.
+
+    Raises ValueError when no true edge connects two of the classes.
+    """
+    true = {(e.source, e.target): e for e in chains if {e.source, e.target} <= set(classes)}
+    if not true:
+        raise ValueError("no true edge connects two of the given classes")
+    best = table[table[score] > 0].sort_values(score, ascending=False, kind="stable")
+    best = best.drop_duplicates(["source", "target"]).set_index(["source", "target"])
+    values, lags = best[score].to_dict(), best["lag"].to_dict()
+    pairs = [(a, b) for a in classes for b in classes if a != b]
+    at = [(columns.get(a), columns.get(b)) for a, b in pairs]
+    scores = np.array([values.get(pair, 0.0) if pair[0] != pair[1] else 0.0 for pair in at])
+    truth = np.array([pair in true for pair in pairs])
+    hits = [(true[pairs[i]], lags[at[i]]) for i in np.flatnonzero((scores > 0) & truth)]
+    right = [e.lag_min <= lag <= e.lag_max for e, lag in hits]
+    n_found, nan = int((scores > 0).sum()), float("nan")
+    return [
+        row("chain_ap", "token", average_precision_score(truth, scores), len(pairs)),
+        row("chain_ap_chance", "token", truth.mean(), len(pairs)),
+        row("chain_precision", "token", len(hits) / n_found if n_found else nan, n_found),
+        row("chain_recall", "token", len(hits) / truth.sum(), int(truth.sum())),
+        row("chain_lag_accuracy", "token", np.mean(right) if right else nan, len(hits)),
+    ]

@@ -15,8 +15,6 @@ from tsae.errors import UserError
 TRACKERS = (
     ("tracker_ap", r"AP by $C$ $\uparrow$"),
     ("tracker_lag_accuracy", "lag right"),
-    ("tracker_lift_ap", r"AP by lift $\uparrow$"),
-    ("tracker_lift_lag_accuracy", "lag right"),
     ("tracker_recall", "recall"),
     ("tracker_mib", "MiB"),
 )
@@ -52,8 +50,8 @@ def trackers(results: pd.DataFrame, smoke: bool = False) -> str:
         body.append(" & ".join([escape(group), *cells]) + r"\\")
     chance = cell(frame, "tracker_ap_chance", "base")
     caption = (
-        "Pattern detection from the tracker's $C$ alone (microworld): pairs of steps ranked by their "
-        f"largest $C_\\ell$, or by $C_\\ell$ over the target's rate; chance is {chance}. One setting "
+        "Pattern detection from the tracker's log-lift $C$ alone (microworld): pairs of steps ranked by "
+        f"their largest $C_\\ell$; chance is {chance}. One setting "
         "is changed at a time, and all read the same codes. Lag right: of the true pairs with $C>0$; "
         "recall: the share of true pairs that have one. A window $w$ holds lags up to $w$ only."
     )

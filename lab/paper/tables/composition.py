@@ -29,12 +29,8 @@ ABSORBED = (("absorption", "Abs.", "all"), ("absorption", "Abs.$_2$", "level2"))
 EXCESSES = (
     ("parent_given_child_excess", "all", r"P(parent $|$ child)"),
     ("child_given_parent_excess", "all", r"P(child $|$ parent)"),
-    ("parent_purity_excess", "all", "Purity, over a random group of leaves"),
-    ("parent_purity_over_leaf_excess", "all", "Purity, over a single leaf"),
-    *(
-        ("parent_purity_over_leaf_excess", scale, f"the same, {scale} labels")
-        for scale in tidy.SCALES
-    ),
+    ("parent_purity_excess", "all", "Purity, over a leaf of like frequency"),
+    *(("parent_purity_excess", scale, f"the same, {scale} labels") for scale in tidy.SCALES),
 )
 
 
