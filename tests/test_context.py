@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from eval_cases import Store, value
+from eval_cases import Batch, Store, read, value
 
 from lab.measures.fidelity import capability
 from lab.measures.fidelity.capability import by_fact, by_item, prompt_context, spliced
@@ -21,8 +21,6 @@ from tsae import saes
 from tsae.errors import UserError
 from tsae.saes import SequenceContext
 
-READ = {"limit_tokens": 200, "selection_tokens": 200, "batch_size": 4, "seed": 0}
-READ |= {"device": "cpu", "progress": False}
 KEYS = {"world": "microworld", "layer": 2, "variant": "conv", "act": "topk", "seed": 0, "n": 1}
 
 
@@ -34,11 +32,12 @@ def test_gate_means_by_place():
     boundary[0, 0], boundary[0, 1], boundary[0, 4] = 3, 3, 1
     mask = torch.ones(1, 9, dtype=torch.bool)
     mask[0, 0] = False
-    batch = SimpleNamespace(
-        x_BTD=x, context=SequenceContext(mask, boundary), tokens_BT=torch.arange(9)[None]
+    doc = torch.zeros(1, 9, dtype=torch.long)
+    context = SequenceContext(mask, boundary)
+    batch = Batch(x_BTD=x, context=context, doc_BT=doc, tokens_BT=torch.arange(9)[None])
+    store = SimpleNamespace(
+        batches=lambda *a: [batch], batch=lambda *a: batch, n_sequences=lambda split: 1
     )
-    batch.to = lambda device: batch
-    store = SimpleNamespace(batches=lambda *a: [batch], batch=lambda *a: batch)
     world = SimpleNamespace(to_strings=lambda tokens: [f"w{t}" for t in tokens])
     learned = saes.build("conv", d_in=2, d_sae=8, k=3, window=2, gate="learned").eval()
     with torch.no_grad():
@@ -46,7 +45,7 @@ def test_gate_means_by_place():
         learned.boundary_b.zero_()
     static = saes.build("conv", d_in=2, d_sae=8, k=3, window=2, gate="hard").eval()
     found = gates.measure(
-        {"a": learned, "b": static}, store, world, **READ, sequences=(0,), n_tokens=6
+        {"a": learned, "b": static}, read(store), world, sequences=(0,), n_tokens=6
     )
     assert list(found) == ["a"]
     rows = found["a"].rows
@@ -62,8 +61,8 @@ def test_gate_means_by_place():
 def test_order_is_worth_nothing_to_a_static_sae():
     torch.manual_seed(0)
     sae = saes.build("topk", d_in=8, d_sae=16, k=3).eval()
-    rows = order.measure({"a": sae}, Store(), None, **READ, windows=(4,))["a"].rows
-    assert {r["metric"] for r in rows} >= {"shuffle_gap_fve", "shuffle_gap_f1_document"}
+    rows = order.measure({"a": sae}, read(Store()), None, windows=(4,))["a"].rows
+    assert {r["metric"] for r in rows} >= {"shuffle_gap_fve", "shuffle_gap_ap_document"}
     assert all(r["value"] == pytest.approx(0.0, abs=1e-6) for r in rows)
 
 
@@ -72,11 +71,11 @@ def test_order_gap_is_the_difference_of_two_scores():
     sae = saes.build("conv", d_in=8, d_sae=16, k=4, window=4).eval()
     with torch.no_grad():
         sae.B_lag.normal_()
-    store = Store()
-    rows = order.measure({"a": sae}, store, None, **READ, windows=(4,))["a"].rows
-    reading = (store, 200, 200, 4, 0, "cpu")
+    reading = read(Store())
+    rows = order.measure({"a": sae}, reading, None, windows=(4,))["a"].rows
     gap = (
-        scores(sae, *reading)["fve"][0] - scores(order.ShuffledNull(sae, 4, 0), *reading)["fve"][0]
+        scores(sae, reading, None)["fve"][0]
+        - scores(order.ShuffledNull(sae, 4, 0), reading, None)["fve"][0]
     )
     assert value(rows, "shuffle_gap_fve", "shuffle=4") == pytest.approx(gap)
     assert abs(gap) > 1e-3
@@ -133,7 +132,7 @@ def test_splicing_leaves_bos_padding_and_massive_tokens():
 
 def test_worlds_without_questions_have_no_capability():
     world = SimpleNamespace(questions=lambda: [])
-    assert capability.measure({"a": None}, None, world, **READ) == {}
+    assert capability.measure({"a": None}, read(Store()), world) == {}
     assert isolation.measure({"a": None}, None, world) == {}
 
 

@@ -81,7 +81,7 @@ def test_responses_touch_what_they_should():
     assert curves["theta", "l0", 0.0] == pytest.approx(value(core.rows, "l0"))
     # What has been said weighs less: fewer latents pass 0, and more with persistence.
     assert curves["theta", "l0", 0.5] < curves["theta", "l0", 0.0] < curves["theta", "l0", -0.5]
-    assert {"smoothness", "recovery_f1_document"} <= set(tables["sensitivity"]["metric"])
+    assert {"smoothness", "ap_document"} <= set(tables["sensitivity"]["metric"])
     surface = tables["adaptation_surface"].set_index(["theta", "beta"])["fve"]
     assert len(surface) == 4 and surface[0.25, 0.0] == pytest.approx(fve)
 
@@ -96,16 +96,7 @@ def test_seeds_agree_on_what_is_the_same_but_for_its_order():
         two.W_dec.copy_(one.W_dec[order])
     two.var_F.copy_(one.var_F[order])
     found = adaptation.measure(
-        {"b": two, "a": one},
-        Store(2),
-        None,
-        limit_tokens=10,
-        selection_tokens=10,
-        batch_size=2,
-        seed=0,
-        device="cpu",
-        progress=False,
-        sensitivity_seeds=0,
+        {"b": two, "a": one}, eval_cases.read(Store(2)), None, sensitivity_seeds=0
     )
     rows = found["a"].rows
     assert value(rows, "adaptation_matched", "seeds=0,1") == pytest.approx(1)

@@ -1,10 +1,10 @@
-"""The two nulls: exact small cases and the laws they are defined by."""
+"""Averages and shuffled windows: exact small cases and the laws they are defined by."""
 
 import pytest
 import torch
-from eval_cases import Fake, Store
+from eval_cases import Batch, Fake, Store
 
-from lab.measures.nulls import EmaNull, ShuffledNull, best_ema, rank_mask
+from lab.measures.nulls import ShuffledNull, averaged
 from tsae import saes
 from tsae.saes.base import SequenceContext
 
@@ -18,53 +18,30 @@ def context(boundary, mask=None):
 IDENTITY = Fake(lambda x, c: x, 2)
 
 
-def test_ema_by_hand():
-    """δ = ½: m = (2, 0), (1, ½), (½, ¼ + 1); each token keeps as many as the parent had."""
-    x = torch.tensor([[[4.0, 0], [0, 1], [0, 2]]])
-    z = EmaNull(IDENTITY, 0.5).encode(x, context([3, 0, 0]))
-    assert z.tolist() == [[[2, 0], [1, 0], [0, 1.25]]]
+def batch(x, boundary, mask):
+    ids = torch.zeros(1, len(boundary), dtype=torch.long)
+    x = torch.tensor([x]).float()[..., None]
+    return Batch(x_BTD=x, doc_BT=ids, context=context(boundary, mask), labels={})
 
 
-def test_ema_resets_at_documents_only_and_skips_masked_tokens():
-    x = torch.tensor([[[4.0, 0], [0, 1], [0, 1]]])
-    null = EmaNull(IDENTITY, 0.5)
-    assert null.encode(x, context([3, 3, 0])).tolist()[0][1] == [0, 0.5]
-    assert null.encode(x, context([3, 2, 0])).tolist()[0][1] == [1, 0]
-    masked = null.encode(x, context([3, 0, 0], [1, 0, 1]))  # m passes by the masked token
-    assert masked.tolist()[0][2] == [1, 0]
+def test_average_by_hand():
+    """δ = ½: (2, 6, ·, 4) with a masked token: 2, (1 + 6) / 1.5, as it is, (3.5 + 4) / 1.75."""
+    made = averaged(batch([2, 6, 9, 4], [3, 0, 0, 0], [1, 1, 0, 1]), 0.5)
+    assert made[0, :, 0].tolist() == pytest.approx([2, 7 / 1.5, 9, 7.5 / 1.75])
 
 
-@pytest.mark.parametrize("act", ["topk", "batchtopk", "l1"])
-def test_ema_keeps_l0_and_decay_zero_is_the_parent(act):
-    torch.manual_seed(0)
-    sae = saes.build(act, d_in=8, d_sae=16, k=3).eval()
-    batch = next(Store().batches("test", 4))
-    z = sae.encode(batch.x_BTD, batch.context)
-    same = EmaNull(sae, 0.0)
-    assert torch.equal(same.encode(batch.x_BTD, batch.context), z)
-    out = same(batch.x_BTD, batch.context)
-    assert torch.allclose(out.x_hat, sae(batch.x_BTD, batch.context).x_hat)
-    slow = EmaNull(sae, 0.8).encode(batch.x_BTD, batch.context)
-    assert torch.equal((slow != 0).sum(-1), (z != 0).sum(-1))
-    assert not torch.equal(slow, z)
+def test_average_begins_anew_with_a_document_even_at_a_masked_token():
+    made = averaged(batch([2, 6, 4, 8], [3, 0, 3, 0], [1, 1, 0, 1]), 0.5)
+    assert made[0, :, 0].tolist() == pytest.approx([2, 7 / 1.5, 4, 8])
 
 
-def test_ema_is_causal_and_documents_do_not_mix():
-    torch.manual_seed(0)
-    null = EmaNull(saes.build("topk", d_in=8, d_sae=16, k=3).eval(), 0.8)
-    batch = next(Store().batches("test", 4))
-    z = null.encode(batch.x_BTD, batch.context)
-    later = batch.x_BTD.clone()
-    later[:, 30:] += torch.randn_like(later[:, 30:])
-    assert torch.equal(null.encode(later, batch.context)[:, :30], z[:, :30])
-    first = batch.x_BTD.clone()
-    first[:, :21] += torch.randn_like(first[:, :21])  # the first document
-    assert torch.equal(null.encode(first, batch.context)[:, 21:], z[:, 21:])
-
-
-def test_rank_mask_by_hand():
-    z = torch.tensor([[[3.0, 1, 2], [1, 1, 0], [5, 6, 7]]])
-    assert rank_mask(z, torch.tensor([[2, 1, 0]])).tolist() == [[[3, 0, 2], [1, 0, 0], [0, 0, 0]]]
+def test_average_is_causal_and_a_constant_stays():
+    store = next(Store().batches("test", 4))
+    whole = averaged(store, 0.9)
+    store.x_BTD[:, 30:] += 5.0
+    assert torch.equal(averaged(store, 0.9)[:, :30], whole[:, :30])
+    store.x_BTD.fill_(3.0)
+    assert torch.allclose(averaged(store, 0.98), torch.tensor(3.0))
 
 
 def test_shuffling_leaves_a_static_sae_alone():
@@ -112,29 +89,6 @@ def test_codes_are_put_back_in_place():
     assert torch.equal(ShuffledNull(Fake(pair, 2), window=1).encode(x), pair(x, None))
 
 
-def test_best_ema_is_chosen_on_training_documents():
-    store = Store()
-    sae = Fake(lambda x, c: x.sub(1).clamp(min=0), 8)
-    null, score = best_ema(sae, store, limit_tokens=10_000)
-    assert set(store.read) == {"train"}
-    assert set(score) == {0.5, 0.8, 0.9}
-    assert score[null.decay] == max(score.values())
-    assert null.name == "ema(fake)"
-
-
 def test_bad_values_are_named():
-    with pytest.raises(ValueError, match="decay is 1"):
-        EmaNull(IDENTITY, 1)
-    with pytest.raises(ValueError, match="window is 0"):
+    with pytest.raises(ValueError, match="window=0"):
         ShuffledNull(IDENTITY, 0)
-
-
-def test_ema_keeps_what_a_predictive_parent_predicted():
-    torch.manual_seed(0)
-    sae = saes.build("predictive", d_in=8, d_sae=16, k=3).eval()
-    batch = next(Store().batches("test", 4))
-    parent, same = sae(batch.x_BTD, batch.context), EmaNull(sae, 0.0)
-    assert parent.beside["x_p"].abs().max() > 0.1
-    torch.testing.assert_close(same(batch.x_BTD, batch.context).x_hat, parent.x_hat)
-    slow = EmaNull(sae, 0.8)(batch.x_BTD, batch.context)
-    torch.testing.assert_close(slow.x_hat, sae.decode(slow.z) + parent.beside["x_p"])

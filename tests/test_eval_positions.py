@@ -9,20 +9,14 @@ from lab import measures as evals
 from lab.measures.fidelity import positions
 from tsae.saes.base import SequenceContext
 
-READING = {
-    "limit_tokens": 10**6,
-    "selection_tokens": 0,
-    "batch_size": 1,
-    "seed": 0,
-    "device": "cpu",
-    "progress": False,
-}
-
 
 class Two:
     """Two sequences of 8 positions: BOS, then one document (0) or two (1, and 2 from position 5)."""
 
     seq_len = 8
+
+    def n_sequences(self, split):
+        return 2
 
     def batches(self, split, batch_size):
         x = torch.tensor([[9.0, 1, 1, 1, -1, -1, -1, -1], [9.0, 1, 1, 1, -1, -1, -1, -1]])
@@ -44,7 +38,7 @@ def codes(x, context=None):
 
 def measured(**options):
     sae = Fake(codes, 2, torch.tensor([[1.0], [0.0]]))
-    return positions.measure({"sae": sae}, Two(), None, **READING, **options)["sae"]
+    return positions.measure({"sae": sae}, eval_cases.read(Two(), batch=1), None, **options)["sae"]
 
 
 def test_rows_by_hand():

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from lab.measures.stats import mean_standard_error, over_seeds, paired_bootstrap
+from lab.measures.stats import holm, paired_bootstrap
 
 
 def rows(num, den, group="all", seed=0, first_doc=0):
@@ -44,12 +45,11 @@ def test_nulls_take_out_what_frequency_gives():
 
 
 def test_two_documents_by_hand():
-    """Resamples (2,0), (1,1), (0,2) have differences 1, ½, 0 with chances ¼, ½, ¼."""
-    found = paired_bootstrap(rows([1.0, 0], [1.0, 1]), rows([0.0, 0], [1.0, 1]))
-    assert found[:3] == (0.5, 0, 1)
-    assert paired_bootstrap(
-        rows([1.0, 0], [1.0, 1]), rows([0.0, 0], [1.0, 1]), level=0.4
-    ).lo == pytest.approx(0.5)
+    """Resamples (2,0), (1,1), (0,2) have differences 1, ½, 0 with chances ¼, ½, ¼: variance 1/8."""
+    found = paired_bootstrap(rows([1.0, 0], [1.0, 1]), rows([0.0, 0], [1.0, 1]), n_boot=20_000)
+    half = 12.706 * math.sqrt(1 / 8)  # t with one degree of freedom
+    assert found[:3] == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=0.1)
+    assert math.isnan(found.p) and found.n_seeds == 1
 
 
 def test_ratio_of_sums_then_mean_over_groups_and_seeds():
@@ -64,7 +64,7 @@ def test_ratio_of_sums_then_mean_over_groups_and_seeds():
     b = a.assign(num=0.0)
     found = paired_bootstrap(a, b)
     assert found.diff == pytest.approx((1 + 1 / 4 + 1 / 2 + 0) / 4)
-    assert (found.n_documents, found.n_cells) == (2, 4)
+    assert (found.n_documents, found.n_seeds) == (2, 2)
 
 
 def test_against_a_plain_loop():
@@ -86,7 +86,8 @@ def test_against_a_plain_loop():
             for n, m in [(num_a, num_b)]
         ]
         values.append(np.mean(ratio))
-    assert found[1:3] == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=1e-12)
+    half = stats.t.ppf(0.975, 11) * np.std(values)
+    assert found.hi - found.diff == pytest.approx(half, rel=1e-9)
 
 
 def test_width_matches_the_standard_error_of_a_mean():
@@ -96,13 +97,45 @@ def test_width_matches_the_standard_error_of_a_mean():
     assert (found.hi - found.lo) / (2 * 1.96 * se) == pytest.approx(1, abs=0.06)
 
 
-def test_resampling_seeds_widens_what_seeds_disagree_on():
+def test_seeds_count_by_student():
+    """Differences .1, .2, .6 without spread over documents: mean .3 ± t₂ · s / √3."""
     one = np.ones(50)
     a = pd.concat([rows(one * v, one, seed=s) for s, v in enumerate((0.1, 0.2, 0.6))])
-    b = a.assign(num=0.0)
-    fixed, free = (paired_bootstrap(a, b, resample_seeds=flag) for flag in (False, True))
-    assert fixed[:3] == pytest.approx((0.3, 0.3, 0.3))
-    assert free.lo == pytest.approx(0.1, abs=0.04) and free.hi == pytest.approx(0.6, abs=0.04)
+    found = paired_bootstrap(a, a.assign(num=0.0))
+    half = 4.3027 * math.sqrt(0.07 / 3)
+    assert found[:3] == pytest.approx((0.3, 0.3 - half, 0.3 + half), rel=1e-3)
+    test = stats.ttest_1samp([0.1, 0.2, 0.6], 0)
+    assert found.p == pytest.approx(test.pvalue) and found.n_seeds == 3
+
+
+def test_models_count_where_there_are_several():
+    """Two models whose documents are their own: .1 and .5, whatever their seeds."""
+    one = np.ones(50)
+    a = pd.concat(
+        [rows(one * v, one, seed=s).assign(model=m)
+         for s, m, v in ((0, 0, 0.0), (1, 0, 0.2), (0, 1, 0.4), (1, 1, 0.6))]
+    )  # fmt: skip
+    found = paired_bootstrap(a, a.assign(num=0.0))
+    assert (found.n_documents, found.n_seeds) == (100, 2)
+    assert found[:3] == pytest.approx((0.3, 0.3 - 12.706 * 0.2, 0.3 + 12.706 * 0.2), rel=1e-3)
+
+
+def test_intervals_cover_the_truth():
+    """Two systems that are the same, over three seeds and 40 documents: p < .05 in about 5%."""
+    g, wrong = np.random.default_rng(0), 0
+    for trial in range(400):
+        sides = []
+        for _ in range(2):
+            value = g.normal(0, 0.3, (3, 1)) + g.normal(0, 1, (3, 40))
+            sides.append(pd.concat([rows(value[s], np.ones(40), seed=s) for s in range(3)]))
+        wrong += paired_bootstrap(*sides, n_boot=100, seed=trial).p < 0.05
+    assert wrong / 400 <= 0.08  # 5%, and three standard errors
+
+
+def test_holm_by_hand():
+    """.01 · 4, .02 · 3, then .03 · 2 = .06 as well, .5 · 1; NaN is no member."""
+    found = holm(np.array([0.5, 0.01, np.nan, 0.03, 0.02]))
+    assert found == pytest.approx([0.5, 0.04, np.nan, 0.06, 0.06], nan_ok=True)
 
 
 def test_documents_missing_on_one_side_count_as_empty():
@@ -134,28 +167,3 @@ def test_unfair_comparisons_are_refused(change, match):
     a = rows([1.0, 2, 3], [3.0, 3, 3])
     with pytest.raises(ValueError, match=match):
         paired_bootstrap(a, change(a))
-
-
-def test_mean_and_standard_error_by_hand():
-    assert mean_standard_error([1, 2, 6]) == pytest.approx((3, math.sqrt(7) / math.sqrt(3)))
-    mean, error = mean_standard_error([0.5])
-    assert mean == 0.5 and math.isnan(error)
-    with pytest.raises(ValueError, match="empty"):
-        mean_standard_error([])
-
-
-def test_over_seeds_by_hand():
-    frame = pd.DataFrame(
-        {
-            "variant": ["topk"] * 3 + ["conv"],
-            "seed": [0, 1, 2, 0],
-            "ablation": ["", "", "", None],
-            "value": [1.0, 2, 6, 5],
-            "n": 10,
-        }
-    )
-    table = over_seeds(frame).set_index("variant")
-    assert table.loc["topk", "mean"] == 3
-    assert table.loc["topk", "se"] == pytest.approx(math.sqrt(7 / 3))
-    assert table.loc["topk", "seeds"] == 3
-    assert table.loc["conv", "mean"] == 5 and math.isnan(table.loc["conv", "se"])

@@ -270,7 +270,7 @@ def test_a_local_model_and_text_go_the_whole_way(tmp_path, corpus, kind):
     ).sae  # fmt: skip
     tables = run_evaluation(
         setting, {"conv": sae}, limit_tokens=32, selection_tokens=32, splice_tokens=16,
-        families=("core", "splice"), null_tokens=32, progress=False,
+        families=("core", "splice"), progress=False,
     )  # fmt: skip
     rows = tables["results"].query("variant == 'conv' and group == 'all'")
     found = rows.set_index("metric")["value"]

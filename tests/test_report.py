@@ -31,15 +31,14 @@ def test_a_heat_map_holds_one_run_of_each_variant():
 
 
 def test_a_difference_is_told_with_its_measure_and_its_verdict():
-    columns = ["metric", "group", "diff", "lo", "hi"]
+    columns = ["metric", "group", "diff", "lo", "hi", "verdict"]
     rows = [
-        ("smoothness", "all", -0.02, -0.03, -0.01),
-        ("recovery_f1_excess", "section", 0.1, -0.1, 0.3),
+        ("smoothness", "all", -0.02, -0.03, -0.01, "better"),
+        ("ap", "section", 0.1, -0.1, 0.3, "undecided"),
     ]
     first, second = map(told, pd.DataFrame(rows, columns=columns).itertuples())
-    assert first == "smoothness: -0.020 [-0.030, -0.010] (a difference)"
-    beyond = "F1 of section latents beyond frequency: +0.100 [-0.100, +0.300]"
-    assert second == f"{beyond} (no difference shown)"
+    assert first == "smoothness: -0.020 [-0.030, -0.010] (better)"
+    assert second == "average precision on section: +0.100 [-0.100, +0.300] (undecided)"
 
 
 def test_settings_are_told_once_in_words():

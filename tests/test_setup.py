@@ -155,7 +155,7 @@ def test_profile_leaves_nothing_at_a_notebooks_smoke_size(path):
             families = given.get("families") or ("splice", "context")
             idle = {"splice_tokens"} if "splice" not in families else set()
             idle |= {"n_context_sequences"} if "context" not in families else set()
-            idle |= {"null_window", "null_tokens"} if given.get("nulls") is False else set()
+            idle |= {"null_window"} if given.get("nulls") is False else set()
             assert set(given) <= set(known), stage.name
             assert set(known) - set(given) <= empty | idle, stage.name
 

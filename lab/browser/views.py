@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lab.browser.neighbours import Neighbour, Peaks, Starts
+from lab.measures.reading import Tokens, latent_groups
 from lab.measures.time.lifecycle import LifecycleTracker
-from lab.measures.tokens import Tokens, latent_groups
 from tsae.errors import UserError
 from tsae.saes import SAE
 from tsae.saes.config import require

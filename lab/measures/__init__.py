@@ -20,9 +20,9 @@ import torch
 from tqdm.auto import tqdm
 
 from lab.measures.families import Family, check_options, family, modules, register
-from lab.measures.nulls import EmaNull, ShuffledNull
+from lab.measures.nulls import ShuffledNull
 from lab.measures.reading import Encoder, Measured, Reading, Sizes
-from lab.measures.stats import Interval, mean_standard_error, over_seeds, paired_bootstrap
+from lab.measures.stats import Interval, paired_bootstrap
 from lab.worlds import World
 from tsae.store import ActivationStore
 
@@ -34,15 +34,12 @@ __all__ = [
     "ShuffledNull",
     "Sizes",
     "evaluate",
-    "mean_standard_error",
     "measure",
     "modules",
-    "over_seeds",
     "paired_bootstrap",
     "register",
 ]
 
-NULLS = (ShuffledNull, EmaNull)
 DEFAULT = ("core", "splice", "temporal", "consistency", "context", "recovery")
 """The families of an evaluation that names none."""
 
@@ -83,7 +80,7 @@ def measure(
 
     def take(name: str, chosen: Mapping[str, Encoder]) -> None:
         f = asked[name]
-        chosen = {k: s for k, s in chosen.items() if f.nulls or not isinstance(s, NULLS)}
+        chosen = {k: s for k, s in chosen.items() if f.nulls or not isinstance(s, ShuffledNull)}
         if chosen:
             made = f.measure(chosen, reading, world, **dict((options or {}).get(name, {})))
             for label, said in made.items():
@@ -114,6 +111,6 @@ def _joined(parts: Sequence[Measured]) -> Measured:
     documents = [m.documents for m in parts if m.documents is not None and len(m.documents)]
     whole = pd.concat(documents, ignore_index=True) if documents else pd.DataFrame()
     if len(whole):
-        whole["reading"] = whole.get("reading", pd.Series(dtype=str)).fillna("code")
+        whole["reading"] = whole.get("reading", pd.Series(dtype=str)).fillna("own")
     tables = {name: table for m in parts for name, table in (m.tables or {}).items()}
     return Measured([r for m in parts for r in m.rows], whole, tables)

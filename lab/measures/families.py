@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from functools import cache, update_wrapper
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,16 +11,6 @@ from typing import Any, NamedTuple
 from lab.measures.reading import Measure
 
 _DECORATED = re.compile(r"^@register\(\s*\"(\w+)\"", re.MULTILINE)
-_OLD = {
-    "adaptation": "time.adaptation",
-    "capability": "fidelity.capability",
-    "effects": "time.effects",
-    "gates": "truth.gates",
-    "lifetimes": "time.lifetimes",
-    "order": "time.order",
-    "positions": "fidelity.positions",
-}
-"""Families that still have the signature of before; each leaves this list as it is ported."""
 
 
 class Family(NamedTuple):
@@ -61,7 +51,7 @@ def register(
 def modules() -> dict[str, str]:
     """Family name → dotted name of the module that registers it, in alphabetical order."""
     here = Path(__file__).parent
-    found = {name: f"lab.measures.{module}" for name, module in _OLD.items()}
+    found = {}
     for path in here.glob("*/*.py"):
         for name in _DECORATED.findall(path.read_text(encoding="utf-8")):
             found[name] = f"lab.measures.{path.parent.name}.{path.stem}"
@@ -72,9 +62,7 @@ def family(name: str) -> Family:
     """The family ``name``. Raises ValueError, listing all names, for an unknown one."""
     if name not in modules():
         raise ValueError(f"family {name!r} is unknown; allowed are {', '.join(modules())}")
-    module = import_module(modules()[name])
-    if name not in _FAMILIES:  # of before
-        _FAMILIES[name] = Family(_ported(module.measure), True, name == "probing", ())
+    import_module(modules()[name])
     return _FAMILIES[name]
 
 
@@ -86,21 +74,3 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     if unknown := [o for o in options if o not in own]:
         allowed = ", ".join(own) or "none"
         raise ValueError(f"family {name!r} has no option {unknown[0]!r}; allowed are {allowed}")
-
-
-def _ported(measure: Callable[..., Any]) -> Measure:
-    """A family of before under today's signature."""
-
-    def of_reading(saes: Any, reading: Any, world: Any, **options: Any) -> Any:
-        sizes = reading.sizes
-        given = {
-            "limit_tokens": sizes.test,
-            "selection_tokens": sizes.choose,
-            "batch_size": sizes.batch,
-            "seed": reading.seed,
-            "device": reading.device,
-            "progress": reading.progress,
-        }
-        return measure(saes, reading.store, world, **{**given, **options})
-
-    return update_wrapper(of_reading, measure)

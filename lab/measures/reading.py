@@ -18,8 +18,8 @@ from tsae.sequences import SPLITS
 from tsae.store import ActivationStore
 from tsae.store.reading import Batch
 
-CODE = "code"
-"""The reading of a dictionary that is its own code; others are an EMA of it, an average encoded."""
+OWN, EMA, AVERAGE = "own", "ema", "average"
+"""Three readings of a dictionary: its code, its code through an EMA, the averaged residual encoded."""
 
 
 class Encoder(Protocol):
@@ -126,6 +126,11 @@ class Tokens:
         labels = {name: label_N[keep_N] for name, label_N in self.labels.items()}
         return Tokens(**{name: part[keep_N] for name, part in parts.items()}, labels=labels)
 
+    def to(self, device: str) -> "Tokens":
+        """The same tokens on ``device``."""
+        parts = {name: part.to(device) for name, part in vars(self).items() if name != "labels"}
+        return Tokens(**parts, labels={k: v.to(device) for k, v in self.labels.items()})
+
     def linked(self, lag: int) -> Tensor:
         """[N − lag] bool: tokens t and t − lag lie in one piece (row t − lag of the result)."""
         return self.piece_N[lag:] == self.piece_N[: len(self) - lag]
@@ -202,6 +207,8 @@ class Reading:
         self.seed, self.device, self.progress = seed, device, progress
         has = "validation" in SPLITS and store.n_sequences("validation") > 0
         self.choices = "validation" if has else "train"
+        self.shared: dict[Any, Any] = {}
+        """What families compute of the store alone, once for all dictionaries."""
         self._left = memory_mb * 2**20
         self._kept: dict[tuple[int, str], tuple[Encoder, list[Kept]]] = {}
 
@@ -263,7 +270,7 @@ def latent_groups(sae: Encoder, n_latents: int, device: str | torch.device) -> d
 
 
 def row(
-    metric: str, group: str, value: SupportsFloat, n: SupportsInt, reading: str = CODE
+    metric: str, group: str, value: SupportsFloat, n: SupportsInt, reading: str = OWN
 ) -> dict[str, Any]:
     """One row of the tidy results table; ``n`` is how many cases the value rests on."""
     value, n = float(value), int(n)
@@ -276,7 +283,7 @@ class Measured(NamedTuple):
     rows: list[dict[str, Any]]
     """Rows of reading, metric, group, value, n."""
     documents: pd.DataFrame | None = None
-    """Rows of doc, metric, group, num, den (and reading, by default code) for the bootstrap: a
+    """Rows of doc, metric, group, num, den (and reading, by default own) for the bootstrap: a
     metric's value is Σ num / Σ den over the documents."""
     tables: dict[str, pd.DataFrame] | None = None
     """Further tidy tables by name, for figures: edges, matrices, curves."""

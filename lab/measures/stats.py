@@ -1,24 +1,25 @@
-"""Seeds, intervals, and when a difference may be called one."""
+"""Differences between two systems, with an interval over documents, seeds and world models."""
 
-import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-EVERY_DOCUMENT = ("fvu", "l0", "ce_sae", "ce_clean")
+EVERY_DOCUMENT = ("fvu", "l0", "ce_sae", "ce_delta")
 """Metrics with a row for every document evaluated: a missing one means other tokens."""
 
 
 class Interval(NamedTuple):
-    """A paired difference a − b with its 95% (or other) percentile interval."""
+    """A paired difference a − b with its interval and what it rests on."""
 
     diff: float
     lo: float
     hi: float
+    p: float
+    """Two-sided, of no difference; NaN for one seed, which leaves the spread of seeds unknown."""
     n_documents: int
-    n_cells: int
+    n_seeds: int
 
     @property
     def differs(self) -> bool:
@@ -29,65 +30,83 @@ class Interval(NamedTuple):
 def paired_bootstrap(
     a_rows: pd.DataFrame,
     b_rows: pd.DataFrame,
-    n_boot: int = 2000,
+    n_boot: int = 1000,
     seed: int = 0,
     *,
     level: float = 0.95,
-    resample_seeds: bool = False,
     nulls: tuple[pd.DataFrame, pd.DataFrame] | None = None,
 ) -> Interval:
-    """Bootstrap over documents of the difference between two SAEs, paired by document and seed.
+    r"""The difference between two systems, paired by document and seed, over both.
 
     a_rows, b_rows: document rows of ONE metric each, columns doc, num, den, group and, optionally,
-    seed. A cell is a (seed, group) pair; its value is the ratio of sums r = Σ num / Σ den over
-    documents, and an SAE's value is the mean of r over cells (so F1 of 100 variables and 3 seeds
-    is a mean of 300). Each resample draws documents with replacement, the same ones for a, b and
-    every cell: diff* = mean_cells(r_a* − r_b*), over cells with both denominators above 0. A
-    document that is absent from a cell adds 0 to both sums there; a resample without any such
-    cell is passed over. ``resample_seeds`` draws the
-    seeds too; without it the claim is about these trained SAEs. ``nulls`` holds the null rows of
-    a and of b: then r is the excess over the null, so that a difference in how often latents fire
-    is not taken for one in what they say.
+    seed and model (the seed of the world's language model, whose documents are its own). A cell is
+    a (model, seed, group); its value is Σ num / Σ den over documents, a system's value the mean
+    over cells. ``nulls``: rows whose values are taken off a and off b.
 
-    Returns diff (all documents once) and the percentile interval. Raises ValueError when columns
-    are missing, metrics are mixed, or seeds, groups or documents are not the same for a and b.
+    The variance of diff is V_d + V_s: V_d is that of ``n_boot`` resamples of the documents, the
+    same ones for a, b and every cell, a document that is absent from a cell adding 0 to both sums;
+    V_s = s² / S, with s² the spread of the difference over S seeds (over models, where there are
+    several: their spread holds the seeds' too). The interval is Student's t with Satterthwaite's
+    degrees of freedom, since a percentile of three seeds covers too little. One seed leaves V_s
+    out, so that the interval is about these trained SAEs alone.
+
+    Raises ValueError when columns are missing, metrics are mixed, or seeds, groups or documents are
+    not the same for a and b.
     """
     a, b = _checked(a_rows, "a"), _checked(b_rows, "b")
-    cells = _same(a, b, ["seed", "group"], "seeds and groups")
+    cells = _same(a, b, ["model", "seed", "group"], "seeds and groups")
     every = "metric" in a and a["metric"].iloc[0] in EVERY_DOCUMENT
-    docs = _same(a, b, ["doc"], "documents", whole=every)
-    a_num, a_den = _matrices(a, docs, cells)
-    b_num, b_den = _matrices(b, docs, cells)
-    minus = [_matrices(_checked(rows, "the null"), docs, cells) for rows in nulls or ()]
-    seeds = cells.get_level_values("seed")
-    which_seed = pd.Categorical(seeds).codes.astype(int)
-    n_docs, n_seeds = len(docs), which_seed.max() + 1
-    generator = np.random.default_rng(seed)
+    docs = _same(a, b, ["model", "doc"], "documents", whole=every)
+    sides = [(1, a), (-1, b)]
+    sides += [(s, _checked(r, "the null")) for s, r in zip((-1, 1), nulls or (), strict=False)]
+    sums = [(sign, *_matrices(rows, docs, cells)) for sign, rows in sides]
 
-    def difference(weight: np.ndarray, seed_weight: np.ndarray) -> np.ndarray:
+    def gaps(weight_BD: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
-            gap = (weight @ a_num) / (weight @ a_den) - (weight @ b_num) / (weight @ b_den)
-            for sign, (num, den) in zip((-1, 1), minus, strict=False):
-                gap = gap + sign * (weight @ num) / (weight @ den)
-        cell_weight = seed_weight[:, which_seed] * np.isfinite(gap)
-        total = cell_weight.sum(1)
-        sums = (np.nan_to_num(gap, posinf=0, neginf=0) * cell_weight).sum(1)
-        return np.divide(sums, total, out=np.full(len(sums), np.nan), where=total > 0)
+            parts = (s * (weight_BD @ num) / (weight_BD @ den) for s, num, den in sums)
+            gap = sum(parts, np.zeros(()))
+        return np.where(np.isfinite(gap), gap, np.nan)
 
-    once = np.ones((1, n_seeds))
-    diff = float(difference(np.ones((1, n_docs)), once)[0])
-    if np.isnan(diff):
+    whole_C = gaps(np.ones((1, len(docs))))[0]
+    if np.isnan(whole_C).all():
         raise ValueError("every denominator of a or b is 0; there is nothing to compare")
-    found = []
+    models = cells.get_level_values("model")
+    level_of = models if models.nunique() > 1 else cells.get_level_values("seed")
+    means = pd.Series(whole_C).groupby(level_of).mean().to_numpy()
+    diff, drawn = float(np.nanmean(whole_C)), []
+    generator, n = np.random.default_rng(seed), len(docs)
     for start in range(0, n_boot, 500):
-        n = min(500, n_boot - start)
-        weight = generator.multinomial(n_docs, np.full(n_docs, 1 / n_docs), size=n).astype(float)
-        seed_weight = np.broadcast_to(once, (n, n_seeds))
-        if resample_seeds:
-            seed_weight = generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n)
-        found.append(difference(weight, seed_weight))
-    lo, hi = np.nanquantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(diff, float(lo), float(hi), n_docs, len(cells))
+        size = min(500, n_boot - start)
+        drawn.append(gaps(generator.multinomial(n, np.full(n, 1 / n), size=size).astype(float)))
+    with np.errstate(invalid="ignore"):
+        values = np.concatenate(drawn)
+        values = values[~np.isnan(values).all(1)]
+        v_documents = float(np.nanmean(values, 1).var()) if len(values) > 1 else 0.0
+    s = len(means)
+    v_seeds = float(means.var(ddof=1)) / s if s > 1 else 0.0
+    v = v_documents + v_seeds
+    if v <= (1e-9 * max(np.abs(whole_C).max(initial=0), 1e-30)) ** 2:
+        known = np.nan if s < 2 and diff else float(diff == 0)
+        return Interval(diff, diff, diff, known, n, s)
+    inverse = v_seeds**2 / max(s - 1, 1) + v_documents**2 / max(n - 1, 1)
+    df, se = v**2 / inverse, np.sqrt(v)
+    half = float(stats.t.ppf((1 + level) / 2, df) * se)
+    p = float(2 * stats.t.sf(abs(diff) / se, df)) if s > 1 else np.nan
+    return Interval(diff, diff - half, diff + half, p, n, s)
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p values of a family, adjusted by Holm (1979): p_(i) · (m − i + 1), never falling, at most 1.
+
+    NaN stays NaN and counts as no member.
+    """
+    p = np.asarray(p, float)
+    order = np.argsort(p)
+    order = order[~np.isnan(p[order])]
+    adjusted = np.full(len(p), np.nan)
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1) if len(order) else []
+    return adjusted
 
 
 def _checked(rows: pd.DataFrame, side: str) -> pd.DataFrame:
@@ -97,7 +116,7 @@ def _checked(rows: pd.DataFrame, side: str) -> pd.DataFrame:
         raise ValueError(f"document rows of {side} {lacks}; allowed are non-empty rows with both")
     if "metric" in rows and rows["metric"].nunique() > 1:
         raise ValueError(f"document rows of {side} mix metrics {sorted(rows['metric'].unique())}")
-    return rows if "seed" in rows else rows.assign(seed=0)
+    return rows.assign(**{name: 0 for name in ("model", "seed") if name not in rows})
 
 
 def _same(
@@ -113,28 +132,9 @@ def _same(
 
 
 def _matrices(rows: pd.DataFrame, docs: pd.Index, cells: pd.Index) -> tuple[np.ndarray, np.ndarray]:
-    i = docs.get_indexer(pd.MultiIndex.from_frame(rows[["doc"]]))
-    j = cells.get_indexer(pd.MultiIndex.from_frame(rows[["seed", "group"]]))
+    i = docs.get_indexer(pd.MultiIndex.from_frame(rows[["model", "doc"]]))
+    j = cells.get_indexer(pd.MultiIndex.from_frame(rows[["model", "seed", "group"]]))
     num, den = np.zeros((2, len(docs), len(cells)))
     np.add.at(num, (i, j), rows["num"].to_numpy(float))
     np.add.at(den, (i, j), rows["den"].to_numpy(float))
     return num, den
-
-
-def mean_standard_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and s / √n of values over seeds (s with n − 1); the error is NaN for one seed."""
-    x = np.asarray(values, dtype=float)
-    if not len(x):
-        raise ValueError("values are empty; allowed is one number a seed")
-    error = x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
-    return float(x.mean()), float(error)
-
-
-def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
-    """Results table → mean, standard error and number of seeds of every row but for its seed.
-
-    Keys: every column except seed, value and n. Missing keys count as a key of their own.
-    """
-    keys = [c for c in results.columns if c not in ("seed", "value", "n")]
-    grouped = results.groupby(keys, dropna=False, sort=False)["value"]
-    return grouped.agg(mean="mean", se="sem", seeds="count").reset_index()

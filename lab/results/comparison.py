@@ -1,82 +1,136 @@
-"""Which system differs from which: paired bootstrap over documents."""
+"""Which system differs from which, and by a verdict that another seed cannot turn."""
 
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from lab.measures.stats import Interval, paired_bootstrap
-from tsae.sequences import SCALES
+from lab.measures.stats import Interval, holm, paired_bootstrap
+from lab.results.metrics import VERDICTS, metric, verdict
+from lab.results.tidy import OWN, prepare
 
-EXCESS = "recovery_f1_excess"
+BASELINES = ("topk", "batchtopk", "rounds", "ema(topk)", "average(topk)", "ema(rounds)")
+"""What every system is compared with, where it was run: static ones, and what an EMA gives them."""
+KEYS = ["world", "variant", "baseline", "metric", "group"]
+COLUMNS = [*KEYS, *Interval._fields, "p_holm", "verdict"]
+
+
+def systems(documents: pd.DataFrame) -> pd.DataFrame:
+    """Document rows with their system, ``ema(topk)`` for a reading other than the code itself."""
+    keys = ("world", "variant", "ablation", "doc", "metric", "group")
+    return prepare(documents, keys)
 
 
 def differences(
-    documents: pd.DataFrame,
-    baselines: tuple[str, ...] = ("topk", "batchtopk", "ema(topk)"),
-    n_boot: int = 1000,
+    documents: pd.DataFrame, baselines: Sequence[str] = BASELINES, n_boot: int = 1000
 ) -> pd.DataFrame:
-    """Paired bootstrap differences of every system to each baseline, by world and metric.
+    """Every system (and reading) against each baseline, its own EMA and its own shuffled null.
 
-    ``fvu`` and ``smoothness`` (lower is better), ``recovery_f1`` by time scale and the same in
-    excess of its frequency-matched null, over documents and shared seeds;
-    a temporal variant is also compared with its own ``shuffled`` null. Columns: world, variant,
-    baseline, metric, group, diff, lo, hi.
+    For every metric of the document rows in which more or less is better, by world and group, over
+    documents and the seeds that both have. The family of Holm's correction is one metric and group
+    of one world against one baseline. Columns: :data:`COLUMNS`.
     """
-    main = documents[documents["ablation"] == ""]
+    main = systems(documents)
+    main = main[main["ablation"] == ""]
     rows = []
-    for world, here in main.groupby("world"):
-        systems = list(dict.fromkeys(here["variant"]))
-        for variant in systems:
-            others = [*baselines, f"shuffled({variant})"]
-            for baseline in (b for b in others if b in systems and b != variant):
-                a, b = (here[here["variant"] == name] for name in (variant, baseline))
-                cases = [("fvu", "all"), ("smoothness", "all")]
-                cases += [(m, scale) for m in ("recovery_f1", EXCESS) for scale in SCALES]
-                for metric, group in cases:
-                    if (found := paired(a, b, metric, group, n_boot)) is not None:
-                        keys = (world, variant, baseline, metric, group)
-                        rows.append((*keys, found.diff, found.lo, found.hi))
-    columns = ["world", "variant", "baseline", "metric", "group", "diff", "lo", "hi"]
-    return pd.DataFrame(rows, columns=columns)
+    for (world, name, group), here in main.groupby(["world", "metric", "group"], sort=False):
+        if not metric(name).better:
+            continue
+        found = dict(iter(here.groupby("system", sort=False)))
+        for system, mine in found.items():
+            others = (*baselines, f"ema({system})", f"shuffled({system})")
+            for baseline in (b for b in others if b in found and b != system):
+                if (gap := _compared(mine, found[baseline], n_boot)) is not None:
+                    rows.append((world, system, baseline, name, group, *gap))
+    return judged(pd.DataFrame(rows, columns=COLUMNS[:-2]))
+
+
+def judged(table: pd.DataFrame, family: Sequence[str] = ("world", "baseline", "metric", "group")):
+    """The table with ``p_holm`` within each family, and the ``verdict``.
+
+    equivalent: the interval lies within the metric's smallest effect; better or worse: it excludes
+    0, and p_holm is below .05; else undecided, and so is all that rests on one seed.
+    """
+    by = table.groupby(list(family), sort=False)["p"]
+    table = table.assign(p_holm=by.transform(lambda p: holm(p.to_numpy())) if len(table) else [])
+    verdicts = []
+    for row in table.itertuples():
+        said = verdict(row.metric, row.lo, row.hi)
+        sure = said == "equivalent" or row.p_holm < 0.05
+        verdicts.append(said if sure and not np.isnan(row.p) else "undecided")
+    return table.assign(verdict=verdicts)
 
 
 def paired(
-    a: pd.DataFrame, b: pd.DataFrame, metric: str, group: str, n_boot: int
+    a: pd.DataFrame, b: pd.DataFrame, name: str, group: str, n_boot: int
 ) -> Interval | None:
-    """a − b of one metric with its paired bootstrap interval over documents and shared seeds;
-    ``recovery_f1_excess`` is F1 beyond its frequency-matched null. None where they share no rows."""
-    plain = "recovery_f1" if metric == EXCESS else metric
-    sides = shared(*(rows_of(frame, plain, group) for frame in (a, b)))
-    if sides[0].empty:
-        return None
-    nulls = None
-    if metric == EXCESS:
-        nulls = tuple(rows_of(frame, "recovery_f1_matched", group) for frame in (a, b))
-    return paired_bootstrap(*sides, n_boot=n_boot, nulls=nulls)
+    """a − b of one metric and group with its interval, of the codes themselves where there are
+    several readings; None where they share no rows."""
+    sides = [f[(f["metric"] == name) & (f["group"] == group)] for f in (a, b)]
+    sides = [f[f["reading"] == OWN] if "reading" in f else f for f in sides]
+    return _compared(sides[0], sides[1], n_boot)
 
 
-def told(row: Any) -> str:
-    """What a row of :func:`differences` says: the measure, the difference, its interval, and
-    whether it is one."""
-    measures = {
-        "fvu": "unexplained variance",
-        "smoothness": "smoothness",
-        "recovery_f1": f"F1 of {row.group} latents",
-        EXCESS: f"F1 of {row.group} latents beyond frequency",
-    }
-    verdict = "a difference" if row.lo > 0 or row.hi < 0 else "no difference shown"
-    return f"{measures[row.metric]}: {row.diff:+.3f} [{row.lo:+.3f}, {row.hi:+.3f}] ({verdict})"
-
-
-def rows_of(documents: pd.DataFrame, metric: str, group: str) -> pd.DataFrame:
-    """Document rows of one metric: group ``all``, or every ``group:label=class``."""
-    rows = documents[documents["metric"] == metric]
-    if group != "all":
-        rows = rows[rows["group"].str.startswith(f"{group}:")]
-    return rows
+def _compared(a: pd.DataFrame, b: pd.DataFrame, n_boot: int) -> Interval | None:
+    sides = shared(a, b)
+    return None if sides[0].empty else paired_bootstrap(*sides, n_boot=n_boot)
 
 
 def shared(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of both whose (seed, group) the other has too."""
     keys = [pd.MultiIndex.from_frame(side[["seed", "group"]]) for side in (a, b)]
     return a[keys[0].isin(keys[1])], b[keys[1].isin(keys[0])]
+
+
+def told(row: Any) -> str:
+    """What a row of :func:`differences` says: measure, difference, interval, verdict."""
+    what = metric(row.metric).phrase.format(group=row.group)
+    return f"{what}: {row.diff:+.3f} [{row.lo:+.3f}, {row.hi:+.3f}] ({row.verdict})"
+
+
+def against_itself(
+    documents: pd.DataFrame, twins: Sequence[tuple[str, str]] = (("topk", "causal"),), n_boot=1000
+) -> pd.DataFrame:
+    """The A/A test: comparisons of systems that are the same, judged as any others.
+
+    ``twins``: systems that differ in name alone (``causal`` by its run without feedback), paired by
+    seed; and of every system with four seeds or more, all ways to part them into halves (at most
+    ten), each half's seeds renumbered. Columns of :func:`differences`; ``baseline`` says which.
+    """
+    rows = systems(documents)
+    pairs = list(_halves(rows[rows["ablation"] == ""]))
+    for one, other in twins:
+        twin = rows[(rows["system"] == other) & rows["ablation"].str.contains("feedback=False")]
+        pairs.append((f"{other} without feedback", one, twin, rows[rows["system"] == one]))
+    found = []
+    for label, system, a, b in pairs:
+        b = b[b["ablation"] == ""]
+        for key, mine in a.groupby(["world", "metric", "group"], sort=False):
+            world, name, group = key
+            if metric(name).better:
+                same = (b["world"] == world) & (b["metric"] == name) & (b["group"] == group)
+                if (gap := _compared(mine, b[same], n_boot)) is not None:
+                    found.append((world, system, label, name, group, *gap))
+    return judged(pd.DataFrame(found, columns=COLUMNS[:-2]))
+
+
+def _halves(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame]]:
+    for system, here in rows.groupby("system", sort=False):
+        seeds = sorted(here["seed"].unique())
+        half = len(seeds) // 2
+        if half < 2:
+            continue
+        for chosen in list(combinations(seeds, half))[:10]:
+            others = [seed for seed in seeds if seed not in chosen][:half]
+            sides = [
+                here[here["seed"].isin(part)].assign(seed=lambda f, p=part: f["seed"].map(p.index))
+                for part in (list(chosen), others)
+            ]
+            yield f"{system}, seeds {chosen}", system, *sides
+
+
+def verdict_shares(table: pd.DataFrame) -> pd.Series:
+    """Share of each verdict; of an A/A test, better and worse together should be at most 5%."""
+    return table["verdict"].value_counts(normalize=True).reindex(VERDICTS, fill_value=0.0)

@@ -4,14 +4,14 @@ import pandas as pd
 from scipy import stats
 
 from lab.measures.stats import paired_bootstrap
-from lab.results.comparison import shared
+from lab.results.comparison import paired, shared
 
 SYSTEM = "glta"
 LEARNED = ("theta", "beta", "tau")
 SCOPE = "scope=feature"
 HALF = "positions=0.5"
 HALVES = ("first", "second")
-COMPARED = (("fvu", "all"), ("smoothness", "all"), ("recovery_f1", "document:"))
+COMPARED = (("fvu", "all"), ("smoothness", "all"), ("ap", "document"))
 
 
 def unchanged(rows: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def scope_differences(
 ) -> pd.DataFrame:
     """A law per latent minus one law: paired bootstrap over documents and the shared seeds.
 
-    Metrics ``fvu`` and ``smoothness`` (lower is better) and ``recovery_f1`` of document latents,
+    Metrics ``fvu`` and ``smoothness`` (lower is better) and ``ap`` of document labels,
     against the unchanged run at the same budget. Columns world, metric, diff, lo, hi, seeds.
     """
     rows = documents[documents["variant"] == SYSTEM]
@@ -64,13 +64,8 @@ def scope_differences(
     for world, here in rows.groupby("world", sort=False):
         sides = here[here["ablation"] == ablation], unchanged(here)
         for metric, group in COMPARED:
-            a, b = (side[side["metric"] == metric] for side in sides)
-            a, b = (s[s["group"].str.startswith(group)] for s in (a, b))
-            a, b = shared(a, b)
-            if len(a):
-                seeds = a["seed"].nunique()
-                gap = paired_bootstrap(a, b, n_boot=n_boot, resample_seeds=seeds > 1)
-                found.append((world, metric, gap.diff, gap.lo, gap.hi, seeds))
+            if (gap := paired(*sides, metric, group, n_boot)) is not None:
+                found.append((world, metric, gap.diff, gap.lo, gap.hi, gap.n_seeds))
     return pd.DataFrame(found, columns=["world", "metric", "diff", "lo", "hi", "seeds"])
 
 
@@ -94,7 +89,7 @@ def position_gaps(documents: pd.DataFrame, n_boot: int = 1000, half: str = HALF)
             if len(before) and before["den"].sum() and beyond["den"].sum():
                 # FVE = 1 - FVU, so that the gap of FVE is FVU before minus FVU beyond.
                 seeds = before["seed"].nunique()
-                gap = paired_bootstrap(before, beyond, n_boot=n_boot, resample_seeds=seeds > 1)
+                gap = paired_bootstrap(before, beyond, n_boot=n_boot)
                 found.append((world, variant, name, gap.diff, gap.lo, gap.hi, seeds))
         parts = [*shared(halves["first"][0], halves["all"][0])]
         parts += [*shared(halves["first"][1], halves["all"][1])]
@@ -105,7 +100,6 @@ def position_gaps(documents: pd.DataFrame, n_boot: int = 1000, half: str = HALF)
                 first_before,
                 all_before,
                 n_boot=n_boot,
-                resample_seeds=seeds > 1,
                 nulls=(first_beyond, all_beyond),
             )
             found.append((world, variant, "first - all", gap.diff, gap.lo, gap.hi, seeds))

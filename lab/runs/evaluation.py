@@ -8,28 +8,21 @@ import pandas as pd
 import torch
 
 from lab import measures
-from lab.measures.nulls import best_ema
 from lab.measures.reading import Sizes
 from lab.results.rows import label_rows
 from lab.runs.matched import match_all
 from lab.runs.setting import Setting
 from tsae.saes import SAE
-from tsae.store import ActivationStore
 from tsae.training.runs import keys_of, run_training
 
 ABLATION_FAMILIES = ("core", "temporal", "recovery")
 
 
-def add_nulls(found: Mapping[str, SAE], store: ActivationStore, window: int, limit_tokens: int):
-    """The SAEs, plus ``ema`` of every topk run and ``shuffled`` of every temporal one."""
+def add_nulls(found: Mapping[str, SAE], window: int) -> dict[str, Any]:
+    """The SAEs, plus ``shuffled`` of every temporal one."""
     everything: dict[str, Any] = dict(found)
     for label, sae in found.items():
-        if sae.meta.get("ablation"):
-            continue
-        if sae.name == "topk" and store.label_specs:
-            null, _ = best_ema(sae, store, limit_tokens=limit_tokens)
-            everything[f"ema({label})"] = null
-        if sae.looks_back:  # to a code of one token, shuffling a window does nothing
+        if sae.looks_back and not sae.meta.get("ablation"):  # else shuffling does nothing
             everything[f"shuffled({label})"] = measures.ShuffledNull(sae, window)
     return everything
 
@@ -40,7 +33,6 @@ def run_evaluation(
     *,
     nulls: bool = True,
     null_window: int = 8,
-    null_tokens: int = 30_000,
     match: bool = False,
     match_tokens: int = 30_000,
     families: Sequence[str] | None = None,
@@ -61,7 +53,7 @@ def run_evaluation(
     if match:
         everything, records = match_all(found, setting.store, match_tokens)
     if nulls:
-        everything = add_nulls(everything, setting.store, null_window, null_tokens)
+        everything = add_nulls(everything, null_window)
     sizes = Sizes(limit_tokens, selection_tokens, splice_tokens, n_context_sequences)
     reading = measures.Reading(setting.store, sizes, progress=progress)
     tables = measures.measure(
@@ -70,7 +62,7 @@ def run_evaluation(
     if records is not None:
         for label, record in zip(found, records.itertuples(), strict=True):
             said = {"metric": "l0_as_trained", "group": record.how, "value": record.before}
-            tables[label].rows.append({**said, "n": match_tokens, "reading": "code"})
+            tables[label].rows.append({**said, "n": match_tokens, "reading": "own"})
     joined = join(everything, tables)
     if records is not None:
         joined["matched"] = records

@@ -1,7 +1,7 @@
 """How much a temporal variant gains as the text gets more temporal: from i.i.d. tokens to all order.
 
-A microworld with ``temporal`` = s keeps each token in its place with probability s and replaces it,
-labels and all, by an i.i.d. draw otherwise; see :class:`lab.worlds.microworld.text.MicroworldText`.
+A microworld with ``temporal`` = s keeps each token in its place with probability s and replaces it
+by an i.i.d. draw otherwise; see :class:`lab.worlds.microworld.text.MicroworldText`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,17 +11,15 @@ from typing import Any
 import pandas as pd
 
 from lab import measures
-from lab.results.comparison import EXCESS, SCALES, paired
+from lab.results.comparison import paired
 from lab.runs.evaluation import join
 from lab.runs.setting import make_setting
+from tsae.sequences import SCALES
 from tsae.training.runs import run_training
 
-METRICS = (
-    ("fve", "fvu", "all"),
-    *((f"{scale} F1", "recovery_f1", scale) for scale in SCALES),
-    *((f"{scale} F1 excess", EXCESS, scale) for scale in SCALES),
-)
-"""What is compared: its name in the table, the metric of the document rows, their group."""
+OPTIONS = {"recovery": {"lines": False}}
+METRICS = (("fvu", "all"), *(("ap", scale) for scale in SCALES))
+"""What is compared: the metric of the document rows and its group."""
 
 
 def run_structure(
@@ -45,15 +43,13 @@ def run_structure(
 
     ``runs``: arguments of :func:`run_training`, one of them the baseline; ``options``: of the
     microworld. The gain is variant − baseline and, where the encoder sees more than one token,
-    variant − its own ``shuffled`` null, paired over test documents. F1 is compared twice: as it
-    is, and (``… excess``) beyond its frequency-matched null, since a latent that fires more often
-    scores more on slow labels even where nothing is slow. At s = 0 tokens are exchangeable, so that
-    order can give nothing but what the model's own attention puts into the residuals. Resumes
-    what was begun in ``directory``.
+    variant − its own ``shuffled`` null, paired over test documents. At s = 0 tokens are
+    exchangeable, so that order can give nothing but what the model's own attention puts into the
+    residuals. Resumes what was begun in ``directory``.
 
-    Returns ``structure`` (temporal, variant, baseline, metric, diff, lo, hi; FVE and F1,
-    higher is better) and ``structure_results``, the results rows with their ``temporal``. Raises ValueError
-    when no run is the baseline.
+    Returns ``structure`` (temporal, variant, baseline, metric, group, diff, lo, hi; FVE and AP,
+    more is better) and ``structure_results``, the results rows with their ``temporal``. Raises
+    ValueError when no run is the baseline.
     """
     runs, directory = [dict(run) for run in runs], Path(directory)
     if baseline not in [run["variant"] for run in runs]:
@@ -81,11 +77,13 @@ def run_structure(
                 found[f"{number:02d}-null"] = measures.ShuffledNull(sae, null_window)
         sizes = measures.Sizes(limit_tokens, selection_tokens)
         reading = measures.Reading(setting.store, sizes, progress=progress)
-        tables = measures.measure(found, reading, setting.world, families=("core", "recovery"))
+        tables = measures.measure(
+            found, reading, setting.world, families=("core", "recovery"), options=OPTIONS
+        )
         joined = join(found, tables)
         results.append(joined["results"].assign(temporal=strength))
         gains.append(_gains(joined["documents"], baseline, n_boot).assign(temporal=strength))
-    columns = ["temporal", "variant", "baseline", "metric", "diff", "lo", "hi"]
+    columns = ["temporal", "variant", "baseline", "metric", "group", "diff", "lo", "hi"]
     return {
         "structure": pd.concat(gains, ignore_index=True)[columns],
         "structure_results": pd.concat(results, ignore_index=True),
@@ -98,12 +96,13 @@ def _gains(documents: pd.DataFrame, baseline: str, n_boot: int) -> pd.DataFrame:
     for variant in (v for v in systems if v != baseline and "(" not in v):
         for other in (v for v in (baseline, f"shuffled({variant})") if v in systems):
             a, b = (documents[documents["variant"] == name] for name in (variant, other))
-            for name, metric, group in METRICS:
+            for metric, group in METRICS:
                 found = paired(a, b, metric, group, n_boot)
                 if found is None:
                     continue
                 diff, lo, hi = found[:3]
                 if metric == "fvu":  # 1 − FVE
-                    diff, lo, hi = -diff, -hi, -lo
-                rows.append((variant, other, name, diff, lo, hi))
-    return pd.DataFrame(rows, columns=["variant", "baseline", "metric", "diff", "lo", "hi"])
+                    metric, diff, lo, hi = "fve", -diff, -hi, -lo
+                rows.append((variant, other, metric, group, diff, lo, hi))
+    columns = ["variant", "baseline", "metric", "group", "diff", "lo", "hi"]
+    return pd.DataFrame(rows, columns=columns)

@@ -12,11 +12,13 @@ from torch import Tensor
 from lab.edits import random_control
 from lab.measures.reading import Reading, Tokens, row
 from lab.measures.time.lifecycle import LifecycleTracker
-from lab.measures.truth.recovery import SCALES, Recovery
+from lab.measures.truth.codes import Codes
+from lab.measures.truth.recovery import Recovery
 from tsae.saes.base import SAEOutput, SequenceContext
 from tsae.saes.hierarchical import HierarchicalSAE
+from tsae.sequences import SCALES
 
-RECOVERY = ("recovery_f1", "recovery_f1_matched", "recovery_f1_excess")
+RECOVERY = ("ap", "auroc", "f1")
 
 
 class Parents:
@@ -122,7 +124,7 @@ class TimeScales:
 
     Three codings of the same tokens: ``level1``, ``level2``, and ``leaves``, as many latents of
     level 1 as there are parents and of like frequency, since among fewer latents the best one is
-    worse by itself. Per coding: ``level_recovery_f1`` (and ``_matched``, ``_excess``) with group
+    worse by itself. Per coding: ``level_ap``, ``level_auroc`` and ``level_f1`` with group
     ``coding:scale`` (:class:`Recovery`), ``level_mean_dwell`` and ``level_half_life`` (tokens,
     Kaplan–Meier, runs pooled) with group ``coding``.
     """
@@ -133,10 +135,7 @@ class TimeScales:
         sizes = {"level1": sae.cfg.d_sae, "level2": n, "leaves": n}
         length, specs, device = store.seq_len, store.label_specs, sae.W_dec.device
         self.life = {name: LifecycleTracker(f, length, device=device) for name, f in sizes.items()}
-        self.recovery = {
-            name: Recovery(specs, max_length=length, seed=reading.seed)
-            for name in (sizes if specs else ())
-        }
+        self.codes = {name: (Codes(specs), Codes(specs)) for name in (sizes if specs else ())}
 
     def codings(self, both: Both) -> dict[str, Tokens]:
         chosen = replace(both.leaves, z_NF=both.leaves.z_NF[:, self.leaves_P])
@@ -144,19 +143,21 @@ class TimeScales:
 
     def select(self, both: Both) -> None:
         codings = self.codings(both)
-        for name, recovery in self.recovery.items():
-            recovery.select(codings[name])
+        for name, (choices, _) in self.codes.items():
+            choices.add(codings[name])
 
     def update(self, both: Both) -> None:
         for name, t in self.codings(both).items():
             self.life[name].update(t.z_NF > 0, t.piece_N)
-            if name in self.recovery:
-                self.recovery[name].update(t)
+            if name in self.codes:
+                self.codes[name][1].add(t)
 
     def rows(self) -> list[dict[str, Any]]:
         out = []
-        for name, recovery in self.recovery.items():
-            for r in recovery.rows():
+        for name, codes in self.codes.items():
+            recovery = Recovery(*codes)
+            recovery.own()
+            for r in recovery.rows:
                 if r["metric"] in RECOVERY and r["group"] in SCALES:
                     renamed = {"metric": f"level_{r['metric']}", "group": f"{name}:{r['group']}"}
                     out.append({**r, **renamed})

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from lab.measures.composition.levels import Both, against_null
-from lab.measures.truth.recovery import SCALES
-from tsae.sequences import LabelSpec
+from tsae.sequences import SCALES, LabelSpec
 
 MIN_TOKENS = 20
 """Labelled tokens on which a set has to be active for its purity to count."""

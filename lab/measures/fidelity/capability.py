@@ -8,28 +8,24 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lab.measures.tokens import Measured, row
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, row
 from lab.measures.unlearning.asked import draw, item
 from lab.measures.unlearning.forget_text import levels_after
-from lab.worlds import knowledge
+from lab.worlds import World, knowledge
 from lab.worlds.knowledge import NEIGHBOURHOODS, Question
 from tsae import models
 from tsae.saes.base import FilledContext
 from tsae.store.shard import MASSIVE_FACTOR
 
 
+@register("capability", together=True, needs=("model",))
 @torch.no_grad()
 def measure(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any,
+    saes: Mapping[str, Encoder],
+    reading: Reading,
+    world: World | None,
     *,
-    limit_tokens: int,
-    selection_tokens: int,
-    batch_size: int,
-    seed: int,
-    device: str,
-    progress: bool,
     n_facts: int = 40,
     n_orders: int | None = 2,
 ) -> dict[str, Measured]:
@@ -47,9 +43,11 @@ def measure(
     every = world.questions() if world is not None else []
     if not every:
         return {}
-    questions = draw(every, n_facts, n_orders, seed)
+    assert world is not None
+    store, device = reading.store, reading.device
+    questions = draw(every, n_facts, n_orders, reading.seed)
     model = world.model(device)
-    levels_V = levels_after(store, world.vocab_size, selection_tokens).to(device)
+    levels_V = levels_after(store, world.vocab_size, reading.sizes.choose).to(device)
 
     def answered(sae: Any | None) -> pd.DataFrame:
         def logits(tokens_BT: Tensor) -> Tensor:
@@ -58,7 +56,7 @@ def measure(
             return models.logits_with(model, tokens_BT, store.layer, edit)
 
         read = logits if sae is not CLEAN else lambda tokens_BT: models.logits(model, tokens_BT)
-        scores_QC = knowledge.choice_scores(read, questions, 4 * batch_size, device)
+        scores_QC = knowledge.choice_scores(read, questions, 4 * reading.sizes.batch, device)
         return by_item(questions, scores_QC)
 
     clean, ablated = answered(CLEAN), answered(None)

@@ -1,35 +1,30 @@
 """By position: what a dictionary keeps early and late in a sequence."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from lab.measures.nulls import EmaNull, ShuffledNull
-from lab.measures.tokens import Measured, Tokens, row
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, Tokens, row
+from lab.worlds import World
 from tsae.saes.config import require
 
 HALVES = ("first", "second")
 
 
+@register("positions")
 def measure(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any,
+    saes: Mapping[str, Encoder],
+    reading: Reading,
+    world: World | None,
     *,
-    limit_tokens: int,
-    selection_tokens: int,
-    batch_size: int,
-    seed: int,
-    device: str,
-    progress: bool,
     bins: int = 16,
     first_share: float = 0.5,
 ) -> dict[str, Measured]:
-    r"""Reconstruction, sparsity and change by position in the sequence; nulls are left out.
+    r"""Reconstruction, sparsity and change by position in the sequence.
 
     Positions 0 … T − 1 are cut into ``bins`` of near equal length, group ``p=first-last``. Over the
     valid test tokens of a bin, with x̄ the mean of all tokens evaluated (one for all bins):
@@ -45,55 +40,33 @@ def measure(
     den = Σ|x − x̄|²), both for every document. Only sums inside the test split; no latent is chosen.
     Raises ValueError for ``bins`` outside 2 … T or ``first_share`` outside (0, 1).
     """
-    length = store.seq_len
+    length = reading.store.seq_len
     require(2 <= bins <= length, "bins", bins, f"2 to {length}")
     require(0 < first_share < 1, "first_share", first_share, "above 0 and below 1")
-    mean_D = mean_of(store, limit_tokens, batch_size, device)
+    mean_D = mean_of(reading)
     found = {}
-    for name, sae in tqdm(saes.items(), desc="positions", disable=not progress):
-        if isinstance(sae, EmaNull | ShuffledNull):
-            continue
+    for name, sae in saes.items():
         parts = []
-        for t, position_N in read(store, limit_tokens, batch_size, device, sae):
-            parts.append(sums(t, position_N, mean_D, bins, length, first_share))
+        for t in reading.tokens(sae, "test"):
+            parts.append(sums(t, mean_D, bins, length, first_share))
         keys = ["doc", "bin", "half"]
         table = pd.concat(parts, ignore_index=True).groupby(keys, as_index=False).sum()
         found[name] = Measured(rows_of(table, bins, length), halves(table))
     return found
 
 
-def read(
-    store: Any, limit_tokens: int, batch_size: int, device: str, sae: Any = None
-) -> Iterator[tuple[Tokens, Tensor]]:
-    """Test tokens with codes (``sae`` None: x alone, in place of both) and position [N]."""
-    seen = 0
-    for batch in store.batches("test", batch_size):
-        batch = batch.to(device)
-        z, x_hat = batch.x_BTD, batch.x_BTD
-        if sae is not None:
-            out = sae(batch.x_BTD, batch.context)
-            z, x_hat = out.z, out.x_hat
-        mask_BT = batch.context.mask_BT.bool()
-        position_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device).expand_as(mask_BT)
-        yield Tokens.of(batch, z, x_hat), position_BT[mask_BT]
-        seen += int(mask_BT.sum())
-        if seen >= limit_tokens:
-            return
-
-
-def mean_of(store: Any, limit_tokens: int, batch_size: int, device: str) -> Tensor:
-    """x̄ [D] float64 of the tokens that :func:`read` gives. Raises ValueError without any."""
+def mean_of(reading: Reading) -> Tensor:
+    """x̄ [D] float64 of the valid test tokens. Raises ValueError without any."""
     total, n = torch.zeros((), dtype=torch.float64), 0
-    for t, _ in read(store, limit_tokens, batch_size, device):
-        total, n = total + t.x_ND.sum(0, dtype=torch.float64), n + len(t)
+    for batch in reading.batches("test"):
+        x_ND = batch.x_BTD[batch.context.mask_BT.bool()]
+        total, n = total + x_ND.sum(0, dtype=torch.float64), n + len(x_ND)
     if n == 0:
         raise ValueError("no valid token was evaluated; ask for more tokens")
     return total / n
 
 
-def sums(
-    t: Tokens, position_N: Tensor, mean_D: Tensor, bins: int, length: int, first_share: float
-) -> pd.DataFrame:
+def sums(t: Tokens, mean_D: Tensor, bins: int, length: int, first_share: float) -> pd.DataFrame:
     """n, sse, sst, l0, change and pairs by doc, bin and half (0 first, 1 second)."""
     x_ND = t.x_ND.double()
     linked = torch.cat([t.linked(1).new_zeros(1), t.linked(1)])[: len(t)]
@@ -102,9 +75,9 @@ def sums(
     change_N = (t.z_NF - t.z_NF.roll(1, 0)).abs().sum(1) / step_N.clamp_min(1e-30)
     columns = {
         "doc": t.doc_N,
-        "bin": position_N * bins // length,
-        "half": (position_N >= round(first_share * length)).long(),
-        "n": torch.ones_like(position_N),
+        "bin": t.position_N * bins // length,
+        "half": (t.position_N >= round(first_share * length)).long(),
+        "n": torch.ones_like(t.position_N),
         "sse": (x_ND - t.x_hat_ND.double()).square().sum(1),
         "sst": (x_ND - mean_D).square().sum(1),
         "l0": (t.z_NF != 0).sum(1),

@@ -10,11 +10,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import spearmanr
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, Tokens, latent_groups, row
 from lab.measures.time.temporal import Temporal
-from lab.measures.tokens import Measured, Tokens, latent_groups, row
-from lab.measures.truth.recovery import Recovery
+from lab.measures.truth.codes import Codes, variables
+from lab.measures.truth.ranking import AP
+from lab.worlds import World
+from tsae.sequences import SCALES
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 GRIDS = {
@@ -24,17 +27,12 @@ GRIDS = {
 }
 
 
+@register("adaptation", together=True)
 def measure(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any,
+    saes: Mapping[str, Encoder],
+    reading: Reading,
+    world: World | None,
     *,
-    limit_tokens: int,
-    selection_tokens: int,
-    batch_size: int,
-    seed: int,
-    device: str,
-    progress: bool,
     sensitivity_tokens: int = 4096,
     sensitivity_seeds: int = 1,
     sensitivity_ablations: tuple[str, ...] = ("",),
@@ -60,8 +58,8 @@ def measure(
     """
     found: dict[str, Measured] = {}
     shown: dict[tuple[str, str], int] = {}
-    adapting = {n: s for n, s in saes.items() if hasattr(s, "adaptation")}
-    for name, sae in tqdm(adapting.items(), desc="adaptation", disable=not progress):
+    adapting: dict[str, Any] = {n: s for n, s in saes.items() if hasattr(s, "adaptation")}
+    for name, sae in adapting.items():
         tables = {"adaptation": per_latent(sae)}
         found[name] = Measured(numbers(sae), None, tables)
         case = (sae.cfg.act, sae.meta.get("ablation", ""))
@@ -69,8 +67,7 @@ def measure(
         wanted = case[1] in sensitivity_ablations and shown[case] <= sensitivity_seeds
         if not wanted or sae.cfg.scope != "global":
             continue
-        reading = Reading(store, batch_size, device, sensitivity_tokens, selection_tokens, seed)
-        curves, surface = responses(sae, reading, grids)
+        curves, surface = responses(sae, reading, sensitivity_tokens, grids)
         tables.update(sensitivity=curves, adaptation_surface=surface)
     for (a, b), rows in agreements(adapting, min_cosine):
         first = min(a, b, key=lambda name: adapting[name].meta.get("seed", 0))
@@ -113,117 +110,74 @@ def numbers(sae: Any) -> list[dict[str, Any]]:
 # ---- sensitivity --------------------------------------------------------------------------
 
 
-class Reading:
-    """The batches on which responses are measured, and the latents chosen for each label."""
-
-    def __init__(
-        self,
-        store: Any,
-        batch_size: int,
-        device: str,
-        n_tokens: int,
-        selection_tokens: int,
-        seed: int,
-    ):
-        self.store, self.seed, self.selection_tokens = store, seed, selection_tokens
-        self.batch_size, self.device = batch_size, device
-        self.batches = list(self.read("test", n_tokens))
-        x_ND = torch.cat([b.x_BTD[b.context.mask_BT.bool()] for b in self.batches]).double()
-        self.total = float((x_ND - x_ND.mean(0)).square().sum())
-
-    def read(self, split: str, n_tokens: int) -> Iterator[Any]:
-        """Batches of a split until ``n_tokens`` valid tokens."""
-        seen = 0
-        for batch in self.store.batches(split, self.batch_size):
-            batch = batch.to(self.device)
-            yield batch
-            seen += int(batch.context.mask_BT.sum())
-            if seen >= n_tokens:
-                return
-
-    def chosen(self, sae: Any) -> Recovery | None:
-        """The latents of ``sae`` that stand for each label; None in a store without labels."""
-        if not self.store.label_specs:
-            return None
-        recovery = Recovery(self.store.label_specs, max_length=self.store.seq_len, seed=self.seed)
-        for batch in self.read("train", self.selection_tokens):
-            out = sae(batch.x_BTD, batch.context)
-            recovery.select(Tokens.of(batch, out.z, out.x_hat))
-        return recovery
-
-    def fve(self, tokens: list[Tokens]) -> float:
-        """1 − Σ|x − x̂|² / Σ|x − x̄|² over the batches, from :meth:`encoded`."""
-        sse = sum(float((t.x_ND - t.x_hat_ND).double().square().sum()) for t in tokens)
-        return 1 - sse / self.total
-
-    def encoded(self, sae: Any) -> list[Tokens]:
-        """The batches as tokens with the codes of ``sae``."""
-        outs = ((batch, sae(batch.x_BTD, batch.context)) for batch in self.batches)
-        return [Tokens.of(batch, out.z, out.x_hat) for batch, out in outs]
-
-
 @torch.no_grad()
 def responses(
-    sae: Any, reading: Reading, grids: Mapping[str, tuple[float, ...]]
+    sae: Any, reading: Reading, n_tokens: int, grids: Mapping[str, tuple[float, ...]]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Response curves of one parameter at a time, and the surface of FVE over theta and beta.
 
     beta, theta or tau is set to each value of its grid, and to the learned one (``learned`` True),
-    at inference: the weights stay as they were trained, the other two as they were learned. Metrics:
-    ``fve``; ``l0`` (fixed by construction under topk); ``smoothness`` of
-    :class:`lab.measures.time.temporal.Temporal`; ``turnover`` = share of the active latents that the
-    learned setting would not have active at that token; ``recovery_f1_document`` … ``_token``, by
-    the latents chosen at the learned setting, where the store has labels.
+    at inference: the weights stay as they were trained, the other two as they were learned. Metrics
+    on ``n_tokens`` test tokens: ``fve``; ``l0`` (fixed by construction under topk); ``smoothness``
+    of :class:`lab.measures.time.temporal.Temporal`; ``turnover`` = share of the active latents that
+    the learned setting would not have active at that token; ``ap_document`` … ``ap_token``, mean
+    average precision of the latents chosen at the learned setting, where the store has labels.
     """
-    moved, groups = copy.deepcopy(sae), latent_groups(sae, sae.cfg.d_sae, reading.device)
     learned = {name: float(getattr(sae, name)) for name in ("theta", "beta", "tau")}
-    recovery, reference = reading.chosen(sae), reading.encoded(sae)
-    curves = []
+    specs, moved = reading.store.label_specs, copy.deepcopy(sae)
+    batches = list(reading.batches("test", n_tokens))
+    x_ND = torch.cat([b.x_BTD[b.context.mask_BT.bool()] for b in batches]).double()
+    total = float((x_ND - x_ND.mean(0)).square().sum())
+
+    def encoded(of: Any) -> list[Tokens]:
+        outs = ((batch, of(batch.x_BTD, batch.context)) for batch in batches)
+        return [Tokens.of(batch, out.z, out.x_hat) for batch, out in outs]
+
+    def fve(tokens: list[Tokens]) -> float:
+        sse = sum(float((t.x_ND - t.x_hat_ND).double().square().sum()) for t in tokens)
+        return 1 - sse / total
+
+    reference, latent_C = encoded(sae), None
+    if specs:
+        latent_C = Codes(specs, reading.tokens(sae, reading.choices)).scores()[:, AP].argmax(0)
+
+    def scores(tokens: list[Tokens]) -> dict[str, float]:
+        active = sum(int((t.z_NF > 0).sum()) for t in tokens)
+        pairs = zip(tokens, reference, strict=True)
+        both = sum(int(((t.z_NF > 0) & (r.z_NF > 0)).sum()) for t, r in pairs)
+        out = {"fve": fve(tokens), "l0": active / len(x_ND), "turnover": 1 - both / max(active, 1)}
+        groups = latent_groups(sae, sae.cfg.d_sae, reading.device)
+        temporal = Temporal({"all": groups["all"]}, reading.store.seq_len, null=False)
+        for t in tokens:
+            temporal.update(t)
+        rows = {(r["metric"], r["group"]): r["value"] for r in temporal.rows()}
+        out["smoothness"] = rows["smoothness", "all"]
+        if latent_C is None:
+            return out
+        codes = Codes(specs, tokens)
+        ap_C = codes.scores()[latent_C, AP, range(len(latent_C))]
+        for scale in SCALES:
+            at = [c for c, v in enumerate(variables(specs)) if v.scale == scale and codes.n_C[c]]
+            if at:
+                out[f"ap_{scale}"] = float(ap_C[at].mean())
+        return out
+
+    curves, surface = [], []
     for name, grid in grids.items():
         for setting in sorted({*grid, learned[name]}):
             moved.set_adaptation(**{**learned, name: setting})
-            tokens = reading.encoded(moved)
-            scores = {"fve": reading.fve(tokens)}
-            scores |= scored(tokens, reference, recovery, groups, reading.store.seq_len)
             is_learned = setting == learned[name]
-            curves += [(name, setting, m, value, is_learned) for m, value in scores.items()]
-    surface = []
+            found = scores(encoded(moved)).items()
+            curves += [(name, setting, m, value, is_learned) for m, value in found]
     for theta in sorted({*grids["theta"], learned["theta"]}):
         for beta in sorted({*grids["beta"], learned["beta"]}):
             moved.set_adaptation(theta=theta, beta=beta, tau=learned["tau"])
             here = theta == learned["theta"] and beta == learned["beta"]
-            surface.append((theta, beta, reading.fve(reading.encoded(moved)), here))
+            surface.append((theta, beta, fve(encoded(moved)), here))
     columns = ["parameter", "setting", "metric", "value", "learned"]
     return pd.DataFrame(curves, columns=columns), pd.DataFrame(
         surface, columns=["theta", "beta", "fve", "learned"]
     )
-
-
-def scored(
-    tokens: list[Tokens],
-    reference: list[Tokens],
-    recovery: Recovery | None,
-    groups: Mapping[str, Tensor],
-    max_length: int,
-) -> dict[str, float]:
-    """The metrics of :func:`responses` but FVE."""
-    active = sum(int((t.z_NF > 0).sum()) for t in tokens)
-    both = [((t.z_NF > 0) & (r.z_NF > 0)).sum() for t, r in zip(tokens, reference, strict=True)]
-    out = {"l0": active / sum(map(len, tokens)), "turnover": 1 - int(sum(both)) / max(active, 1)}
-    temporal = Temporal({"all": groups["all"]}, max_length, null=False)
-    for t in tokens:
-        temporal.update(t)
-    rows = {(r["metric"], r["group"]): r["value"] for r in temporal.rows()}
-    out["smoothness"] = rows["smoothness", "all"]
-    if recovery is not None:
-        scoring = copy.deepcopy(recovery)
-        for t in tokens:
-            scoring.update(t)
-        rows = {(r["metric"], r["group"]): r["value"] for r in scoring.rows()}
-        for scale in ("document", "section", "token"):
-            if ("recovery_f1", scale) in rows:
-                out[f"recovery_f1_{scale}"] = rows["recovery_f1", scale]
-    return out
 
 
 # ---- agreement of seeds -------------------------------------------------------------------

@@ -18,35 +18,30 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lab.edits import random_control
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, row
 from lab.measures.time.lifecycle import LifecycleTracker, kaplan_meier, mean_dwell
-from lab.measures.tokens import Measured, Tokens, row
+from lab.worlds import World
 from tsae import models
 from tsae.saes.base import require
 
 KINDS = ("ablate", "add")
 
 
+@register("effects", needs=("model",))
 @torch.no_grad()
 def measure(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any,
+    saes: Mapping[str, Encoder],
+    reading: Reading,
+    world: World | None,
     *,
-    limit_tokens: int = 60_000,
-    selection_tokens: int = 60_000,
-    batch_size: int = 16,
-    seed: int = 0,
-    device: str = "cpu",
-    progress: bool = True,
     n_latents: int = 16,
-    n_sequences: int = 32,
     least_density: float = 0.002,
     most_density: float = 0.2,
 ) -> dict[str, Measured]:
-    """Effects on the first ``n_sequences`` test sequences; sets are chosen on train tokens.
+    """Effects on the first test sequences; sets are chosen on the split for choices.
 
     Rows, group ``kind|set`` with set long, short, random_long, random_short: ``effect_kl`` (nats;
     n = edited tokens), ``effect_kl_se`` (over documents), ``effect_push`` (mean |change of x|, in
@@ -56,17 +51,18 @@ def measure(
     Nulls and SAEs without a decoder matrix are left out, as is an SAE of which fewer than
     4 ``n_latents`` latents have a density between ``least_density`` and ``most_density``.
     """
-    for name, value in (("n_latents", n_latents), ("n_sequences", n_sequences)):
-        require(isinstance(value, int) and value > 0, name, value, "a whole number above 0")
-    model, found = world.model(device), {}
-    for name, sae in tqdm(saes.items(), desc="effects", disable=not progress):
+    ok = isinstance(n_latents, int) and n_latents > 0
+    require(ok, "n_latents", n_latents, "a whole number above 0")
+    assert world is not None
+    model, found = world.model(reading.device), {}
+    for name, sae in saes.items():
         if getattr(sae, "W_dec", None) is None:
             continue
-        dwell_F, density_F = lifetimes(sae, store, selection_tokens, batch_size, device)
-        sets = choose(dwell_F, density_F, n_latents, least_density, most_density, seed)
+        dwell_F, density_F = lifetimes(sae, reading)
+        sets = choose(dwell_F, density_F, n_latents, least_density, most_density, reading.seed)
         if sets:
-            effects = Effects(sae, store, model, batch_size, device)
-            found[name] = effects.measured(sets, n_sequences, seed)
+            effects = Effects(sae, reading.store, model, reading.sizes.batch, reading.device)
+            found[name] = effects.measured(sets, reading.sizes.sequences, reading.seed)
             for group, latents in sets.items():
                 mean = float(dwell_F[latents].mean())
                 found[name].rows.append(row("effect_dwell", group, mean, len(latents)))
@@ -75,20 +71,13 @@ def measure(
     return found
 
 
-def lifetimes(
-    sae: Any, store: Any, limit_tokens: int, batch_size: int, device: str
-) -> tuple[Tensor, Tensor]:
+def lifetimes(sae: Encoder, reading: Reading) -> tuple[Tensor, Tensor]:
     """Mean dwell (Kaplan–Meier, tokens) and share of active tokens [F] of each latent."""
-    life = LifecycleTracker(sae.cfg.d_sae, store.seq_len, device=device)
-    active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=device)
-    for batch in store.batches("train", batch_size):
-        batch = batch.to(device)
-        z_BTF = sae.encode(batch.x_BTD, batch.context)
-        t = Tokens.of(batch, z_BTF, batch.x_BTD)
+    life = LifecycleTracker(sae.cfg.d_sae, reading.store.seq_len, device=reading.device)
+    active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=reading.device)
+    for t in reading.tokens(sae, reading.choices):
         life.update(t.z_NF > 0, t.piece_N)
         active_F = active_F + (t.z_NF > 0).sum(0)
-        if life.tokens >= limit_tokens:
-            break
     dwell_F = mean_dwell(kaplan_meier(life.ended_FL, life.censored_FL))
     return dwell_F, active_F / life.tokens
 

@@ -11,28 +11,25 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, Tokens, row
 from lab.measures.succession.transitions import LaggedCounts
 from lab.measures.time.lifecycle import STATES, LifecycleTracker
-from lab.measures.tokens import Measured, Tokens, row
+from lab.worlds import World
 
 LAGS = tuple(range(1, 9))
 LEAST_F1 = 0.3  # from which on a latent is named after the class that it fires on
 
 
+@register("lifetimes")
 @torch.no_grad()
 def measure(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any,
+    saes: Mapping[str, Encoder],
+    reading: Reading,
+    world: World | None,
     *,
-    limit_tokens: int = 20_000,
-    selection_tokens: int = 0,
-    batch_size: int = 16,
-    seed: int = 0,
-    device: str = "cpu",
-    progress: bool = True,
+    n_tokens: int = 20_000,
     top: int = 40,
     n_followed: int = 512,
     least_count: int = 20,
@@ -51,8 +48,9 @@ def measure(
     edges = [] if world is None else world.chains() or []
     label = edges[0].label if edges else None
     found = {}
-    for name, sae in tqdm(saes.items(), desc="lifetimes", disable=not progress):
-        tokens = list(read(sae, store, limit_tokens, batch_size, device))
+    store = reading.store
+    for name, sae in saes.items():
+        tokens = [t.to("cpu") for t in reading.tokens(sae, "test", n_tokens)]
         n_latents = tokens[0].z_NF.shape[1]
         life = LifecycleTracker(n_latents, store.seq_len, active_within=1000, dead_after=10_000)
         ages = []
@@ -74,19 +72,6 @@ def measure(
         tables = {"lifecycle": per_token(ages), "gaps": counts[counts["count"] > 0]}
         found[name] = Measured(rows, None, {**tables, "patterns": table})
     return found
-
-
-def read(sae: Any, store: Any, limit_tokens: int, batch_size: int, device: str) -> Iterable[Tokens]:
-    """Test tokens with their codes, on the CPU, until ``limit_tokens`` valid ones."""
-    seen = 0
-    for batch in store.batches("test", batch_size):
-        batch = batch.to(device)
-        out = sae(batch.x_BTD, batch.context)
-        tokens = Tokens.of(batch.to("cpu"), out.z.cpu(), out.x_hat.cpu())
-        yield tokens
-        seen += len(tokens)
-        if seen >= limit_tokens:
-            return
 
 
 def by_position(active_NF: Tensor, piece_N: Tensor) -> pd.DataFrame:

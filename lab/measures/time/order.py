@@ -1,46 +1,38 @@
 """What the order of tokens is worth: the same SAE on tokens shuffled within a window."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import torch
-
+from lab.measures.families import register
 from lab.measures.fidelity.core import Core
-from lab.measures.nulls import EmaNull, ShuffledNull
-from lab.measures.tokens import Measured, encoded, row
-from lab.measures.truth.recovery import SCALES, Recovery
+from lab.measures.nulls import ShuffledNull
+from lab.measures.reading import Encoder, Measured, Reading, row
+from lab.measures.truth.codes import Codes
+from lab.measures.truth.recovery import Recovery
+from lab.worlds import World
+from tsae.sequences import SCALES
 
 
-@torch.no_grad()
+@register("order")
 def measure(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any,
+    saes: Mapping[str, Encoder],
+    reading: Reading,
+    world: World | None,
     *,
-    limit_tokens: int,
-    selection_tokens: int,
-    batch_size: int,
-    seed: int,
-    device: str,
-    progress: bool,
     windows: Sequence[int] = (4, 8),
+    n_tokens: int | None = None,
 ) -> dict[str, Measured]:
     """``shuffle_gap_*``: intact minus shuffled, group ``shuffle=n`` for tokens permuted in windows
     of n (:class:`lab.measures.nulls.ShuffledNull`).
 
-    ``shuffle_gap_fve``; with labels in the store ``shuffle_gap_f1_document``, ``_section`` and
-    ``_token``: ``recovery_f1``, its latents chosen anew for the shuffled codes. A gap of 0 says
-    that the variant gains from which tokens are near, not from their order. For SAEs that are no
-    nulls; exactly 0 for a static one.
+    ``shuffle_gap_fve``; with labels in the store ``shuffle_gap_ap_document``, ``_section`` and
+    ``_token``: ``ap``, its latents chosen anew for the shuffled codes. A gap of 0 says that the
+    variant gains from which tokens are near, not from their order. Exactly 0 for a static SAE.
     """
     found = {}
     for name, sae in saes.items():
-        if isinstance(sae, (EmaNull, ShuffledNull)):
-            continue
-        reading = (store, limit_tokens, selection_tokens, batch_size, seed, device)
-        intact, rows = scores(sae, *reading), []
+        intact, rows = scores(sae, reading, n_tokens), []
         for window in windows:
-            shuffled = scores(ShuffledNull(sae, window, seed), *reading)
+            shuffled = scores(ShuffledNull(sae, window, reading.seed), reading, n_tokens)
             for metric, (value, n) in intact.items():
                 gap = value - shuffled[metric][0]
                 rows.append(row(f"shuffle_gap_{metric}", f"shuffle={window}", gap, n))
@@ -48,22 +40,17 @@ def measure(
     return found
 
 
-@torch.no_grad()
-def scores(
-    sae: Any, store: Any, limit: int, selection: int, batch_size: int, seed: int, device: str
-) -> dict[str, tuple[float, int]]:
-    """FVE and, with labels, F1 by time scale, each with its number of cases."""
-    parts: list[Any] = [Core(torch.as_tensor(store.mean_D))]
-    if store.label_specs:
-        recovery = Recovery(store.label_specs, max_length=store.seq_len, seed=seed)
-        for tokens in encoded(sae, store, "train", selection, batch_size, device):
-            recovery.select(tokens)
-        parts.append(recovery)
-    for tokens in encoded(sae, store, "test", limit, batch_size, device):
-        for part in parts:
-            part.update(tokens)
-    names = {("fve", "all"): "fve"}
-    names |= {("recovery_f1", scale): f"f1_{scale}" for scale in SCALES}
-    rows = [r for part in parts for r in part.rows()]
-    keyed = {(r["metric"], r["group"]): (r["value"], r["n"]) for r in rows}
+def scores(sae: Encoder, reading: Reading, limit: int | None) -> dict[str, tuple[float, int]]:
+    """FVE and, with labels, AP by time scale, each with its number of cases."""
+    core, rows = Core(reading.store.mean_D), []
+    for t in reading.tokens(sae, "test", limit):
+        core.update(t)
+    if specs := reading.store.label_specs:
+        splits = (reading.choices, "test")
+        choices, test = (Codes(specs, reading.tokens(sae, split, limit)) for split in splits)
+        recovery = Recovery(choices, test)
+        recovery.own()
+        rows = recovery.rows
+    names = {("fve", "all"): "fve"} | {("ap", scale): f"ap_{scale}" for scale in SCALES}
+    keyed = {(r["metric"], r["group"]): (r["value"], r["n"]) for r in core.rows() + rows}
     return {name: keyed[key] for key, name in names.items() if key in keyed}

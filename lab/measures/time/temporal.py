@@ -37,7 +37,7 @@ def measure(
 class Temporal:
     r"""Smoothness, stability, lifecycle, autocorrelation and boundaries, by latent group.
 
-    All over token pairs inside one piece (see :class:`lab.measures.tokens.Tokens`), so nothing
+    All over token pairs inside one piece (see :class:`lab.measures.reading.Tokens`), so nothing
     crosses a document or a masked token. Group "all" and each group of the SAE.
 
     - ``smoothness`` (lower is smoother): per piece, mean over the latents active in it of

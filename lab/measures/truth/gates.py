@@ -6,27 +6,24 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lab.measures.tokens import Measured, row
+from lab.measures.families import register
+from lab.measures.reading import Encoder, Measured, Reading, row
+from lab.worlds import World
 
 
+@register("gates")
 @torch.no_grad()
 def measure(
-    saes: Mapping[str, Any],
-    store: Any,
-    world: Any,
+    saes: Mapping[str, Encoder],
+    reading: Reading,
+    world: World | None,
     *,
-    limit_tokens: int,
-    selection_tokens: int,
-    batch_size: int,
-    seed: int,
-    device: str,
-    progress: bool,
     sequences: Sequence[int] = (0, 1),
     n_tokens: int = 64,
 ) -> dict[str, Measured]:
     """How far b_t in [0, 1] closes where sentences and sections truly start, and where not.
 
-    For SAEs with ``gate="learned"``. Over ``limit_tokens`` of test text, document starts aside:
+    For SAEs with ``gate="learned"``. Over the test text, document starts aside:
     ``gate_mean``, group ``boundary`` (a sentence or section starts at t), ``after`` (at t - 1),
     ``before`` (at t + 1), ``elsewhere`` and ``all``; tokens that are in several count in each but
     ``elsewhere``. How well its peaks match is ``boundary_f1``, group ``learned``, of the family
@@ -34,13 +31,12 @@ def measure(
     first ``n_tokens`` tokens of the given test sequences.
     """
     found = {}
-    for name, sae in saes.items():
+    chosen: dict[str, Any] = dict(saes)
+    for name, sae in chosen.items():
         if getattr(sae.cfg, "gate", None) != "learned" or not hasattr(sae, "closed"):
             continue
         sums: dict[str, list[float]] = {}
-        seen = 0
-        for batch in store.batches("test", batch_size):
-            batch = batch.to(device)
+        for batch in reading.batches("test"):
             context = batch.context
             gate_BT = sae.closed(sae.centred(batch.x_BTD, context), context)
             start_BT = (context.boundary_BT > 0) & (context.boundary_BT < 3)
@@ -57,23 +53,21 @@ def measure(
                 total = sums.setdefault(group, [0.0, 0])
                 total[0] += float(gates.double().sum())
                 total[1] += len(gates)
-            seen += int(context.mask_BT.sum())
-            if seen >= limit_tokens:
-                break
         rows = [
             row("gate_mean", group, total / n if n else float("nan"), n)
             for group, (total, n) in sums.items()
         ]
-        table = shown(sae, store, world, sequences, n_tokens, device)
+        table = shown(sae, reading, world, sequences, n_tokens)
         found[name] = Measured(rows, tables={"gates": table})
     return found
 
 
 def shown(
-    sae: Any, store: Any, world: Any, sequences: Sequence[int], n_tokens: int, device: str
+    sae: Any, reading: Reading, world: World | None, sequences: Sequence[int], n_tokens: int
 ) -> pd.DataFrame:
     """The table ``gates`` of one SAE."""
-    batch = store.batch("test", list(sequences)).to(device)
+    assert world is not None
+    batch = reading.store.batch("test", list(sequences)).to(reading.device)
     gate_BT = sae.closed(sae.centred(batch.x_BTD, batch.context), batch.context)
     rows = []
     for b, sequence in enumerate(sequences):

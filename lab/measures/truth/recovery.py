@@ -1,320 +1,267 @@
-"""Ground truth: which latents stand for which known binary variable, and how well."""
+r"""Truth: is a known variable readable from one latent's value, and against which lines?
 
-from collections.abc import Mapping
-from typing import Any
+The true variables are the (label, class) pairs, one against the rest, over all valid tokens; where
+a label does not apply its variables are off. Per variable and metric (``ap``, ``auroc``, ``f1``;
+:mod:`lab.measures.truth.ranking`) a latent, and for F1 a threshold, is chosen on the split for
+choices and scored on test, for three readings of every dictionary:
 
+- ``own``: the codes z;
+- ``ema``: each latent through a causal EMA, m[t] = Σ_s δ^(t−s) z[s] / Σ_s δ^(t−s), its decay δ
+  chosen with the latent: reading costs no reconstruction;
+- ``average``: the codes of the residual after the same EMA, δ chosen likewise.
+
+Lines beside them (reading own): ``_constant``, a latent that is always the same (AP = p, F1 =
+2p / (1 + p), AUROC = 1/2); ``_chance``, the mean over ``n_shifts`` shifts of the classes against
+the codes (:func:`lab.measures.truth.codes.shifts`), chosen and scored alike; ``_probe`` and
+``_probe_ema``, the ceilings (:mod:`lab.measures.truth.ceilings`).
+
+- ``mcc``: latents and variables paired one to one by Hungarian matching of |Pearson r| on the
+  split for choices; mean of r on test with the sign of the choice, 0 for a variable left without.
+- ``lifetime_error`` = |log2(dwell of the latent / dwell of the variable)|, restricted mean dwell
+  times, of the latent and threshold chosen for F1.
+
+Groups: a scale and ``scale:label`` (means over their variables, n = how many), and
+``scale:label=class`` (n = its test tokens). Variables with fewer than ``min_count`` tokens, or true
+everywhere, in either split are left out for every dictionary alike. Invariant to permuting latents
+and to scaling each by a positive number.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
 from lab.measures.families import register
-from lab.measures.reading import Encoder, Measured, Reading, Tokens, row
+from lab.measures.nulls import DECAYS, ShuffledNull, averaged
+from lab.measures.reading import AVERAGE, EMA, OWN, Encoder, Measured, Reading, Tokens, row
 from lab.measures.time.lifecycle import LifecycleTracker
+from lab.measures.truth.ceilings import ceilings
+from lab.measures.truth.codes import Codes, shifts, variables
+from lab.measures.truth.ranking import F1, METRICS, influences
 from lab.worlds import World
-from tsae.sequences import SCALES
 
-QUANTILES = (0.25, 0.5, 0.75, 0.9)
-DOCUMENT_KINDS = {"plain": "recovery_f1", "matched": "recovery_f1_matched"}
+
+class Choice(NamedTuple):
+    """Per metric and variable the latent [3, C], the place of its decay [3, C], the threshold [C]
+    of F1, and the best score on the split for choices at every decay [D, 3, C]."""
+
+    latent_MC: np.ndarray
+    decay_MC: np.ndarray
+    threshold_C: np.ndarray
+    tried_DMC: np.ndarray
+
+
+def choose(scores: Iterable[np.ndarray]) -> Choice:
+    """The best latent and decay from the scores [F, 4, C] of every decay."""
+    tried, latents, thresholds = [], [], []
+    for scores_F4C in scores:
+        best_MC = scores_F4C[:, :3].argmax(0)
+        tried.append(np.take_along_axis(scores_F4C[:, :3], best_MC[None], 0)[0])
+        latents.append(best_MC)
+        thresholds.append(np.take_along_axis(scores_F4C[:, 3], best_MC[None, F1], 0)[0])
+    tried_DMC = np.stack(tried)
+    decay_MC = tried_DMC.argmax(0)
+    latent_MC = np.take_along_axis(np.stack(latents), decay_MC[None], 0)[0]
+    threshold_C = np.take_along_axis(np.stack(thresholds), decay_MC[None, F1], 0)[0]
+    return Choice(latent_MC, decay_MC, threshold_C, tried_DMC)
+
+
+class Scored(NamedTuple):
+    """Scores [3, C] on test and, per document, the influence on each [3, C, documents]."""
+
+    value_MC: np.ndarray
+    influence_MCD: np.ndarray
+
+
+def score(
+    choice: Choice, test: Iterable[Codes], decays: Sequence[float], keep_C: np.ndarray
+) -> Scored:
+    """The chosen latents on test: the codes of every decay, each through an EMA of ``decays``."""
+    shape = choice.latent_MC.shape
+    value_MC, influence = np.full(shape, np.nan), None
+    for d, (codes, decay) in enumerate(zip(test, decays, strict=True)):
+        used_MC = (choice.decay_MC == d) & keep_C
+        doc_N = np.unique(codes.doc_N, return_inverse=True)[1]
+        if influence is None:
+            influence = np.zeros((*shape, doc_N.max() + 1))
+        for c in np.flatnonzero(used_MC.any(0)):
+            y_N = codes.truth(int(c))
+            for latent in np.unique(choice.latent_MC[used_MC[:, c], c]):
+                given = codes.column(latent, decay), y_N, choice.threshold_C[c]
+                value, influence_3N = influences(*given)
+                for m in np.flatnonzero(used_MC[:, c] & (choice.latent_MC[:, c] == latent)):
+                    value_MC[m, c] = value[m]
+                    influence[m, c] = np.bincount(doc_N, influence_3N[m])
+    return Scored(value_MC, np.zeros((*shape, 0)) if influence is None else influence)
+
+
+class Recovery:
+    """What is said of one dictionary, from its codes on the split for choices and on test."""
+
+    def __init__(self, choices: Codes, test: Codes, min_count: int = 20):
+        self.variables, self.choices, self.test = variables(test.specs), choices, test
+        enough = [(part.n_C >= min_count) & (part.n_C < part.n) for part in (choices, test)]
+        self.keep_C = enough[0] & enough[1]
+        self.rows: list[dict[str, Any]] = []
+        self.documents: list[pd.DataFrame] = []
+        self.tried: list[pd.DataFrame] = []
+
+    def own(self) -> Choice:
+        """Choose, score and report the codes themselves."""
+        choice = choose([self.choices.scores()])
+        self.add(OWN, choice, score(choice, [self.test], [0.0], self.keep_C), [0.0])
+        return choice
+
+    def add(self, reading: str, choice: Choice, scored: Scored, decays: Sequence[float]) -> None:
+        """Rows, document rows and the choices of one reading."""
+        for m, metric in enumerate(METRICS):
+            self.rows += self.grouped(metric, scored.value_MC[m], reading)
+            self.documents.append(self.by_document(metric, scored, m).assign(reading=reading))
+            for d, decay in enumerate(decays):
+                of = {"metric": metric, "reading": reading, "decay": decay}
+                table = pd.DataFrame({"group": [v.group for v in self.variables], **of})
+                table["score"] = choice.tried_DMC[d, m]
+                chosen = table["chosen"] = choice.decay_MC[m] == d
+                table["latent"] = np.where(chosen, choice.latent_MC[m], -1)
+                at = choice.threshold_C if metric == "f1" else np.nan
+                table["threshold"] = np.where(chosen, at, np.nan)
+                self.tried.append(table[self.keep_C])
+
+    def lines(self, reading: Reading, n_shifts: int) -> None:
+        """The constant, chance and the ceilings."""
+        p_C = self.test.n_C / self.test.n
+        constant_MC = np.stack([p_C, np.full_like(p_C, 0.5), 2 * p_C / (1 + p_C)])
+        lines = {"constant": constant_MC, "chance": self.chance(n_shifts, reading.seed)}
+        ceiling = ceilings(reading)
+        lines |= {"probe": ceiling.probe_MC, "probe_ema": ceiling.probe_ema_MC}
+        for name, value_MC in lines.items():
+            for metric, value_C in zip(METRICS, value_MC, strict=True):
+                self.rows += self.grouped(f"{metric}_{name}", value_C)
+
+    def chance(self, n_shifts: int, seed: int) -> np.ndarray:
+        """[3, C]: mean score on shifted classes of the latents chosen on shifted classes."""
+        found = []
+        for first, second in shifts((self.choices, self.test), n_shifts, seed):
+            choice = choose([self.choices.scores(first)])
+            test_F4C = self.test.scores(second)
+            value_MC = np.take_along_axis(test_F4C[:, :3], choice.latent_MC[None], 0)[0]
+            value_MC[F1] = self.test.f1_at(choice.latent_MC[F1], choice.threshold_C, second)
+            found.append(value_MC)
+        return np.mean(found, 0)
+
+    def matched(self) -> None:
+        """``mcc`` of the variables that are kept."""
+        kept = np.flatnonzero(self.keep_C)
+        r_FC = self.choices.correlations()[:, kept]
+        latent, place = linear_sum_assignment(-np.abs(r_FC))
+        r_C = np.zeros(len(self.variables))
+        on_test = self.test.correlations()[latent, kept[place]]
+        r_C[kept[place]] = on_test * np.sign(r_FC[latent, place])
+        self.rows += [r for r in self.grouped("mcc", r_C) if "=" not in r["group"]]
+        self.rows.append(row("mcc", "all", r_C[kept].mean() if len(kept) else np.nan, len(kept)))
+
+    def lifetimes(self, choice: Choice, max_length: int) -> None:
+        """``lifetime_error`` of the latents chosen for F1."""
+        count = len(self.variables)
+        pairs = zip(choice.latent_MC[F1], choice.threshold_C, strict=True)
+        on_NC = np.stack([self.test.column(i) >= max(at, 1e-30) for i, at in pairs], 1)
+        truth_NC = np.stack([self.test.truth(c) for c in range(count)], 1)
+        lives = []
+        for active_NC in (on_NC, truth_NC):
+            life = LifecycleTracker(count, max_length)
+            life.update(torch.from_numpy(active_NC), torch.from_numpy(self.test.first_N).cumsum(0))
+            lives.append(life)
+        error_C = np.full(count, np.nan)
+        for c in np.flatnonzero(self.keep_C):
+            dwell = [life.mean_dwell(torch.tensor([c])) for life in lives]
+            if all(life.runs_seen(torch.tensor([c])) for life in lives):
+                error_C[c] = abs(np.log2(dwell[0] / dwell[1]))
+        self.rows += [r for r in self.grouped("lifetime_error", error_C) if ":" not in r["group"]]
+
+    def groups(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each scale and ``scale:label`` with its kept variables."""
+        for part in (lambda v: v.scale, lambda v: f"{v.scale}:{v.label}"):
+            names = [part(v) for v in self.variables]
+            for name in dict.fromkeys(names):
+                yield name, np.flatnonzero([n == name for n in names] & self.keep_C)
+
+    def grouped(self, metric: str, value_C: np.ndarray, reading: str = OWN) -> list[dict[str, Any]]:
+        """Rows of each scale, label and variable."""
+        means = [(name, at) for name, at in self.groups() if len(at)]
+        rows = [row(metric, name, np.nanmean(value_C[at]), len(at), reading) for name, at in means]
+        return rows + [
+            row(metric, self.variables[c].group, value_C[c], self.test.n_C[c], reading)
+            for c in np.flatnonzero(self.keep_C)
+        ]
+
+    def by_document(self, metric: str, scored: Scored, m: int) -> pd.DataFrame:
+        """num = value · share of tokens + influence, den = share of tokens, by scale and label."""
+        doc_D, count_D = np.unique(self.test.doc_N, return_counts=True)
+        share_D, frames = count_D / self.test.n, []
+        for name, at in self.groups():
+            if len(at):
+                num_D = scored.value_MC[m, at].mean() * share_D + scored.influence_MCD[m, at].mean(
+                    0
+                )
+                table = {"doc": doc_D, "metric": metric, "group": name, "num": num_D}
+                frames.append(pd.DataFrame({**table, "den": share_D}))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 @register("recovery", nulls=True, needs=("labels",))
 def measure(
-    saes: Mapping[str, Encoder], reading: Reading, world: World | None
+    saes: Mapping[str, Encoder],
+    reading: Reading,
+    world: World | None,
+    *,
+    decays: Sequence[float] = DECAYS,
+    min_count: int = 20,
+    n_shifts: int = 20,
+    averaged_tokens: int = 30_000,
+    lines: bool = True,
 ) -> dict[str, Measured]:
-    """:class:`Recovery`, chosen on the split for choices; table ``latents``: group, latent."""
-    found = {}
+    """The module's measures; tables ``choices`` (what was tried, and chosen) and ``latents``.
+
+    ``averaged_tokens``: how many tokens of the split for choices an EMA is chosen on; ``lines``:
+    whether the other readings and the lines are measured, or the codes and MCC alone. Nulls are
+    read by their codes alone.
+    """
+    specs, found = reading.store.label_specs, {}
     for name, sae in saes.items():
-        store = reading.store
-        part = Recovery(store.label_specs, max_length=store.seq_len, seed=reading.seed)
-        for t in reading.tokens(sae, reading.choices):
-            part.select(t)
-        for t in reading.tokens(sae, "test"):
-            part.update(t)
-        best = pd.DataFrame(part.best_latents().items(), columns=["group", "latent"])
-        found[name] = Measured(part.rows(), part.document_rows(), {"latents": best})
+        choices = Codes(specs, reading.tokens(sae, reading.choices))
+        test = Codes(specs, reading.tokens(sae, "test"))
+        said = Recovery(choices, test, min_count)
+        choice = said.own()
+        said.matched()
+        said.lifetimes(choice, reading.store.seq_len)
+        if lines and not isinstance(sae, ShuffledNull):
+            said.lines(reading, n_shifts)
+            part = choices.first(averaged_tokens)
+            slow = choose(part.averaged_scores(decay) for decay in decays)
+            said.add(EMA, slow, score(slow, [test] * len(decays), decays, said.keep_C), decays)
+
+            tried = averages(sae, reading, reading.choices, decays, averaged_tokens)
+            slow = choose(codes.scores() for codes in tried)
+            whole = averages(sae, reading, "test", decays, None)
+            scored = score(slow, whole, [0.0] * len(decays), said.keep_C)
+            said.add(AVERAGE, slow, scored, decays)
+        table = pd.concat(said.tried, ignore_index=True).assign(split=reading.choices)
+        own = table[(table["metric"] == "ap") & (table["reading"] == OWN)]
+        tables = {"choices": table, "latents": own[["group", "latent"]]}
+        found[name] = Measured(said.rows, pd.concat(said.documents, ignore_index=True), tables)
     return found
 
 
-class Recovery:
-    r"""Best single latent per true variable, chosen on some documents and scored on others.
-
-    The C true variables are the (label, class) pairs, one against the rest, over all valid tokens;
-    where a label does not apply (−1) its variables are off. ``select`` takes selection documents
-    (training split), then ``update`` takes test documents. Per variable c:
-
-    - F1 = 2 tp / (active + true) of "latent i is active" (z_i > 0); i is the best on the selection
-      documents; ``recovery_f1``, ``recovery_precision``, ``recovery_recall`` on the test documents.
-    - ``recovery_f1_tuned``: i and a threshold chosen together, among 0 and the quartiles and ninth
-      decile of z_i's positive values (measured on the first ``calibration`` selection tokens).
-    - ``recovery_f1_matched``: the null; the variables are shifted circularly against the codes by a
-      random offset a batch, then chosen and scored the same way: what frequency alone gives (a
-      latent that is always on has F1 = 2p / (1 + p) for a variable of frequency p).
-      ``recovery_f1_excess`` = recovery_f1 − recovery_f1_matched.
-    - ``mcc``: latents and variables are paired one to one by Hungarian matching of |Pearson r| on
-      the selection documents; mean of r on the test documents, with the selection's sign.
-    - ``lifetime_error`` = mean |log2(dwell of latent i / dwell of c)|, restricted mean dwell times.
-
-    Groups: a scale (mean over its variables, n = how many), and ``scale:label=class`` (n = true
-    test tokens). Variables with fewer than ``min_count`` true tokens, or true everywhere, in either
-    part are left out for every SAE alike; ``recovery_classes`` counts the rest.
-    Invariant to permuting latents and to scaling each by a positive number.
-
-    ``max_length``: the longest piece in tokens (the store's sequence length).
-    Raises ValueError when there are no labels, or when scoring starts before selection.
-    """
-
-    def __init__(
-        self,
-        label_specs: Mapping[str, Any],
-        *,
-        min_count: int = 20,
-        calibration: int = 4096,
-        max_length: int = 128,
-        seed: int = 0,
-    ):
-        self.variables = [
-            (spec.scale, name, cls) for name, spec in label_specs.items() for cls in spec.classes
-        ]
-        if not self.variables:
-            raise ValueError("the store has no labels, so recovery cannot be measured")
-        self.specs = dict(label_specs)
-        self.min_count, self.calibration, self.max_length = min_count, calibration, max_length
-        self.generator = torch.Generator().manual_seed(seed)
-        self.pending: list[Tokens] = []
-        self.threshold_QF: Tensor | None = None
-        self.chosen: dict[str, tuple[Tensor, Tensor]] | None = None
-        self.selected_n = self.n = 0
-        self.documents: list[tuple[Tensor, Tensor]] = []
-
-    def true_variables(self, t: Tokens) -> Tensor:
-        """[N, C] float 0/1 in the order of ``variables``."""
-        parts = []
-        for name, spec in self.specs.items():
-            label_N = t.labels[name].long()
-            parts.append(label_N[:, None] == torch.arange(len(spec.classes), device=label_N.device))
-        return torch.cat(parts, 1).float()
-
-    def _shifted(self, y_NC: Tensor) -> Tensor:
-        return y_NC.roll(int(torch.randint(len(y_NC), (1,), generator=self.generator)), 0)
-
-    # ---- choosing -------------------------------------------------------------------------
-
-    def select(self, t: Tokens) -> None:
-        """Take in selection documents. Raises ValueError once scoring has begun."""
-        if self.chosen is not None:
-            raise ValueError("selection documents came after scoring began")
-        if not len(t):
-            return
-        if self.threshold_QF is None:
-            self.pending.append(t)
-            if sum(map(len, self.pending)) >= self.calibration:
-                self._calibrate()
-        else:
-            self._count(t)
-
-    def _calibrate(self) -> None:
-        z_NF = torch.cat([t.z_NF for t in self.pending])[: self.calibration]
-        n, f = z_NF.shape
-        c = len(self.variables)
-        ascending_NF = z_NF.sort(0).values
-        positive_F = (z_NF > 0).sum(0)
-        levels = [torch.zeros(f, device=z_NF.device)]
-        for q in QUANTILES:
-            at_F = n - positive_F + (q * positive_F).long()
-            value_F = ascending_NF.gather(0, at_F.clamp(max=n - 1)[None]).squeeze(0)
-            levels.append(torch.where(positive_F > 0, value_F, 0.0))
-        self.threshold_QF = torch.stack(levels)
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float64, device=z_NF.device)
-
-        self.tp_QFC, self.active_QF = zeros(len(levels), f, c), zeros(len(levels), f)
-        self.true_C = zeros(c)
-        self.null_tp_FC, self.moment_FC = zeros(f, c), zeros(f, c)
-        self.sum_F, self.square_F = zeros(f), zeros(f)
-        self.tp_C3 = {kind: zeros(c, 3) for kind in ("plain", "tuned", "matched")}
-        self.pair_C4 = zeros(c, 4)  # Σz, Σz², Σzy, Σy of the matched pairs on test documents
-        self.lives = {
-            kind: LifecycleTracker(c, self.max_length, device=z_NF.device)
-            for kind in ("latent", "true")
-        }
-        for t in self.pending:
-            self._count(t)
-        self.pending = []
-
-    def _count(self, t: Tokens) -> None:
-        y_NC, z_NF = self.true_variables(t), t.z_NF.float()
-        assert self.threshold_QF is not None
-        for q, threshold_F in enumerate(self.threshold_QF):
-            active_NF = (z_NF > threshold_F).float()
-            self.tp_QFC[q] += active_NF.T @ y_NC
-            self.active_QF[q] += active_NF.sum(0)
-        self.null_tp_FC += (z_NF > 0).float().T @ self._shifted(y_NC)
-        self.moment_FC += z_NF.T @ y_NC
-        self.sum_F += z_NF.sum(0)
-        self.square_F += z_NF.square().sum(0)
-        self.true_C += y_NC.sum(0)
-        self.selected_n += len(t)
-
-    def _choose(self) -> None:
-        if self.pending:
-            self._calibrate()
-        if self.threshold_QF is None:
-            raise ValueError("no selection documents: call select before update")
-        threshold_QF = self.threshold_QF
-
-        def best(tp_QFC: Tensor, active_QF: Tensor) -> tuple[Tensor, Tensor]:
-            f1_QFC = 2 * tp_QFC / (active_QF[..., None] + self.true_C).clamp(min=1)
-            flat = f1_QFC.flatten(0, 1).argmax(0)
-            q, latent_C = flat // f1_QFC.shape[1], flat % f1_QFC.shape[1]
-            return latent_C, threshold_QF[q, latent_C]
-
-        self.chosen = {
-            "plain": best(self.tp_QFC[:1], self.active_QF[:1]),
-            "tuned": best(self.tp_QFC, self.active_QF),
-            "matched": best(self.null_tp_FC[None], self.active_QF[:1]),
-        }
-        sums = self.sum_F[:, None], self.square_F[:, None], self.moment_FC, self.true_C
-        r_FC = pearson(*sums, self.selected_n)
-        latent, variable = linear_sum_assignment(-r_FC.abs().cpu().numpy())
-        self.pair_latent = torch.as_tensor(latent, device=r_FC.device)
-        self.pair_variable = torch.as_tensor(variable, device=r_FC.device)
-        self.pair_sign = r_FC[self.pair_latent, self.pair_variable].sign()
-        self.test_true_C = torch.zeros_like(self.true_C)
-
-    # ---- scoring --------------------------------------------------------------------------
-
-    def update(self, t: Tokens) -> None:
-        """Take in test documents; the first call fixes the choices made from the selection."""
-        if self.chosen is None:
-            self._choose()
-        assert self.chosen is not None
-        if not len(t):
-            return
-        y_NC = self.true_variables(t)
-        self.test_true_C += y_NC.sum(0)
-        self.n += len(t)
-        doc, index = torch.unique(t.doc_N, return_inverse=True)
-        per_doc = []
-        for kind, (latent_C, threshold_C) in self.chosen.items():
-            active_NC = (t.z_NF[:, latent_C] > threshold_C).float()
-            true_NC = self._shifted(y_NC) if kind == "matched" else y_NC
-            counts_NC3 = torch.stack([active_NC * true_NC, active_NC, true_NC], -1)
-            self.tp_C3[kind] += counts_NC3.sum(0)
-            if kind in DOCUMENT_KINDS:
-                zeros = torch.zeros(len(doc), *counts_NC3.shape[1:], device=y_NC.device)
-                per_doc.append(zeros.index_add_(0, index, counts_NC3))
-            if kind == "plain":
-                self.lives["latent"].update(active_NC > 0, t.piece_N)
-        self.lives["true"].update(y_NC > 0, t.piece_N)
-        self.documents.append((doc.cpu(), torch.stack(per_doc).cpu()))
-        z, y = t.z_NF[:, self.pair_latent].double(), y_NC[:, self.pair_variable].double()
-        sums = torch.stack([z.sum(0), z.square().sum(0), (z * y).sum(0), y.sum(0)], 1)
-        self.pair_C4[: len(sums)] += sums
-
-    def scored(self) -> Tensor:
-        """[C] bool: variables with enough cases in both parts; depends on the data alone."""
-        ok = (self.true_C >= self.min_count) & (self.test_true_C >= self.min_count)
-        return ok & (self.true_C < self.selected_n) & (self.test_true_C < self.n)
-
-    def rows(self) -> list[dict[str, Any]]:
-        if self.n == 0:
-            raise ValueError("no test document was scored; ask for more tokens")
-        keep = self.scored().cpu()
-        per_class = {"recovery_f1": _f1(self.tp_C3["plain"])}
-        tp, active, true = self.tp_C3["plain"].unbind(-1)
-        per_class["recovery_precision"] = tp / active.clamp(min=1)
-        per_class["recovery_recall"] = tp / true.clamp(min=1)
-        per_class["recovery_f1_tuned"] = _f1(self.tp_C3["tuned"])
-        per_class["recovery_f1_matched"] = _f1(self.tp_C3["matched"])
-        excess = per_class["recovery_f1"] - per_class["recovery_f1_matched"]
-        per_class["recovery_f1_excess"] = excess
-        per_class["lifetime_error"] = self._lifetime_error()
-        per_class["mcc"] = self._matched_correlation()
-        rows = []
-        for scale in SCALES:
-            of_scale = torch.tensor([v[0] == scale for v in self.variables]) & keep
-            n = int(of_scale.sum())
-            if n:
-                rows.append(row("recovery_classes", scale, n, n))
-                rows += [
-                    row(m, scale, v.cpu()[of_scale].nanmean(), n) for m, v in per_class.items()
-                ]
-        mcc = per_class["mcc"].cpu()[keep]
-        rows.append(row("mcc", "all", mcc.mean() if len(mcc) else float("nan"), len(mcc)))
-        for metric in ("recovery_f1", "recovery_f1_tuned"):
-            for c in keep.nonzero().squeeze(1).tolist():
-                value, cases = per_class[metric][c], self.test_true_C[c]
-                rows.append(row(metric, self.group(c), value, cases))
-        return rows
-
-    def group(self, c: int) -> str:
-        scale, label, cls = self.variables[c]
-        return f"{scale}:{label}={cls}"
-
-    def best_latents(self) -> dict[str, int]:
-        """``scale:label=class`` → the latent that was chosen for it (threshold 0)."""
-        assert self.chosen is not None
-        latent_C = self.chosen["plain"][0]
-        return {self.group(c): int(latent_C[c]) for c in self.scored().nonzero().squeeze(1)}
-
-    def _matched_correlation(self) -> Tensor:
-        n_pairs = len(self.pair_latent)
-        z, z2, zy, y = self.pair_C4[:n_pairs].unbind(1)
-        r_C = torch.zeros_like(self.true_C)  # a variable left without a latent counts as 0
-        r_C[self.pair_variable] = pearson(z, z2, zy, y, self.n) * self.pair_sign
-        return r_C
-
-    def _lifetime_error(self) -> Tensor:
-        error = []
-        for c in range(len(self.variables)):
-            one = torch.tensor([c])
-            dwell = {kind: life.mean_dwell(one) for kind, life in self.lives.items()}
-            seen = all(life.runs_seen(one) for life in self.lives.values())
-            ratio = dwell["latent"] / dwell["true"] if seen else float("nan")
-            error.append(abs(float(torch.tensor(ratio).log2())))
-        return torch.tensor(error, dtype=torch.float64)
-
-    def document_rows(self) -> pd.DataFrame:
-        """num = 2 tp, den = 2 tp + fp + fn per test document and variable (rows with den > 0).
-
-        Metrics ``recovery_f1`` and ``recovery_f1_matched``, group ``scale:label=class``.
-        """
-        keep = self.scored().cpu()
-        groups = pd.Series([self.group(c) for c in range(len(self.variables))])
-        doc, index = torch.unique(torch.cat([d for d, _ in self.documents]), return_inverse=True)
-        counts = torch.cat([k for _, k in self.documents], 1).double()
-        frames = []
-        for kind, metric in enumerate(DOCUMENT_KINDS.values()):
-            total = torch.zeros(len(doc), *counts.shape[2:], dtype=torch.float64)
-            total.index_add_(0, index, counts[kind])
-            den = (total[..., 1] + total[..., 2]) * keep
-            d, c = den.nonzero(as_tuple=True)
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "doc": doc[d].numpy(),
-                        "metric": metric,
-                        "group": groups.iloc[c.numpy()].to_numpy(),
-                        "num": 2 * total[d, c, 0].numpy(),
-                        "den": den[d, c].numpy(),
-                    }
-                )
-            )
-        return pd.concat(frames, ignore_index=True)
-
-
-def pearson(z: Tensor, z2: Tensor, zy: Tensor, y: Tensor, n: int) -> Tensor:
-    """Pearson r from the sums Σz, Σz², Σzy, Σy of n cases with y ∈ {0, 1}; 0 where undefined."""
-    covariance = n * zy - z * y
-    z_spread, y_spread = n * z2 - z.square(), n * y - y.square()
-    # relative, so that neither scale nor rounding turns a constant into a correlation
-    defined = (z_spread > 1e-7 * n * z2) & (y_spread > 0)
-    spread = torch.where(defined, z_spread * y_spread, 1.0)
-    return torch.where(defined, covariance / spread.sqrt(), 0.0)
-
-
-def _f1(counts_C3: Tensor) -> Tensor:
-    tp, active, true = counts_C3.unbind(-1)
-    return 2 * tp / (active + true).clamp(min=1)
+def averages(
+    sae: Encoder, reading: Reading, split: str, decays: Sequence[float], limit: int | None
+) -> Iterator[Codes]:
+    """The codes of the averaged residual at every decay."""
+    for decay in decays:
+        codes = Codes(reading.store.label_specs)
+        for batch in reading.batches(split, limit):
+            z_BTF = sae.encode(averaged(batch, decay), batch.context)
+            codes.add(Tokens.of(batch, z_BTF, batch.x_BTD))
+        yield codes

@@ -16,7 +16,7 @@ PARAMETERS = {"theta": r"$\theta$ (strength)", "beta": r"$\beta$ (rate)", "tau":
 RESPONSES = {
     "fve": ("FVE", "0072B2", "o", "-"),
     "l0": ("L0 / learned L0", "777777", "s", (0, (3, 1))),
-    "recovery_f1_document": ("document F1", "D55E00", "^", "--"),
+    "ap_document": ("document AP", "D55E00", "^", "--"),
     "smoothness": ("smoothness (lower: smoother)", "009E73", "D", "-."),
     "turnover": ("turnover of active latents", "CC79A7", "v", ":"),
 }

@@ -16,9 +16,9 @@ from tsae.errors import UserError
 WEIGHTS = "consistency_weights="
 GAPS = {
     "shuffle_gap_fve": "FVE",
-    "shuffle_gap_f1_document": "document F1",
-    "shuffle_gap_f1_section": "section F1",
-    "shuffle_gap_f1_token": "token F1",
+    "shuffle_gap_ap_document": "document F1",
+    "shuffle_gap_ap_section": "section F1",
+    "shuffle_gap_ap_token": "token F1",
 }
 LATENT_GROUPS = {"all": "o", "fast": "<", "sentence": "s", "document": ">"}
 

@@ -20,7 +20,7 @@ SETTINGS = (
     ("smoothness", "all", r"Smooth.\ $\downarrow$"),
 )
 SYMBOLS = {"theta": r"$\theta$", "beta": r"$\beta$", "tau": r"$\tau$"}
-COMPARED = {"fvu": ("FVE", -1), "smoothness": ("smoothness", 1), "recovery_f1": ("document F1", 1)}
+COMPARED = {"fvu": ("FVE", -1), "smoothness": ("smoothness", 1), "ap": ("document AP", 1)}
 TRAINED = {
     "all": "trained on all positions",
     "first": "trained on the first half",

@@ -18,7 +18,7 @@ def tables() -> dict[str, pd.DataFrame]:
     directories = sae_dirs()
     setting = open_setting(world_dir())
     found = read_saes(directories, setting.store)
-    sizes: dict[str, Any] = {"limit_tokens": 4000, "selection_tokens": 4000, "null_tokens": 4000}
+    sizes: dict[str, Any] = {"limit_tokens": 4000, "selection_tokens": 4000}
     made = run_evaluation(
         setting, found, splice_tokens=1000, n_context_sequences=8, progress=False, **sizes
     )

@@ -19,8 +19,8 @@ class MicroworldConfig:
     n_entities: int = 16
     """Invented things per subject, 4 to 20; each one more adds 26 facts."""
     temporal: float = 1.0
-    """Share of tokens that keep their place in the document; the others are i.i.d. draws, labels
-    and all.
+    """Share of tokens that keep their place in the document; the others are i.i.d. draws, which
+    leave the document's and the section's labels as they are.
     """
     n_layers: int = 4
     """Transformer blocks."""

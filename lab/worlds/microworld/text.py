@@ -44,9 +44,10 @@ _POOL_DOCUMENTS = 400
 class MicroworldText:
     """All text of one microworld; each document depends only on the seed, its split and its number.
 
-    At ``temporal`` = s < 1 every token is kept with probability s, and otherwise replaced, labels
-    and all, by an independent draw from the tokens of 400 other documents. At s = 0 tokens are
-    i.i.d. and no boundary is left but the document's.
+    At ``temporal`` = s < 1 every token is kept with probability s, and otherwise replaced by an
+    independent draw from the tokens of 400 other documents, with the labels of the token itself;
+    what the document and the section are labelled stays. At s = 0 tokens are i.i.d., nothing tells
+    those labels, and no boundary is left but the document's.
     """
 
     def __init__(self, config: MicroworldConfig) -> None:
@@ -86,7 +87,9 @@ class MicroworldText:
         boundary = np.where(kept, made.boundary, 0).astype(np.uint8)
         boundary[0] = DOCUMENT
         labels = {
-            name: np.where(kept, values, self._pool.labels[name][drawn])
+            name: values
+            if name in LABELS and LABELS[name].scale != "token"
+            else np.where(kept, values, self._pool.labels[name][drawn])
             for name, values in made.labels.items()
         }
         tokens = np.where(kept, made.tokens, self._pool.tokens[drawn])
