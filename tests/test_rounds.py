@@ -137,8 +137,8 @@ def test_contrast_prefers_memories_that_tell_documents_apart():
     document = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2])
     apart = torch.eye(3)[document]
     torch.manual_seed(0)
-    alike = passages.document_contrast(torch.ones(12, 3), context, 99, 2, 0.1)
-    assert float(passages.document_contrast(apart, context, 99, 2, 0.1)) < 0.001 < float(alike)
+    alike = passages.contrast(torch.ones(12, 3), context, 99, 2, 0.1)
+    assert float(passages.contrast(apart, context, 99, 2, 0.1)) < 0.001 < float(alike)
 
 
 def test_slow_latents_hold_their_document_in_memory():

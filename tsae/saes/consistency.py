@@ -1,50 +1,79 @@
-"""The contrastive distance between a slow code and its past, over sampled pairs of tokens."""
+"""How alike a group's codes are over time, and how often its latents are on."""
 
 import torch
 from torch import Tensor, nn
 
-from tsae.kernels.sparse import Codes
+from tsae.kernels.sparse import Codes, group_energy, lag_dots
+from tsae.sequences import FilledContext
 
 
-def sampled_pairs(keep_N: Tensor, lag: int, limit: int) -> Tensor:
-    """The later tokens [P <= limit] of random pairs (n + lag, n) that ``keep_N`` [N - lag] keeps."""
-    rows = keep_N.nonzero()[:, 0] + lag
-    return rows[torch.randperm(rows.numel(), device=rows.device)[:limit]]
-
-
-def block_of(codes: Codes | Tensor, rows_P: Tensor | None, start: int, stop: int) -> Tensor:
-    """Latents ``start … stop - 1`` of the given (distinct) tokens [P, stop - start], with gradient;
-    of all tokens for None.
-
-    From sparse codes only the active entries of these tokens are read.
-    """
+def block(codes: Codes | Tensor, start: int, stop: int) -> Tensor:
+    """The codes of latents ``start … stop - 1``, dense [N, stop - start], with their gradient."""
     if isinstance(codes, Tensor):
-        return codes[:, start:stop] if rows_P is None else codes[rows_P, start:stop]
-    inside, place = (codes.cols >= start) & (codes.cols < stop), codes.rows
-    if rows_P is not None:
-        place_N = torch.full((codes.shape[0],), -1, device=rows_P.device)
-        place_N[rows_P] = torch.arange(rows_P.numel(), device=rows_P.device)
-        place = place_N[codes.rows]
-        inside &= place >= 0
-    kept = inside.nonzero()[:, 0]
-    n = codes.shape[0] if rows_P is None else rows_P.numel()
-    empty = codes.values.new_zeros(n, stop - start)
-    return empty.index_put((place[kept], codes.cols[kept] - start), codes.values[kept])
+        return codes[:, start:stop]
+    kept = ((codes.cols >= start) & (codes.cols < stop)).nonzero()[:, 0]
+    empty = codes.values.new_zeros(codes.shape[0], stop - start)
+    return empty.index_put((codes.rows[kept], codes.cols[kept] - start), codes.values[kept])
 
 
-def info_nce(now_PG: Tensor, then_PG: Tensor, segment_P: Tensor, temperature: float) -> Tensor:
-    """Symmetric InfoNCE between z_g[t] and z_g[t - lag]; 0 for fewer than two pairs.
+def excess_rate(codes: Codes | Tensor, n: Tensor) -> Tensor:
+    """``sum_i relu(rate_i - 1/2)`` over ``n`` tokens, whose gradient lowers the codes of such latents
+    in proportion."""
+    if isinstance(codes, Tensor):
+        count_F, sum_F = (codes > 0).sum(0), codes.sum(0)
+    else:
+        count_F = torch.bincount(codes.cols[codes.values > 0], minlength=codes.shape[1])
+        sum_F = codes.values.new_zeros(codes.shape[1]).index_add(0, codes.cols, codes.values)
+    ratio_F = sum_F / sum_F.detach().clamp_min(1e-8)
+    return ((count_F / n - 0.5).clamp_min(0.0) * ratio_F).sum()
 
-    Tokens of the same segment are no negatives of each other: a slow code should agree on them.
-    The similarity is the raw inner product over (temperature x mean energy): an independent
-    replication of T-SAE (arXiv 2511.05541) found that cosines do not separate time scales.
+
+def distance(
+    codes: Codes | Tensor,
+    context: FilledContext,
+    sizes: list[int],
+    levels: tuple[int, ...],
+    weight_G: Tensor,
+    lags: tuple[int, ...],
+    kind: str,
+) -> Tensor:
+    """``sum_g w_g sum_lag mean_t D(z_g[t], z_g[t - lag])`` within the groups' own stretches.
+
+    ``cosine``: 1 - z.z' / (|z| |z'|). ``l2``: 1 - 2 z.z' / (|z|^2 + |z'|^2), which is scale-free.
     """
-    if len(now_PG) < 2:
-        return now_PG.new_zeros(())
-    energy = now_PG.detach().square().sum(1).mean().clamp_min(1e-6)
-    same = segment_P[:, None] == segment_P[None]
-    same.fill_diagonal_(False)
-    logits = (now_PG @ then_PG.t() / (temperature * energy)).masked_fill(same, float("-inf"))
-    target = torch.arange(len(now_PG), device=now_PG.device)
-    cross_entropy = nn.functional.cross_entropy
-    return 0.5 * (cross_entropy(logits, target) + cross_entropy(logits.t(), target))
+    mask, boundary = context.mask_BT.flatten(), context.boundary_BT.flatten()
+    segment_NG = torch.stack([boundary >= level for level in levels], 1).cumsum(0)
+    lags = tuple(lag for lag in lags if lag < context.mask_BT.shape[1])
+    energy_NG, total = energy(codes, sizes), weight_G.new_zeros(())
+    for lag, dots_NG in zip(lags, dots(codes, lags, sizes), strict=True):
+        keep_NG = (segment_NG[lag:] == segment_NG[:-lag]) & (mask[lag:] & mask[:-lag])[:, None]
+        now, then, both = energy_NG[lag:], energy_NG[:-lag], dots_NG[lag:]
+        if kind == "cosine":
+            # The epsilon keeps the root's gradient finite where a group is silent.
+            far = 1.0 - both / (now * then + 1e-6).sqrt()
+        else:
+            far = 1.0 - 2.0 * both / (now + then + 1e-6)
+        total = total + (far * keep_NG).sum(0) @ weight_G
+    return total / context.mask_BT.sum().clamp_min(1)
+
+
+def groups_of(sizes: list[int], device: torch.device) -> Tensor:
+    """The group [F] of every latent."""
+    return torch.arange(len(sizes), device=device).repeat_interleave(
+        torch.tensor(sizes, device=device)
+    )
+
+
+def energy(codes: Codes | Tensor, sizes: list[int]) -> Tensor:
+    """``|z_g|^2`` [N, G]."""
+    if isinstance(codes, Tensor):
+        return torch.stack([b.square().sum(1) for b in codes.split(sizes, 1)], 1)
+    return group_energy(codes, groups_of(sizes, codes.cols.device), len(sizes))
+
+
+def dots(codes: Codes | Tensor, lags: tuple[int, ...], sizes: list[int]) -> Tensor:
+    """``z_g[t] . z_g[t-lag]`` [L, N, G] for every lag."""
+    if not isinstance(codes, Tensor):
+        return lag_dots(codes, lags, groups_of(sizes, codes.cols.device), len(sizes))
+    products = [codes * nn.functional.pad(codes[:-lag], (0, 0, lag, 0)) for lag in lags]
+    return torch.stack([torch.stack([b.sum(1) for b in p.split(sizes, 1)], 1) for p in products])

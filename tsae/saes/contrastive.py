@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from tsae.saes.base import Encoding, require
-from tsae.saes.consistency import block_of
+from tsae.saes.consistency import block
 from tsae.saes.matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from tsae.saes.registry import register
 from tsae.sequences import DOCUMENT, FilledContext
@@ -101,7 +101,7 @@ class ContrastiveSAE(MatryoshkaSAE):
         """``prefixes`` (the high prefix's error) and ``contrast`` = alpha/d C, weighted."""
         terms = super().own_terms(x_BTD, enc)
         if self.cfg.alpha > 0:
-            contrast = self.contrast(block_of(enc.codes, None, 0, self.sizes[0]), enc.context)
+            contrast = self.contrast(block(enc.codes, 0, self.sizes[0]), enc.context)
             terms["contrast"] = self.cfg.alpha / self.cfg.d_in * contrast
         return terms
 

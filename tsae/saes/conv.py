@@ -2,11 +2,19 @@ r"""A. Temporal convolution with boundaries and a hierarchical consistency loss.
 
     pre[t] = b_enc + sum_{j<w} g[t,j] (x[t-j] - b_dec) W_j,     W_j = A_j B_j (rank r) for j >= 1
     g[t,j] = prod_{i=t-j+1..t} (1 - b_i)
-    L      = sum_g lambda_g sum_{l in lags} mean_t keep_g[t,l] D(z_g[t], z_g[t-l])
+    loss   = the static one + every prefix's error (``nested``)
+             + sum_g lambda_g D_g + guard sum_i relu(rate_i - 1/2)
+             + predict FVU of (1 - b_t) h[t] for x[t] - b_dec             (learned gates)
 
-Latents fall into fast / sentence / document groups, each with its own share of k, so that slow
-latents are not starved. ``keep_g`` is 0 across a boundary of the group's level or higher.
-Window 1 without consistency and with one group is the static SAE exactly. Source: this project.
+The dictionary is document, section (here ``sentence``), then fast latents. A group's window closes,
+b_i = 1, at boundaries of its own level or higher; the lags' rank is shared out among the groups.
+Nested prefixes let slow latents earn their place; otherwise each group has its own share of k. D is
+InfoNCE (``contrastive``) between centred codes at t and t - lag of the group's own stretch, with
+other documents as negatives, or the mean distance (``cosine``, ``l2``) between them over fixed lags,
+which codes that are always on satisfy: hence the guard, whose value is what rates exceed one half
+by, and whose gradient lowers those codes. A learned gate is asked to be open where h, a linear
+reading of the window's mean, predicts the token. Window 1 without consistency and with one group is
+the static SAE exactly. Source: this project.
 """
 
 from dataclasses import dataclass
@@ -14,12 +22,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tsae.kernels.sparse import Codes, group_energy, lag_dots
 from tsae.saes import activations
 from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, State, Tokens, require
 from tsae.saes.config import split_by_shares
-from tsae.saes.consistency import block_of, info_nce, sampled_pairs
+from tsae.saes.consistency import block, distance, excess_rate
 from tsae.saes.encoding import recent
+from tsae.saes.nested import prefix_error
+from tsae.saes.passages import contrast
 from tsae.saes.registry import register
 from tsae.sequences import DOCUMENT, FilledContext
 
@@ -30,41 +39,50 @@ CONSISTENCY = ("none", "cosine", "l2", "contrastive")
 
 @dataclass(frozen=True)
 class ConvConfig(SAEConfig):
-    """The static config plus window, gate, groups and consistency."""
+    """The static config plus window, gate, groups and consistency. What is given for each group is
+    in the order fast, section, document; one group is a document's."""
 
-    window: int = 4
+    window: int = 8
     """Tokens the encoder sees: the current one and window - 1 predecessors."""
     lag_rank: int | None = 64
     """Rank of the weights of lags >= 1; None for full matrices."""
     gate: str = "hard"
     """What stops context: none (documents alone), hard (given boundaries), learned."""
-    gate_level: int = 1
-    """Lowest boundary level at which the hard gate closes: 1 sentence, 2 section, 3 document."""
-    group_shares: tuple[float, ...] = (0.5, 0.3, 0.2)
-    """Shares of latents in the fast, sentence and document groups; (1.0,) for one group."""
+    gate_level: int | None = None
+    """Lowest boundary level at which every hard gate closes (1 sentence, 2 section, 3 document);
+    None for each group's own."""
+    group_shares: tuple[float, ...] = (3 / 4, 3 / 16, 1 / 16)
+    """Shares of latents in the groups; (1.0,) for one group."""
+    group_levels: tuple[int, ...] = (1, 2, 3)
+    """Boundary level at which each group's window and consistency stop."""
+    nested: bool = True
+    """Whether each prefix of the dictionary reconstructs; else each group has its share of k."""
     k_shares: tuple[float, ...] | None = None
-    """Shares of k reserved for each group; None for the latents' own shares."""
-    group_levels: tuple[int, ...] = (1, 1, 3)
-    """Boundary level at which each group's consistency stops; 3 throughout hides all but documents,
-    so that a learned gate sees no given sentence."""
-    consistency: str = "cosine"
+    """Shares of k reserved for each group where nothing is nested; None for the latents' own."""
+    consistency: str = "contrastive"
     """Distance D: none, cosine, l2 (scale-free) or contrastive."""
-    consistency_weights: tuple[float, ...] = (0.0, 0.01, 0.03)
+    consistency_weights: tuple[float, ...] = (0.0, 0.01, 0.02)
     """lambda_g of each group."""
     lags: tuple[int, ...] = (1, 2, 4, 8)
-    """Lags over which consistency is asked for."""
+    """Lags over which cosine and l2 are asked for."""
+    longest_lag: int = 64
+    """Largest lag of the contrastive pairs, which are uniform in its logarithm."""
     pairs: int = 256
-    """Token pairs a lag that the contrastive distance compares with each other."""
+    """Pairs of tokens that the contrastive distance compares with each other."""
     temperature: float = 0.1
-    """Divisor of the contrastive similarities, which are in units of the mean energy."""
+    """Divisor of the contrastive cosines."""
+    guard: float = 0.05
+    """Weight of the guard against latents that are on at more than half of all tokens."""
+    predict: float = 0.05
+    """Weight of the prediction that a learned gate is asked for."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        window, rank = self.window, self.lag_rank
+        window, rank, level = self.window, self.lag_rank, self.gate_level
         require(isinstance(window, int) and window >= 1, "window", window, "a whole number >= 1")
         require(rank is None or rank >= 1, "lag_rank", rank, "at least 1, or None for full")
         require(self.gate in GATES, "gate", self.gate, f"one of {', '.join(GATES)}")
-        require(self.gate_level in (1, 2, 3), "gate_level", self.gate_level, "1, 2 or 3")
+        require(level in (None, 1, 2, 3), "gate_level", level, "1, 2, 3, or None for each group's")
         kind = self.consistency
         require(kind in CONSISTENCY, "consistency", kind, f"one of {', '.join(CONSISTENCY)}")
         for field in ("group_shares", "k_shares"):
@@ -78,7 +96,12 @@ class ConvConfig(SAEConfig):
         for field in ("group_levels", "consistency_weights"):
             require(len(getattr(self, field)) >= n, field, getattr(self, field), f"{n} or more")
         require(self.k >= n, "k", self.k, f"at least the number of groups, {n}")
+        for field in ("longest_lag", "pairs"):
+            value = getattr(self, field)
+            require(isinstance(value, int) and value > 0, field, value, "a whole number above 0")
         require(min(self.lags) >= 1, "lags", self.lags, "whole numbers >= 1")
+        for field in ("guard", "predict"):
+            require(getattr(self, field) >= 0, field, getattr(self, field), "at least 0")
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
 
 
@@ -89,15 +112,19 @@ class ConvSAE(SAE):
     cfg: ConvConfig
     group_F: Tensor
     weight_G: Tensor
+    mean_F: Tensor
 
     def __init__(self, cfg: ConvConfig):
         super().__init__(cfg)
-        d, F, lags = cfg.d_in, cfg.d_sae, cfg.window - 1
-        self.sizes = split_by_shares(F, cfg.group_shares)
-        group = torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
+        d, F, lags, n = cfg.d_in, cfg.d_sae, cfg.window - 1, len(cfg.group_shares)
+        self.sizes = split_by_shares(F, cfg.group_shares)[::-1]
+        self.levels = cfg.group_levels[-n:][::-1]
+        self.weights = cfg.consistency_weights[-n:][::-1]
+        group = torch.repeat_interleave(torch.arange(n), torch.tensor(self.sizes))
         self.register_buffer("group_F", group, persistent=False)
-        weights = torch.tensor(cfg.consistency_weights[: len(self.sizes)], dtype=torch.float32)
+        weights = torch.tensor(self.weights, dtype=torch.float32)
         self.register_buffer("weight_G", weights, persistent=False)
+        self.register_buffer("mean_F", torch.zeros(F))
         # Lags start small, so that training starts near the static SAE but no weight is zero.
         if cfg.lag_rank is None:
             self.W_lag = nn.Parameter(0.1 * self.W_enc.detach().repeat(lags, 1, 1) / max(lags, 1))
@@ -109,13 +136,15 @@ class ConvSAE(SAE):
         if cfg.gate == "learned":
             self.boundary_w = nn.Parameter(torch.randn(d) * 0.1 / d**0.5)
             self.boundary_b = nn.Parameter(torch.tensor(-2.0))
+            if cfg.predict > 0 and cfg.window > 1:
+                self.W_predict = nn.Parameter(torch.eye(d))
 
     def make_activation(self) -> nn.Module:
         cfg = self.cfg
-        sizes = split_by_shares(cfg.d_sae, cfg.group_shares)
-        if len(sizes) == 1:
+        sizes = split_by_shares(cfg.d_sae, cfg.group_shares)[::-1]
+        if len(sizes) == 1 or cfg.nested:
             return super().make_activation()
-        ks = split_by_shares(cfg.k, cfg.k_shares or cfg.group_shares)
+        ks = split_by_shares(cfg.k, cfg.k_shares or cfg.group_shares)[::-1]
         if cfg.act == "topk":
             return activations.ReservedTopK(ks, sizes)
         each = zip(ks, sizes, strict=True)
@@ -126,11 +155,11 @@ class ConvSAE(SAE):
 
     @property
     def groups(self) -> dict[str, Tensor]:
-        """Latent ids of the fast, sentence and document groups."""
+        """Latent ids of the document, sentence (section) and fast groups."""
         ids = torch.arange(self.cfg.d_sae, device=self.W_dec.device)
         if len(self.sizes) == 1:
             return {"all": ids}
-        return dict(zip(GROUPS, ids.split(self.sizes), strict=True))
+        return dict(zip(GROUPS[::-1], ids.split(self.sizes), strict=True))
 
     @property
     def looks_back(self) -> bool:
@@ -143,16 +172,21 @@ class ConvSAE(SAE):
 
     # ---- boundaries -----------------------------------------------------------------------
 
-    def closed(self, x_BTD: Tensor, context: FilledContext) -> Tensor:
-        """``b`` [B, T] in [0, 1]: how far each token closes the context before it."""
-        document = (context.boundary_BT >= DOCUMENT).to(x_BTD.dtype)
-        if self.cfg.gate == "none":
-            return document
-        if self.cfg.gate == "hard":
-            return (context.boundary_BT >= self.cfg.gate_level).to(x_BTD.dtype)
-        step = nn.functional.pad(x_BTD[:, 1:] - x_BTD[:, :-1], (0, 0, 1, 0))
+    def closed(self, u_BTD: Tensor, context: FilledContext) -> list[Tensor]:
+        """``b`` [B, T] in [0, 1], how far each token closes the context before it: one for all
+        groups, or one for each."""
+
+        def at(level: int) -> Tensor:
+            return (context.boundary_BT >= level).to(u_BTD.dtype)
+
+        cfg = self.cfg
+        if cfg.gate == "none":
+            return [at(DOCUMENT)]
+        if cfg.gate == "hard":
+            return [at(level) for level in ([cfg.gate_level] if cfg.gate_level else self.levels)]
+        step = nn.functional.pad(u_BTD[:, 1:] - u_BTD[:, :-1], (0, 0, 1, 0))
         learned = torch.sigmoid(step @ self.boundary_w + self.boundary_b)
-        return torch.maximum(learned, document)
+        return [torch.maximum(learned, at(DOCUMENT))]
 
     def lag_gates(self, closed_BT: Tensor) -> list[Tensor]:
         """``g[t, j]`` [B, T] for j = 1 … w-1; tokens before the sequence have gate 0."""
@@ -171,11 +205,13 @@ class ConvSAE(SAE):
             return Delta()
         x_BTD, context = recent(tokens.x_BTD, tokens.context, state, self.cfg.window)
         u_BTD = tokens.u_BTD if state is None else self.centred(x_BTD, context)
-        gates = self.lag_gates(self.closed(u_BTD, context))
+        gates = [self.lag_gates(closed_BT) for closed_BT in self.closed(u_BTD, context)]
         if self.cfg.lag_rank is None:
             lagged = [
-                (nn.functional.pad(u_BTD, (0, 0, j, 0))[:, : u_BTD.shape[1]] * g[..., None], W)
-                for j, (g, W) in enumerate(zip(gates, self.W_lag, strict=True), start=1)
+                (shifted(u_BTD, j) * g_BT[..., None], W if len(gates) == 1 else own * W)
+                for group, of_group in enumerate(gates)
+                for own in [(self.group_F == group).to(u_BTD.dtype)]
+                for j, (g_BT, W) in enumerate(zip(of_group, self.W_lag, strict=True), start=1)
             ]
         else:
             lagged = self.low_rank(x_BTD, context, gates)
@@ -183,75 +219,80 @@ class ConvSAE(SAE):
         return Delta(tuple((u[:, -T:].flatten(0, 1), W) for u, W in lagged))
 
     def low_rank(
-        self, x_BTD: Tensor, context: FilledContext, gates: list[Tensor]
+        self, x_BTD: Tensor, context: FilledContext, gates: list[list[Tensor]]
     ) -> list[tuple[Tensor, Tensor]]:
         """All lags as one pair (u [B, T, lags r], B): one projection, whose blocks shift by their
         own lags, so that there is no [B, T, w, d] copy."""
+        lags, T = self.cfg.window - 1, x_BTD.shape[1]
         # The bias is projected apart, so that its gradient is a product of vectors.
         valid = context.mask_BT[..., None]
         low = torch.where(valid, x_BTD, 0.0) @ self.A_lag - valid * (self.b_dec @ self.A_lag)
-        lows = low.unflatten(-1, (len(gates), -1)).unbind(2)  # one gradient, not one a lag
+        lows = low.unflatten(-1, (lags, -1)).unbind(2)  # one gradient, not one a lag
+        rank = lows[0].shape[-1]
+        shares = split_by_shares(rank, (1 / len(gates),) * len(gates))
+        group_r = torch.repeat_interleave(torch.arange(len(gates)), torch.tensor(shares))
+        group_r = group_r.to(x_BTD.device)
         lagged = [
-            nn.functional.pad(low[:, : x_BTD.shape[1] - j], (0, 0, j, 0)) * g[..., None]
-            for j, (low, g) in enumerate(zip(lows, gates, strict=True), start=1)
-            if j < x_BTD.shape[1]
+            nn.functional.pad(low[:, : T - j], (0, 0, j, 0))
+            * torch.stack([of_group[j - 1] for of_group in gates], -1)[..., group_r]
+            for j, low in enumerate(lows, start=1)
+            if j < T
         ]
         if not lagged:
             return []
-        u_BTR = torch.cat(lagged, dim=-1)
-        return [(u_BTR, self.B_lag[:, : u_BTR.shape[-1]].t())]
+        u_BTR, B_FR = torch.cat(lagged, dim=-1), self.B_lag[:, : len(lagged) * rank]
+        if len(gates) > 1:
+            B_FR = B_FR * (self.group_F[:, None] == group_r.repeat(len(lagged)))
+        return [(u_BTR, B_FR.t())]
 
-    # ---- consistency ----------------------------------------------------------------------
+    # ---- losses ---------------------------------------------------------------------------
 
     def own_terms(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
-        """``consistency``, weighted."""
-        cfg = self.cfg
-        active = [g for g in range(len(self.sizes)) if cfg.consistency_weights[g] > 0]
-        if cfg.consistency == "none" or not active:
-            return {}
-        mask, boundary = enc.mask_N, enc.context.boundary_BT.flatten()
-        levels = [boundary >= cfg.group_levels[g] for g in range(len(self.sizes))]
-        segment_NG = torch.stack(levels, 1).cumsum(0)
-        lags = tuple(lag for lag in cfg.lags if lag < x_BTD.shape[1])
-        pairs = [mask[lag:] & mask[:-lag] for lag in lags]
-        keeps = [
-            (segment_NG[lag:] == segment_NG[:-lag]) & pair[:, None]
-            for lag, pair in zip(lags, pairs, strict=True)
-        ]
-        total = enc.target.new_zeros(())
-        if cfg.consistency == "contrastive":
-            starts = [sum(self.sizes[:g]) for g in range(len(self.sizes) + 1)]
-            for lag, keep in zip(lags, keeps, strict=True):
-                for g in active:
-                    rows = sampled_pairs(keep[:, g], lag, cfg.pairs)
-                    now, then = (
-                        block_of(enc.codes, part, starts[g], starts[g + 1])
-                        for part in (rows, rows - lag)
-                    )
-                    distance = info_nce(now, then, segment_NG[rows, g], cfg.temperature)
-                    total = total + cfg.consistency_weights[g] * distance
-            return {"consistency": total}
-        energy_NG = self.energy(enc.codes)
-        for lag, keep, dots_NG in zip(lags, keeps, self.dots(enc.codes, lags), strict=True):
-            now, then, both = energy_NG[lag:], energy_NG[:-lag], dots_NG[lag:]
-            if cfg.consistency == "cosine":
-                # The epsilon keeps the root's gradient finite where a group is silent.
-                distance = 1.0 - both / (now * then + 1e-6).sqrt()
-            else:
-                distance = 1.0 - 2.0 * both / (now + then + 1e-6)
-            total = total + (distance * keep).sum(0) @ self.weight_G
-        return {"consistency": total / enc.n}
+        """``prefixes``, ``consistency``, ``guard`` and ``predict``, weighted."""
+        cfg, terms = self.cfg, {}
+        if cfg.nested and len(self.sizes) > 1:
+            weights = [1.0] * (len(self.sizes) - 1)
+            error = prefix_error(enc.codes, enc.target, self.W_dec, self.sizes, weights)
+            terms["prefixes"] = error / (enc.n * cfg.d_in)
+        if cfg.consistency == "contrastive" and max(self.weights) > 0:
+            terms["consistency"] = self.contrasted(enc)
+        elif cfg.consistency != "none" and max(self.weights) > 0:
+            given = self.sizes, self.levels, self.weight_G, cfg.lags, cfg.consistency
+            terms["consistency"] = distance(enc.codes, enc.context, *given)
+        if cfg.consistency != "none" and cfg.guard > 0:
+            terms["guard"] = cfg.guard * excess_rate(enc.codes, enc.n)
+        if hasattr(self, "W_predict"):
+            terms["predict"] = cfg.predict * self.unpredicted(enc)
+        return terms
 
-    def energy(self, codes: Codes | Tensor) -> Tensor:
-        """``|z_g|^2`` [N, G]."""
-        if not isinstance(codes, Tensor):
-            return group_energy(codes, self.group_F, len(self.sizes))
-        return torch.stack([b.square().sum(1) for b in codes.split(self.sizes, 1)], 1)
+    def contrasted(self, enc: Encoding) -> Tensor:
+        """InfoNCE of every group that has a weight, on codes less their running mean."""
+        cfg, total = self.cfg, enc.target.new_zeros(())
+        start = 0
+        for size, level, weight in zip(self.sizes, self.levels, self.weights, strict=True):
+            if weight > 0:
+                z_NG = block(enc.codes, start, start + size)
+                mean_G = self.mean_F[start : start + size]
+                if self.training:
+                    mean_G.lerp_(z_NG.detach().sum(0) / enc.n, 0.01 if mean_G.any() else 1.0)
+                given = enc.context, cfg.pairs, cfg.longest_lag, cfg.temperature, level, True
+                total = total + weight * contrast(z_NG - mean_G.clone(), *given)
+            start += size
+        return total
 
-    def dots(self, codes: Codes | Tensor, lags: tuple[int, ...]) -> Tensor:
-        """``z_g[t] . z_g[t-lag]`` [L, N, G] for every lag."""
-        if not isinstance(codes, Tensor):
-            return lag_dots(codes, lags, self.group_F, len(self.sizes))
-        products = [codes * nn.functional.pad(codes[:-lag], (0, 0, lag, 0)) for lag in lags]
-        blocks = [torch.stack([b.sum(1) for b in p.split(self.sizes, 1)], 1) for p in products]
-        return torch.stack(blocks)
+    def unpredicted(self, enc: Encoding) -> Tensor:
+        """Share of a token that ``(1 - b) h`` does not explain, h being a linear reading of the
+        mean of the w - 1 tokens before it in its document."""
+        u_BTD = enc.target.detach().unflatten(0, enc.context.mask_BT.shape)
+        same = self.lag_gates((enc.context.boundary_BT >= DOCUMENT).to(u_BTD.dtype))
+        past = [shifted(u_BTD, j) * g[..., None] for j, g in enumerate(same, start=1)]
+        mean_BTD = sum(past) / torch.stack(same).sum(0).clamp_min(1.0)[..., None]
+        (closed_BT,) = self.closed(u_BTD, enc.context)
+        h_BTD = (1.0 - closed_BT)[..., None] * (mean_BTD @ self.W_predict)
+        missed = ((u_BTD - h_BTD) * enc.context.mask_BT[..., None]).square().sum()
+        return missed / u_BTD.square().sum().clamp_min(1e-8)
+
+
+def shifted(u_BTD: Tensor, j: int) -> Tensor:
+    """``u[t - j]``, 0 before the sequence."""
+    return nn.functional.pad(u_BTD, (0, 0, j, 0))[:, : u_BTD.shape[1]]

@@ -22,18 +22,28 @@ def drawn(flag_N: Tensor, limit: int) -> Tensor:
     return rows[torch.randperm(len(rows))[:limit].to(rows.device)]
 
 
-def document_contrast(
-    m_NG: Tensor, context: FilledContext, pairs: int, longest_lag: int, temperature: float
+def contrast(
+    m_NG: Tensor,
+    context: FilledContext,
+    pairs: int,
+    longest_lag: int,
+    temperature: float,
+    level: int = DOCUMENT,
+    log_lags: bool = False,
 ) -> Tensor:
-    """Symmetric InfoNCE between the cosines of ``m`` at t and t - lag of a document, lag uniform.
+    """Symmetric InfoNCE between the cosines of ``m`` at t and t - lag of a stretch of ``level``.
 
-    Other documents alone are negatives, since a document's own tokens should agree. At most
-    ``pairs`` tokens t are compared; 0 with fewer than two.
+    Lags from 1 to ``longest_lag`` are uniform, or uniform in their logarithm. Other documents alone
+    are negatives, since a document's own tokens should agree. At most ``pairs`` tokens t are
+    compared; 0 with fewer than two.
     """
     mask_N, start_N = context.mask_BT.flatten(), starts(context, DOCUMENT)
     t_N = torch.arange(len(mask_N), device=mask_N.device)
-    then_N = t_N - torch.randint(1, longest_lag + 1, t_N.shape).to(t_N.device)
-    now = drawn((then_N >= start_N) & mask_N & mask_N[then_N.clamp_min(0)], pairs)
+    share_N = torch.rand(len(t_N)).to(t_N.device)
+    lag_N = (longest_lag + 1) ** share_N if log_lags else 1 + longest_lag * share_N
+    then_N = t_N - lag_N.long()
+    paired_N = (then_N >= starts(context, level)) & mask_N & mask_N[then_N.clamp_min(0)]
+    now = drawn(paired_N, pairs)
     if len(now) < 2:
         return m_NG.new_zeros(())
     a, b = (nn.functional.normalize(m_NG[t], dim=1, eps=1e-6) for t in (now, then_N[now]))

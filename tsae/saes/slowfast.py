@@ -29,7 +29,7 @@ from tsae.saes import activations
 from tsae.saes.base import Encoding, State, Tokens
 from tsae.saes.config import split_by_shares
 from tsae.saes.nested import prefix_error
-from tsae.saes.passages import document_contrast, drawn, next_sum, others_sum
+from tsae.saes.passages import contrast, drawn, next_sum, others_sum
 from tsae.saes.registry import register
 from tsae.saes.rounds import Found, RoundsSAE
 from tsae.saes.slowfast_config import SlowFastConfig
@@ -234,7 +234,7 @@ class SlowFastSAE(RoundsSAE):
             terms["prefixes"] = error / (enc.n * cfg.d_in)
         if cfg.slow_shares and cfg.contrast > 0:
             m_NG = enc.aux["slow"].m_NS[:, : cfg.slow_sizes[0]]
-            terms["contrast"] = cfg.contrast * document_contrast(
+            terms["contrast"] = cfg.contrast * contrast(
                 m_NG, enc.context, cfg.contrast_pairs, cfg.longest_lag, cfg.temperature
             )
         if cfg.slow_shares and cfg.predict > 0:
