@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tsae import saes
-from tsae.kernels import selection, sparse
+from tsae.kernels import linear, selection, sparse
 from tsae.saes import SequenceContext
 from tsae.saes.activations import BatchTopK, Grouped, ReservedTopK, TopK
 
@@ -146,3 +146,41 @@ def test_entries_by_column_are_a_stable_sort():
     assert torch.equal(begin_F.diff(), torch.bincount(cols, minlength=32))
     order, begin_F = selection.by_column(cols[:0], 3)
     assert order.numel() == 0 and begin_F.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (3, 7, 5), (2, 3, 4, 5), (0, 5)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_fast_linear_equals_linear(shape, with_bias, monkeypatch):
+    monkeypatch.setattr(linear, "is_slow", lambda: True)
+    g = torch.Generator().manual_seed(0)
+    x, bias = torch.randn(shape, generator=g), torch.randn(6, generator=g) if with_bias else None
+    weight = torch.randn(6, 5, generator=g)
+    for w in (weight, torch.randn(5, 6, generator=g).T):
+        for y in (x, x.transpose(0, -1).contiguous().transpose(0, -1)):
+            expected = torch.nn.functional.linear(y, w, bias)
+            with torch.no_grad(), linear.fast_linear():
+                torch.testing.assert_close(torch.nn.functional.linear(y, w, bias=bias), expected)
+
+
+def test_fast_linear_leaves_gradients_and_other_types_alone(monkeypatch):
+    monkeypatch.setattr(linear, "is_slow", lambda: True)
+    monkeypatch.setattr(linear, "dense", None)  # would fail if it were called
+    x, weight = torch.randn(4, 3), torch.randn(2, 3, requires_grad=True)
+    with linear.fast_linear():
+        torch.nn.functional.linear(x, weight).sum().backward()
+        assert weight.grad is not None
+        with torch.no_grad():
+            torch.nn.functional.linear(x.double(), weight.double())
+            torch.nn.functional.linear(x.to("meta"), weight.to("meta"))
+
+
+def test_the_faster_dense_layer_is_chosen_by_the_machine_alone(monkeypatch):
+    def slow(capability, vendor):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        text = f"processor : 0\nvendor_id : {vendor}\n"
+        monkeypatch.setattr(linear.Path, "read_text", lambda path: text)
+        return linear.is_slow.__wrapped__()
+
+    here = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    assert slow("AVX512", "AuthenticAMD") == here
+    assert not slow("AVX512", "GenuineIntel") and not slow("AVX2", "AuthenticAMD")

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tsae import models
 from tsae.errors import WorldError
+from tsae.kernels.linear import fast_linear
 
 LAYERS = range(tiny_models.N_LAYERS)
 
@@ -47,7 +48,7 @@ def hook_values(model, tokens_BT):
 
     names = [f"blocks.{layer}.hook_out" for layer in LAYERS]
     hooks = [(name, keep) for name in names]
-    with torch.no_grad():
+    with torch.no_grad(), fast_linear():
         model.run_with_hooks(tokens_BT, fwd_hooks=hooks, prepend_bos=False)
     return [seen[name] for name in names]
 

@@ -7,21 +7,35 @@ hook ``blocks.{l}.hook_out`` (0 ≤ l < n_layers). Nothing here keeps a gradient
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import torch
 from torch import Tensor
 
 from tsae import model_folders
 from tsae.errors import WorldError
+from tsae.kernels.linear import fast_linear
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from tsae.sequences import TextSource
 
+P = ParamSpec("P")
 Edit = Callable[[Tensor], Tensor]
+
+
+def _inference(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """``function`` without gradients and with the faster dense layers."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with torch.no_grad(), fast_linear():
+            return function(*args, **kwargs)
+
+    return run
 
 
 class _Residual(Exception):
@@ -120,7 +134,7 @@ def residual(
 
     Raises :class:`WorldError` when there is no such layer, ValueError on tokens of a wrong shape.
     """
-    with torch.set_grad_enabled(gradient):
+    with torch.set_grad_enabled(gradient), fast_linear():
         return _residual(model, tokens_BT, layer)
 
 
@@ -144,13 +158,13 @@ def _residual(model: TransformerBridge, tokens_BT: Tensor, layer: int) -> Tensor
     )
 
 
-@torch.no_grad()
+@_inference
 def logits(model: TransformerBridge, tokens_BT: Tensor) -> Tensor:
     """Next-token logits [B,T,V] of the unchanged model."""
     return model(_inputs(model, tokens_BT), return_type="logits", prepend_bos=False)
 
 
-@torch.no_grad()
+@_inference
 def logits_with(model: TransformerBridge, tokens_BT: Tensor, layer: int, edit: Edit) -> Tensor:
     """Logits [B,T,V] when the residual x_BTD at ``layer`` is replaced by ``edit(x_BTD)``.
 
@@ -176,7 +190,7 @@ def logits_with(model: TransformerBridge, tokens_BT: Tensor, layer: int, edit: E
     )
 
 
-@torch.no_grad()
+@_inference
 def logits_from(model: TransformerBridge, tokens_BT: Tensor, layer: int, x_BTD: Tensor) -> Tensor:
     """Logits [B,T,V] when the residual at ``layer`` is ``x_BTD``; earlier blocks are not run again.
 
@@ -187,7 +201,7 @@ def logits_from(model: TransformerBridge, tokens_BT: Tensor, layer: int, x_BTD: 
     return logits_with(model, tokens_BT, layer, lambda _: x_BTD)
 
 
-@torch.no_grad()
+@_inference
 def generate_with(
     model: TransformerBridge, tokens_BT: Tensor, layer: int, edit: Edit, n_new: int
 ) -> Tensor:

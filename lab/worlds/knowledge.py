@@ -2,11 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from tsae import models
 
 NEIGHBOURHOODS = ("forget", "near", "far")
 
@@ -43,7 +46,7 @@ Logits = Callable[[Tensor], Tensor]
 def logits_function(model: Any) -> Logits:
     """``tokens_BT → logits_BTV`` for a TransformerBridge; any other callable is taken as it is."""
     if hasattr(model, "original_model"):
-        return lambda tokens_BT: model(tokens_BT, return_type="logits", prepend_bos=False)
+        return partial(models.logits, model)
     return model
 
 
