@@ -14,11 +14,8 @@ from lab.measures.time import order
 from lab.measures.time.order import scores
 from lab.measures.truth import gates
 from lab.measures.unlearning import isolation
-from lab.paper.figures import context as figures
-from lab.paper.tables import context as tables
 from lab.worlds.knowledge import Question
 from tsae import saes
-from tsae.errors import UserError
 from tsae.saes import SequenceContext
 
 KEYS = {"world": "microworld", "layer": 2, "variant": "conv", "act": "topk", "seed": 0, "n": 1}
@@ -134,60 +131,3 @@ def test_worlds_without_questions_have_no_capability():
     world = SimpleNamespace(questions=lambda: [])
     assert capability.measure({"a": None}, read(Store()), world) == {}
     assert isolation.measure({"a": None}, None, world) == {}
-
-
-def made_results() -> pd.DataFrame:
-    rows = []
-
-    def add(metric, group, amount, ablation=""):
-        rows.append(
-            KEYS | {"metric": metric, "group": group, "value": amount, "ablation": ablation}
-        )
-
-    for context in (4, 8, 16):
-        add("context_jaccard", f"context={context}", context / 32)
-        add("context_cosine", f"context={context}", context / 16)
-    for weight in (0.0, 0.1):
-        add("fve", "all", 0.9 - weight, f"consistency_weights=[0.0, {weight}]")
-        add("smoothness", "all", 0.4 - weight, f"consistency_weights=[0.0, {weight}]")
-    for window in (1, 8):
-        add("shuffle_gap_fve", "shuffle=8", 0.01 * window, f"window={window}")
-        add("fve", "all", 0.8, f"window={window}")
-    add("fve", "all", 0.85, "base")
-    return pd.DataFrame(rows)
-
-
-def test_figures_show_the_numbers_and_only_what_the_tables_allow():
-    results = made_results()
-    places = range(1, 5)
-    gate = pd.DataFrame(
-        [KEYS | {"ablation": "", "sequence": 0, "position": t, "token": "a", "boundary": int(t == 2),
-                 "gate": t / 4} for t in places]
-    )  # fmt: skip
-    setting = {"ablation": "", "setting": "t=0.01|n=5|m=50", "near": 1.0}
-    isolated = pd.DataFrame(
-        [KEYS | setting | {"latents_of": g, "strategy": "always/clamp", "forget": f, "far": 0.9}
-         for g, f in (("fast", 1.0), ("document", 0.25))]
-    )  # fmt: skip
-    found = {"results": results, "gates": gate, "isolation": isolated}
-    drawn = figures.drawn(found, True)
-    names = {"context_stability", "consistency_pareto", "shuffle_gap", "gates", "isolation"}
-    assert set(drawn) == names
-    curve = drawn["consistency_pareto"].axes[0].lines[0].get_xydata()
-    np.testing.assert_allclose(curve, [[0.4, 0.9], [0.3, 0.8]])
-    bars = [patch.get_height() for patch in drawn["gates"].axes[0].patches]
-    assert bars == [0.25, 0.5, 0.75, 1.0]
-    nothing = results[results["metric"] == "fve"].assign(ablation="")
-    assert figures.drawn({"results": nothing}, False) == {}
-    with pytest.raises(UserError, match="shuffle_gap"):
-        figures.shuffle_gap(nothing)
-
-
-def test_table_groups_ablations_by_choice():
-    text = tables.made({"results": made_results()})["context"]
-    lines = text.splitlines()
-    order = [next(i for i, line in enumerate(lines) if part in line) for part in
-             ("unchanged", "Window", "window=1}", "window=8}", "Weights of the consistency")]  # fmt: skip
-    assert order == sorted(order)
-    assert "0.080" in lines[order[3]] and "0.850" in lines[order[0]]
-    assert tables.made({"results": made_results().assign(ablation="")}) == {}

@@ -7,9 +7,7 @@ import pkgutil
 import re
 from pathlib import Path
 
-import pandas as pd
-
-from lab.paper.tables import readme
+from lab.paper import readme
 from tsae import errors
 
 ROOT = Path(__file__).parent.parent
@@ -70,28 +68,6 @@ def test_the_results_in_the_readme_are_those_of_the_committed_tables():
     assert readme.with_table(README, readme.from_committed(ROOT)) == README, (
         "run .venv/bin/python -m lab.pipeline readme"
     )
-
-
-def test_a_readme_cell_is_a_mean_over_seeds_and_marked_where_the_interval_excludes_0():
-    keys = {"world": "microworld", "layer": 2, "act": "topk", "ablation": "", "n": 9}
-    rows = [
-        {"variant": variant, "seed": seed, "metric": metric, "group": "all", "value": value, **keys}
-        for variant, l0, fve in (("topk", 12, 0.95), ("conv", 12.1, 0.9), ("l1", 13, 0.97))
-        for seed in (0, 1)
-        for metric, value in (("l0", l0), ("fve", fve + 0.01 * seed))
-    ]
-    # The difference is in what is left unexplained, of which less is better.
-    paired = [("conv", 0.04, 0.06), ("l1", -0.03, 0.01)]
-    differences = pd.DataFrame(
-        [("microworld", v, "topk", "fvu", "all", (lo + hi) / 2, lo, hi) for v, lo, hi in paired],
-        columns=["world", "variant", "baseline", "metric", "group", "diff", "lo", "hi"],
-    )
-    lines = readme.readme_table(pd.DataFrame(rows), differences).split("\n")[2:]
-    assert [line.split(" | ")[:2] for line in lines] == [
-        ["| ReLU+L1 †", "0.975"],
-        ["| TopK", "0.955"],
-        ["| Conv", "*0.905*"],
-    ]
 
 
 def test_every_file_that_a_page_links_to_is_there():

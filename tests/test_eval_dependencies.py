@@ -12,9 +12,7 @@ from eval_cases import read
 from lab.measures.succession.dependencies import chain_firing, measure
 from lab.measures.succession.events import Activity
 from lab.measures.succession.steps import Text, match, matched_events
-from lab.paper.figures import chains as chain_figures
-from lab.paper.figures import strategies as strategy_figures
-from lab.paper.tables import chains as chain_tables
+from lab.paper.register import draw
 from lab.worlds.base import ChainEdge
 from tsae.saes import SequenceContext
 from tsae.saes.base import SAEOutput
@@ -128,7 +126,7 @@ def test_edges_are_found_from_conjunctions_with_their_lags():
     assert (on["token"] == on["member"]).all()
     keys = {"world": "microworld", "variant": "topk", "act": "topk", "seed": 0, "ablation": ""}
     tables = {name: table.assign(**keys) for name, table in found.tables.items()}
-    assert set(chain_figures.drawn(tables, True)) == {"chain_graph", "chain_firing"}
+    assert draw("chain_graph", True, edges=tables["edges"]).axes
 
 
 def test_no_edges_give_no_chain():
@@ -142,34 +140,3 @@ def rows(metric_group_values):
     return pd.DataFrame(
         [{**keys, "metric": m, "group": g, "value": v} for m, g, v in metric_group_values]
     )
-
-
-def test_tables_and_figures_are_made_from_rows_alone():
-    made = []
-    for strategy, forget in (("clamp|t=0.01|n=10|m=50", 0.8), ("probe|t=0.01|n=10|m=50", 0.3)):
-        for name, value in (("forget", forget), ("near", 0.97), ("far", 1.0)):
-            made.append((f"unlearn_{name}_accuracy", strategy, value))
-            made.append((f"unlearn_chosen_{name}_accuracy", strategy.split("|")[0], value))
-        made.append(("unlearn_attack_forget_accuracy", f"{strategy}|attack=split", forget))
-    made += [("unlearn_difference", "probe|forget", -0.5)]
-    made += [("unlearn_difference_lo", "probe|forget", -0.7)]
-    made += [("unlearn_difference_hi", "probe|forget", -0.3)]
-    made += [("unlearn_held_out_false_positive", f"probe|fpr={r}", r) for r in (0.01, 0.1)]
-    made += [("chain_ap", "joint", 0.71), ("chain_ap", "labels", 0.86)]
-    found = {"results": rows(made)}
-    latex = chain_tables.made(found, False)
-    assert set(latex) == {"chains", "strategies"}
-    assert r"\textbf{\textminus 0.50 [\textminus 0.70, \textminus 0.30]}" in latex["strategies"]
-    assert "0.710" in latex["chains"] and "0.860" in latex["chains"]
-    assert set(strategy_figures.drawn(found, True)) == {"strategies", "attacks", "false_positives"}
-    assert strategy_figures.drawn({}, True) == chain_tables.made({}, True) == {}
-
-
-def test_attacks_stand_beside_the_same_systems_plain_accuracy():
-    metrics = ("unlearn_forget_accuracy", "unlearn_attack_forget_accuracy")
-    plain = [(metrics[0], "clamp|m=50", 0.8), (metrics[0], "clamp|m=100", 0.4)]
-    weak = rows([*plain, (metrics[1], "clamp|m=50|attack=split", 0.9)])
-    strong = rows([*plain, (metrics[1], "clamp|m=100|attack=split", 0.5)])
-    figure = strategy_figures.attacks(pd.concat([weak, strong.assign(variant="conv")]))
-    drawn = [panel.lines[0].get_ydata().tolist() for panel in figure.axes]
-    assert drawn == [[0.8, 0.9], [0.4, 0.5]]

@@ -4,158 +4,144 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_tables as made
-from matplotlib.figure import Figure
 
-from lab.paper import figures
-from lab.paper.figures import style, time, truth
+from lab.paper import plots, register, style
+from lab.paper.topics import overview, time, unlearning
 from lab.results import systems, tidy
+from lab.results.tidy import SMOKE
 from tsae.errors import UserError
 
-RESULTS = made.results()
-DRAW = {
-    "pareto": lambda **o: figures.pareto(o.pop("results", RESULTS), **o),
-    "smoothness": lambda **o: figures.smoothness(o.pop("results", RESULTS), **o),
-    "dwell": lambda **o: figures.dwell(made.dwell(), **o),
-    "heatmap": lambda **o: figures.heatmap(made.heatmap(), **o),
-    "recovery": lambda **o: figures.recovery(
-        o.pop("results", RESULTS), o.pop("documents", made.documents(4)), **o
-    ),
-    "curves": lambda **o: figures.curves(made.curves(), **o),
-    "unlearning": lambda **o: figures.unlearning(o.pop("results", RESULTS), **o),
-    "ablation": lambda **o: figures.ablation(o.pop("results", RESULTS), **o),
-}
+FOUND = made.found()
+RESULTS = FOUND["results"]
+DRAWN, WITHOUT = register.made(FOUND, True, True)
 
 
-def titles(figure: Figure) -> list[str]:
-    return [axes.get_title() or axes.get_title("left") for axes in figure.axes]
+def draw(name, **changed):
+    return register.draw(name, **{**FOUND, **changed})
 
 
-def labels(figure: Figure) -> set[str]:
-    return {text.get_text() for text in figure.legends[0].get_texts()} if figure.legends else set()
+def labels(figure):
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-@pytest.mark.parametrize("name", DRAW)
+def lines(axes):
+    """Every line of more than one point, as lists of points."""
+    return [line.get_xydata().tolist() for line in axes.get_lines() if len(line.get_xydata()) > 1]
+
+
+def test_what_the_tables_allow_is_drawn_and_the_rest_is_left_out_by_name():
+    assert set(DRAWN) == {
+        "ablation_curves", "conv", "curves", "dilution", "dwell", "economy", "glta_paths",
+        "heatmap", "hero", "pareto", "recovery", "slowfast", "smoothness", "systems", "unlearning",
+    }  # fmt: skip
+    assert "edges needs rows of chain_ap" in WITHOUT["edges"]
+    assert "chain_graph needs rows of edges" in WITHOUT["chain_graph"]
+    with pytest.raises(UserError, match="no drawing 'nothing'; there are"):
+        register.draw("nothing")
+    with pytest.raises(UserError, match="hero needs rows of ap:"):
+        draw("hero", results=RESULTS[RESULTS["metric"] != "ap"])
+    part, _ = register.made(FOUND, False, True, "study", ["systems", "curves"])
+    assert set(part) == {"curves"}  # the schema holds no results: it is the main part's alone
+
+
+def test_a_figure_is_added_by_one_decorated_function():
+    @register.register("mine", "fve")
+    def mine(found):
+        return style.panels(1, 1, 2, 2)[0]
+
+    try:
+        assert register.made(FOUND, False, True, shown=["mine"])[0].keys() == {"mine"}
+        with pytest.raises(ValueError, match="'hero' is registered twice"):
+            register.register("hero")(mine)
+    finally:
+        del register._DRAWINGS["mine"]
+
+
+@pytest.mark.parametrize("name", sorted(DRAWN))
 def test_the_smoke_line_is_on_the_figure_exactly_when_asked(name):
-    assert DRAW[name]().get_suptitle() == ""
-    assert DRAW[name](smoke=True).get_suptitle() == "smoke size: not results"
+    assert DRAWN[name].get_suptitle() == SMOKE
+    assert draw(name).get_suptitle() == ""
 
 
-@pytest.mark.parametrize("name", sorted(set(DRAW) - {"heatmap", "unlearning", "ablation"}))
-def test_both_worlds_are_panels(name):
-    found = " ".join(titles(DRAW[name]()))
-    assert "microworld" in found and "SmolLM2-135M" in found
+def test_the_hero_shows_each_code_and_its_reading_between_the_lines():
+    axes = draw("hero").axes
+    heads = [panel.get_title() for panel in axes]
+    assert heads == ["microworld: domain", "microworld: narrator", "SmolLM2-135M: section"]
+    rows = RESULTS[(RESULTS["world"] == "microworld") & (RESULTS["variant"] == "slowfast")]
+    rows = rows[rows["ablation"] == ""]
+    own = rows[(rows["metric"] == "ap") & (rows["group"] == "document:domain")]
+    at = own.groupby("reading")["value"].mean()
+    fve = rows.loc[rows["metric"] == "fve", "value"].mean()
+    points = [p for line in axes[0].get_lines() for p in line.get_xydata().tolist()]
+    assert any(np.allclose(point, [at["own"], fve]) for point in points)
+    ends = [text.xy for text in axes[0].texts if text.get_text() == ""]
+    assert any(np.allclose(end, [at["ema"], fve]) for end in ends)
+    assert [t.get_text() for t in axes[0].texts if t.get_text()] == ["constant", "ceiling"]
 
 
-@pytest.mark.parametrize(
-    ("name", "metric"),
-    [
-        ("pareto", "fve"),
-        ("pareto", "l0"),
-        ("smoothness", "smoothness"),
-        ("smoothness", "smoothness_null"),
-        ("smoothness", "mean_dwell"),
-        ("recovery", "recovery_f1"),
-        ("recovery", "recovery_f1_matched"),
-        ("unlearning", "unlearn_forget_accuracy"),
-        ("unlearning", "unlearn_near_accuracy"),
-        ("unlearning", "unlearn_far_accuracy"),
-        ("ablation", "fve"),
-    ],
-)
-def test_a_missing_metric_is_named_in_one_sentence(name, metric):
-    with pytest.raises(UserError) as caught:
-        DRAW[name](results=RESULTS[RESULTS["metric"] != metric])
-    line = str(caught.value)
-    assert f"'{metric}'" in line and "\n" not in line and line.endswith(".")
-
-
-def test_other_things_that_are_missing_are_named_too():
-    with pytest.raises(UserError, match="lacks the column.*seed"):
-        figures.pareto(RESULTS.drop(columns="seed"))
-    with pytest.raises(UserError, match="'recovery_f1' counts"):
-        DRAW["recovery"](documents=made.documents(2).assign(metric="fvu"))
-    with pytest.raises(UserError, match="no codes of 'lstm' on sequence 4 of microworld"):
-        figures.heatmap(made.heatmap(), variants=("topk", "lstm"))
-    with pytest.raises(UserError, match="no 'ce'.*mse, test_fve"):
-        figures.curves(made.curves(), metric="ce")
-    with pytest.raises(UserError, match="no ablation rows"):
-        figures.ablation(RESULTS[RESULTS["ablation"] == ""])
-    with pytest.raises(UserError, match="no stays"):
-        figures.dwell(made.dwell().assign(count=0))
-
-
-def test_pareto_puts_the_mean_over_seeds_where_it_belongs():
+def test_pareto_joins_the_sweep_and_never_the_main_run():
     rows = [
         made.row("microworld", "topk", seed, metric, "all", value)
         for seed, pair in enumerate(((10, 0.9), (14, 0.96)))
         for metric, value in zip(("l0", "fve"), pair, strict=True)
     ]
-    axes = figures.pareto(pd.DataFrame(rows)).axes[0]
-    seeds, mean = axes.get_lines()
+    panel = draw("pareto", results=pd.DataFrame(rows)).axes[0]
+    seeds, mean = panel.get_lines()
     assert np.allclose(sorted(seeds.get_xydata().tolist()), [[10, 0.1], [14, 0.04]])
     assert np.allclose(mean.get_xydata(), [[12, 0.07]])
-    labels = [tick.get_text() for tick in axes.get_yticklabels()]
-    heights = dict(zip(labels, axes.get_yticks(), strict=True))
+    heights = dict(zip([t.get_text() for t in panel.get_yticklabels()], panel.get_yticks(),
+                       strict=True))  # fmt: skip
     assert np.isclose(heights["0.95"], 0.05)  # 1 - FVE, labelled with FVE
+    runs = pd.DataFrame({"ablation": ["", "k=6", "k=24", "base"], "l0": [12, 6, 24, 12.0],
+                         "rest": [0.05, 0.12, 0.02, 0.06]})  # fmt: skip
+    main, sweep = overview.joined(runs)
+    assert main["l0"].tolist() == [12] and main["rest"].tolist() == [0.05]
+    assert sweep["l0"].tolist() == [6, 12, 24] and sweep["rest"].tolist() == [0.12, 0.06, 0.02]
+    assert [len(part) for part in overview.joined(runs[:3])] == [1, 2]
 
 
-def test_an_l0_sweep_is_a_line_in_pareto_and_no_ablation():
-    axes = figures.pareto(RESULTS).axes[0]
-    lengths = {len(line.get_xdata()) for line in axes.get_lines() if line.get_linestyle() != "None"}
-    assert lengths == {1, 3}  # topk and conv: k = 6, 12, 24
-    names = [tick.get_text() for tick in figures.ablation(RESULTS).axes[0].get_yticklabels()]
-    assert names == ["consistency='l2'", "gate='none'", "lag_rank=None", "window=2", "window=8"]
+def test_ablations_stand_beside_the_run_they_change_in_natural_order():
+    names = [t.get_text() for t in draw("conv").axes[0].get_yticklabels()]
+    assert names == ["gate='none'", "lag_rank=None", "window=2", "window=8"]  # the sweep left out
+    base = made.row("microworld", "conv", 0, "fve", "all", 0.5, "base")
+    panel = draw("conv", results=pd.concat([RESULTS, pd.DataFrame([base])])).axes[0]
+    assert list(panel.get_lines()[0].get_xdata()) == [0.5, 0.5]  # at the ablations' own budget
+    assert tidy.natural("w=8") < tidy.natural("w=16")
+    heads = [panel.get_xlabel() for panel in draw("slowfast").axes]
+    assert heads == ["FVE ↑", "domain AP ↑"]  # what no setting was measured on has no panel
 
 
-def test_ablations_are_drawn_beside_the_base_run_of_their_own_budget():
-    base = [
-        made.row("microworld", "conv", 0, metric, group, 0.5, "base")
-        for metric, group in (("fve", "all"), ("recovery_f1", "document"), ("smoothness", "all"))
-    ]
-    for axes in figures.ablation(pd.concat([RESULTS, pd.DataFrame(base)])).axes:
-        assert list(axes.get_lines()[0].get_xdata()) == [0.5, 0.5]
-        assert len(axes.get_yticks()) == 5
-
-
-def test_ablations_are_in_natural_order():
-    assert sorted(["w=16", "w=2", "gate", "w=8"], key=tidy.natural) == [
-        "gate",
-        "w=2",
-        "w=8",
-        "w=16",
-    ]
-
-
-def test_nulls_are_hollow_hatched_and_last():
-    for null in ("ema(topk)", "shuffled(conv)"):
-        assert style.look(null)["markerfacecolor"] == "white"
-        assert style.bar_look(null)["hatch"] and style.bar_look(null)["facecolor"] == "white"
+def test_nulls_are_hollow_hatched_and_last_and_looks_differ_without_colour():
+    assert style.look("ema(topk)")["markerfacecolor"] == "white"
     assert "hatch" not in style.bar_look("conv")
-    bars = figures.smoothness(RESULTS).axes[0]
-    names = [tick.get_text() for tick in bars.get_yticklabels()]
-    assert names[-2:] == ["EMA(TopK)", "Shuffled(Conv)"]
-    assert [bool(bar.get_hatch()) for bar in bars.patches] == [False] * 6 + [True] * 2
-
-
-def test_systems_differ_without_colour():
-    """Grey print: (marker, line, hollow) alone tells every learned system and null apart."""
+    bars = draw("smoothness").axes[0]
+    assert bars.get_yticklabels()[-1].get_text() == "EMA(TopK)"
+    hatched = [bool(bar.get_hatch()) for bar in bars.patches]
+    assert hatched == [False] * 7 + [True]
     shown = [*systems.SYSTEMS, "ema(topk)", "shuffled(conv)"]
-    seen = {
-        (look["marker"], str(look["linestyle"]), look["markerfacecolor"] == "white")
-        for look in map(style.look, shown)
-    }
+    seen = {(str(k["marker"]), k["markerfacecolor"] == "white") for k in map(style.look, shown)}
     assert len(seen) == len(shown)
 
 
 def test_bars_show_the_mean_and_every_seed_and_an_infinite_value_is_said():
     rows = pd.DataFrame({"system": ["topk"] * 3 + ["conv"], "value": [1.0, 2.0, 6.0, np.inf]})
-    figure, axes = style.panels(1, 1, 3, 2)
+    _, axes = style.panels(1, 1, 3, 2)
     style.bars(axes[0, 0], rows, ["topk", "conv"])
     (bar,) = axes[0, 0].patches
     assert bar.get_width() == pytest.approx(3.0)
-    dots = np.concatenate([c.get_offsets() for c in axes[0, 0].collections])
-    assert sorted(dots[:, 0]) == [1.0, 2.0, 6.0]
+    assert axes[0, 0].get_lines()[0].get_xdata().tolist() == [1.0, 2.0, 6.0]
     assert [text.get_text() for text in axes[0, 0].texts] == [r"$\infty$"]
+
+
+def test_lines_are_means_over_seeds_with_their_range():
+    rows = pd.DataFrame({"world": "microworld", "system": "topk", "x": [1, 1, 2, 2],
+                         "value": [0.0, 1.0, 4.0, 6.0]})  # fmt: skip
+    panel = plots.lines(rows, "x", ("x", "y")).axes[0]
+    assert lines(panel) == [[[1, 0.5], [2, 5]]]
+    band = panel.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == 0 and band[:, 1].max() == 6
+    with pytest.raises(UserError, match="no rows to draw"):
+        plots.lines(rows[:0], "x", ("x", "y"))
 
 
 def test_dwell_is_the_kaplan_meier_estimate():
@@ -163,54 +149,81 @@ def test_dwell_is_the_kaplan_meier_estimate():
     # one of the remaining four ends after 2, three after 4.
     run = pd.DataFrame({"dwell": [1, 2, 4], "count": [6, 1, 3], "censored": [2, 0, 0]})
     share = time.at_least(run)
-    assert share.loc[1] == 1
-    assert share.loc[2] == pytest.approx(4 / 8)
-    assert share.loc[3] == share.loc[4] == pytest.approx(4 / 8 * 3 / 4)
+    assert share.tolist() == pytest.approx([1, 4 / 8, 4 / 8 * 3 / 4, 4 / 8 * 3 / 4])
+    with pytest.raises(UserError, match="no stays"):
+        draw("dwell", dwell=made.dwell().assign(count=0))
 
 
-def test_recovery_interval_of_equal_documents_is_their_ratio():
-    documents = pd.DataFrame(
-        [
-            {"doc": doc, "seed": 0, "group": f"document:domain={c}", "num": num, "den": 10.0}
-            for doc in range(5)
-            for c, num in (("a", 4.0), ("b", 8.0))
-        ]
+def test_recovery_shades_a_value_between_the_constant_and_the_ceiling():
+    panels = draw("recovery").axes
+    assert [p.get_title() for p in panels[:2]] == [
+        "microworld: own code", "microworld: read through EMA",
+    ]  # fmt: skip
+    names = [t.get_text() for t in panels[0].get_yticklabels()]
+    assert names[:3] == ["constant", "ceiling", "ReLU+L1"] and names[-1] == "SlowFast"
+    ticks = [t.get_text() for t in panels[0].get_xticklabels()]
+    assert ticks == ["domain", "narrator", "theme", "speech"]
+    shade = panels[0].get_images()[0].get_array()
+    assert shade[0].tolist() == [0] * 4 and shade[1].tolist() == [1] * 4
+    own = RESULTS[(RESULTS["variant"] == "topk") & (RESULTS["group"] == "document:domain")]
+    level = {m: rows["value"].mean() for m, rows in own[own["reading"] == "own"].groupby("metric")}
+    low, high = (
+        RESULTS[(RESULTS["metric"] == m) & (RESULTS["group"] == "document:domain")]["value"].mean()
+        for m in ("ap_constant", "ap_probe_ema")
     )
-    assert truth.interval(documents) == pytest.approx((0.6, 0.6))
-    wide = truth.interval(documents.assign(num=documents["doc"] * 2.0))
-    assert wide[0] < 0.4 < wide[1]  # the ratio over all documents is 0.4
+    expected = (level["ap"] - low) / (high - low)
+    assert shade[names.index("TopK"), 0] == pytest.approx(expected)
 
 
 def test_heatmap_has_a_row_a_latent_a_column_a_token_and_lines_at_boundaries():
-    figure = figures.heatmap(made.heatmap(), n_tokens=20, n_latents=3)
+    figure = draw("heatmap")
     static, temporal = figure.axes
-    assert titles(figure) == ["TopK on microworld", "Conv on microworld"]
-    assert len(static.get_yticklabels()) == 3 and len(temporal.get_xticklabels()) <= 20
-    assert {"sentence starts", "section starts", "document starts"} == labels(figure)
+    assert [p.get_title() for p in figure.axes] == ["microworld: TopK", "microworld: Conv"]
+    assert len(static.get_yticklabels()) == 12 and 30 < len(temporal.get_xticklabels()) <= 44
+    assert labels(figure) == ["sentence starts", "section starts", "document starts"]
     assert all("\n" not in tick.get_text() for tick in temporal.get_xticklabels())
-    other = figures.heatmap(made.heatmap(), world="smollm2")
-    assert titles(other)[0] == "TopK on SmolLM2-135M"
+    with pytest.raises(UserError, match="codes of topk and of a temporal dictionary"):
+        draw("heatmap", heatmap=made.heatmap().query("variant == 'topk'"))
 
 
-def test_unlearning_control_is_hollow():
-    figure = figures.unlearning(RESULTS)
-    assert labels(figure) == {"TopK, clamp", "TopK, random", "Conv, clamp", "Conv, random"}
-    hollow = [line.get_markerfacecolor() == "none" for line in figure.legends[0].get_lines()]
-    assert hollow == [False, True, False, True]
+def test_unlearning_draws_the_frontier_of_each_gate_over_what_is_not_random():
+    points = pd.DataFrame({"forget": [0.1, 0.2, 0.3, 0.3], "retained": [0.5, 0.4, 0.9, 0.8]})
+    best = unlearning.front(points)  # at .2 less is kept than at .1, and at .3 .9 beats .8
+    assert best[["forget", "retained"]].to_numpy().tolist() == [[0.1, 0.5], [0.3, 0.9]]
+    figure = draw("unlearning")
+    assert labels(figure) == ["no gate", "EMA of the residual", "random edit behind it"]
+    # retained is the lesser of near and far: 1 − .6 · damage, forget 1 − .9 · damage
+    expected = [[1 - 0.9 * d, 1 - 0.6 * d] for d in (1, 0.5, 0.25, 0.125)]
+    assert any(np.allclose(line, expected) for line in lines(figure.axes[0]) if len(line) == 4)
 
 
-def test_curves_show_the_share_not_explained():
-    axes = figures.curves(made.curves()).axes[0]
-    curve = axes.get_lines()[0]
-    table = made.curves().query("world == 'microworld' and variant == 'l1' and metric == 'mse'")
-    expected = table.groupby("step")["value"].mean()
-    assert np.allclose(curve.get_ydata(), expected)
-    assert axes.get_ylabel() == "held-out 1 − FVE"
+def test_dilution_follows_the_padding():
+    panel = draw("dilution").axes[0]
+    always, gated = (points for points in lines(panel) if len(points) == 3)
+    assert always == [[25, 0.125], [100, 0.5], [400, 1.0]]
+    assert np.allclose(gated, [[25, 0.025], [100, 0.1], [400, 0.4]])
+
+
+def test_curves_show_the_share_not_explained_and_ablations_beside_their_base():
+    table = made.curves().query("world == 'microworld' and variant == 'l1'")
+    expected = 1 - table.groupby("step")["value"].mean()
+    assert np.allclose(draw("curves").axes[0].get_lines()[0].get_ydata(), expected)
+    (panel,) = draw("ablation_curves").axes
+    assert [t.get_text() for t in panel.get_legend().get_texts()] == ["base", "window=1"]
+    assert panel.get_lines()[0].get_color() == "black"
+    with pytest.raises(UserError, match="hold no 'test_fve'.*beta, theta"):
+        draw("curves", curves=made.curves().query("metric != 'test_fve'"))
+
+
+def test_paths_show_what_moves():
+    figure = draw("glta_paths")
+    heads = [panel.get_title().split(": ")[1] for panel in figure.axes[:2]]
+    assert heads == [r"$\theta$ (strength)", r"$\beta$ (rate)"]  # tau was not moved
 
 
 def test_saved_files_are_the_same_every_time_and_hold_outlines(tmp_path):
-    first = figures.save(figures.pareto(RESULTS), tmp_path / "a", "pareto")
-    second = figures.save(figures.pareto(RESULTS), tmp_path / "b", "pareto")
+    first = style.save(draw("pareto"), tmp_path / "a", "pareto")
+    second = style.save(draw("pareto"), tmp_path / "b", "pareto")
     assert [path.name for path in first] == ["pareto.pdf", "pareto.png"]
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes()
@@ -220,4 +233,4 @@ def test_saved_files_are_the_same_every_time_and_hold_outlines(tmp_path):
 
 
 def test_a_notebook_shows_the_figure():
-    assert figures.dwell(made.dwell())._repr_png_().startswith(b"\x89PNG")
+    assert draw("dwell")._repr_png_().startswith(b"\x89PNG")

@@ -54,7 +54,7 @@ def naming(stages, word):
 
 
 @pytest.mark.parametrize(
-    "name", ["lab/paper/figures/time.py", "lab/paper/tables/latex.py", "lab/results/tidy.py"]
+    "name", ["lab/paper/topics/time.py", "lab/paper/tables.py", "lab/results/tidy.py"]
 )
 def test_drawing_and_words_make_the_last_notebook_anew(made_again, name):
     assert made_again(name)[0] == LAST

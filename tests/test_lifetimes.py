@@ -10,8 +10,6 @@ from eval_cases import TableModel, tokens, value
 from lab.measures.time import effects, lifetimes
 from lab.measures.time.effects import choose, edited, ratio_error
 from lab.measures.time.lifetimes import by_position, patterns, per_token
-from lab.paper.figures import lifecycle as figures
-from lab.paper.tables import lifecycle as tables
 
 # Latent 0: active at 0, 1 and again at 3; latent 1: at 2, then alone in the second piece.
 CODES = torch.tensor([[1, 0], [1, 0], [0, 1], [1, 0], [0, 1], [0, 0]]).bool()
@@ -125,35 +123,3 @@ def test_the_standard_error_of_a_mean_is_the_usual_one():
     sd = math.sqrt((4 + 1 + 9) / 2)
     assert ratio_error(frame) == pytest.approx(sd / math.sqrt(3))
     assert math.isnan(ratio_error(frame.head(1)))
-
-
-# ---- figures and table ---------------------------------------------------------------------------
-
-KEYS = {"world": "microworld", "layer": 2, "variant": "lstm", "act": "topk", "seed": 0}
-KEYS["ablation"] = ""
-
-
-def test_figures_show_the_tables():
-    rows = [("births_per_100", "all", 500), ("mean_dwell", "all", 2.0)]
-    rows += [(m, f"{k}|long", 0.5) for m in ("effect_kl", "effect_kl_se") for k in effects.KINDS]
-    results = pd.DataFrame([{**KEYS, "metric": m, "group": g, "value": v} for m, g, v in rows])
-    results["n"] = 1
-    ages = per_token(by_position(CODES, PIECES).reset_index(drop=True)).assign(**KEYS)
-    dead = pd.DataFrame([{**KEYS, "step": s, "metric": "dead", "value": 9 - s} for s in (1, 2)])
-    drawn = figures.drawn({"results": results, "lifecycle": ages, "curves": dead})
-    assert set(drawn) == {"lifecycle", "lifecycle_document", "lifecycle_training", "effects"}
-    assert drawn["lifecycle"].axes[0].patches[0].get_width() == 500
-    assert list(drawn["lifecycle_training"].axes[0].lines[0].get_ydata()) == [8, 7]
-    # Position 2: one first birth in one token; the places on the axis are powers of sqrt(2).
-    assert list(drawn["lifecycle_document"].axes[0].lines[0].get_ydata())[1] == 100
-    assert figures.drawn({}) == {}
-
-
-def test_the_table_marks_true_edges():
-    line = {"kind": "named", "source": 1, "target": 2, "lag": 3, "count": 40, "lift": 12.4}
-    line |= {"source_class": "dig", "target_class": "soak"}
-    frame = pd.DataFrame([{**KEYS, **line, "true": True}, {**KEYS, **line, "true": False}])
-    tex = tables.made({"patterns": frame})["patterns"]
-    assert r"LSTM & dig $\to$ soak & 3 & 40 & 12 & yes\\" in tex
-    assert r" & dig $\to$ soak & 3 & 40 & 12 & \\" in tex
-    assert tables.made({}) == {}

@@ -220,13 +220,3 @@ def test_score_by_hand(settings, score, qualifying):
     for column in ("", "_95"):
         assert value[f"unlearn_score{column}", "always/clamp"] == pytest.approx(score)
         assert value[f"unlearn_qualifying{column}", "always/clamp"] == qualifying
-
-
-def test_logistic_strategies_are_named_apart():
-    from lab.paper.figures.strategies import front, ordered, title
-
-    names = ["random", "probe-random", "chain", "probe", "clamp"]
-    assert ordered(names) == ["clamp", "random", "probe", "probe-random", "chain"]
-    assert title("probe-random") == "adaptive, logistic, held, random latents"
-    points = pd.DataFrame({"forget": [0.5, 0.2, 0.4], "near": [0.9, 0.8, 0.7]})
-    assert front(points, "near")["forget"].tolist() == [0.2, 0.5]

@@ -5,12 +5,14 @@ import pandas as pd
 import pytest
 import synthetic_tables as made
 
-from lab.paper import tables
-from lab.paper.tables import latex, numbers
+from lab.paper import claims, numbers, register, report
+from lab.paper.readme import readme_table
+from lab.paper.tables import Column, Table, by_ablation, by_group, by_system, cell, escape
 from lab.results import tidy
 from tsae.errors import UserError
 
-RESULTS, DIFFERENCES = made.results(), made.differences()
+FOUND = made.found()
+RESULTS, DIFFERENCES = FOUND["results"], FOUND["differences"]
 
 
 def frame(*rows):
@@ -20,15 +22,16 @@ def frame(*rows):
 THREE = frame(*(("microworld", "topk", seed, "fve", "all", v) for seed, v in enumerate((1, 2, 6))))
 
 
-def difference(diff, lo, hi, metric="recovery_f1", group="document", baseline="topk"):
+def difference(diff, lo, hi, metric="f1", group="document", baseline="topk"):
     columns = ("world", "variant", "baseline", "metric", "group", "diff", "lo", "hi")
     row = ("microworld", "conv", baseline, metric, group, diff, lo, hi)
     return pd.DataFrame([dict(zip(columns, row, strict=True))])
 
 
-def said(table, matched=None):
-    (text,) = numbers.verdicts(table, pd.Series(matched or {}, dtype=object)).values()
-    return text
+def line(text, start):
+    """The cells of the table's line that starts so."""
+    found = next(part for part in text.splitlines() if part.startswith(start))
+    return [part.strip() for part in found.removesuffix(r"\\").split(" & ")]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +40,7 @@ def said(table, matched=None):
         (("microworld", "conv", "fve"), "MicroworldConvFve"),
         (("smollm2", "topk", "l0"), "SmollmTwoTopkLZero"),
         (("ema(topk)",), "EmaTopk"),
-        (("recovery_f1", "document"), "RecoveryFOneDocument"),
+        (("ap", "document:domain"), "ApDocumentDomain"),
         (("autocorrelation", "lag=16"), "AutocorrelationLagOneSix"),
         (("density", "-3.5"), "DensityMinusThreePointFive"),
         (("gpt-2",), "GptTwo"),
@@ -71,19 +74,21 @@ def test_mean_and_standard_error_over_seeds():
     assert macros["numMicroworldTopkFve"] == "3.000"
     assert macros["numMicroworldTopkFveSe"] == "1.528"
     assert macros["factMicroworldSeeds"] == "3" and macros["factMicroworldLayer"] == "2"
-    assert latex.cell(THREE, "fve") == r"3.000\,{\scriptsize$\pm$\,1.528}"
-    assert latex.cell(THREE[:1], "fve") == "1.000"  # one seed: no standard error
-    assert latex.cell(THREE, "l0") == "--"
+    assert cell(THREE, "fve") == r"3.000\,{\scriptsize$\pm$\,1.528}"
+    assert cell(THREE[:1], "fve") == "1.000"  # one seed: no standard error
+    assert cell(THREE, "l0") == "--"
 
 
-def test_the_act_is_named_only_where_a_variant_has_several():
+def test_the_act_and_the_reading_are_named_only_where_there_are_several():
     both = frame(
         ("microworld", "conv", 0, "fve", "all", 0.9), ("microworld", "l1", 0, "fve", "all", 0.8)
     )
     other = both[:1].assign(act="jumprelu", value=0.7)
-    macros = numbers.values(pd.concat([both, other]))
+    read = both[:1].assign(reading="ema", value=0.6)
+    macros = numbers.values(pd.concat([both, other, read]))
     assert macros["numMicroworldConvFve"] == "0.900"
     assert macros["numMicroworldConvJumpreluFve"] == "0.700"
+    assert macros["numMicroworldEmaConvFve"] == "0.600"
     assert macros["numMicroworldLOneFve"] == "0.800"  # l1's only act, relu, is not named
     assert tidy.display("conv+jumprelu") == "Conv+JumpReLU"
 
@@ -100,41 +105,52 @@ def test_ablations_have_names_of_their_own_and_clashing_names_have_none():
 
 
 @pytest.mark.parametrize(
-    ("row", "start"),
+    ("row", "said"),
     [
-        ((0.08, 0.05, 0.11), "recovers document-level latents better than TopK (difference"),
-        ((0.08, -0.01, 0.17), "is not distinguishable from TopK on document-level latents ("),
-        ((0.0, 0.0, 0.1), "is not distinguishable"),
-        ((-0.08, -0.11, -0.05), "recovers document-level latents worse than TopK ("),
-        # variance unexplained: lower is better
-        ((-0.02, -0.03, -0.01, "fvu", "all"), "reconstructs better than TopK ("),
-        ((0.02, 0.01, 0.03, "fvu", "all"), "reconstructs worse than TopK ("),
-        ((-0.1, -0.2, -0.05, "smoothness", "all"), "has smoother codes than TopK ("),
-        ((0.1, 0.05, 0.2, "mcc", "all"), "is above TopK ("),
+        ((0.08, 0.05, 0.11), "better than TopK"),
+        ((0.08, -0.01, 0.17), "not shown to differ from TopK"),
+        ((0.0, -0.01, 0.015), "equivalent to TopK"),
+        ((-0.08, -0.11, -0.05), "worse than TopK"),
+        ((-0.02, -0.03, -0.01, "fvu", "all"), "better than TopK"),  # less is unexplained
+        ((0.02, 0.01, 0.03, "fvu", "all"), "worse than TopK"),
+        ((0.002, 0.001, 0.003, "fvu", "all"), "equivalent to TopK"),  # real, and too small
+        ((-0.1, -0.2, -0.05, "smoothness", "all"), "better than TopK"),
     ],
 )
-def test_a_verdict_needs_an_interval_that_excludes_0(row, start):
-    assert said(difference(*row)).startswith(start)
+def test_a_verdict_is_words_and_its_gap_stands_apart(row, said):
+    macros = numbers.verdicts(difference(*row))
+    (verdict,) = (text for name, text in macros.items() if name.startswith("verdict"))
+    (gap,) = (text for name, text in macros.items() if name.startswith("gap"))
+    assert verdict == said
+    diff, lo, hi = row[:3]
+    assert gap == f"${diff:+.3f}$ [${lo:+.3f}$, ${hi:+.3f}$]"
 
 
-def test_a_verdict_gives_its_numbers_its_baseline_and_unmatched_l0():
+def test_a_verdict_names_its_baseline_and_unmatched_l0_and_counts():
     table = difference(0.08, 0.05, 0.11)
-    numbers_in_it = r"(difference $+0.080$, 95\% interval [$0.050$, $0.110$])"
-    assert said(table).endswith(numbers_in_it)
-    unequal = said(table, {("microworld", "conv"): False})
-    assert unequal.endswith("[$0.050$, $0.110$]; L0 not matched)")
-    (name,) = numbers.verdicts(difference(0.1, 0.0, 0.2, baseline="ema(topk)"), pd.Series())
-    assert name == "verdictMicroworldConvVsEmaTopkRecoveryFOneDocument"
+    macros = numbers.verdicts(table, pd.Series({("microworld", "conv"): False}))
+    assert macros["verdictMicroworldConvFOneDocument"] == ("better than TopK (at another L0)")
+    both = pd.concat([table, difference(0.1, 0.05, 0.2, baseline="ema(topk)"),
+                      table.assign(variant="l1"), table.assign(variant="ema(x)")])  # fmt: skip
+    macros = numbers.verdicts(both)
+    assert macros["verdictMicroworldConvVsEmaTopkFOneDocument"] == "better than EMA(TopK)"
+    assert macros["countMicroworldTopkFOneDocument"] == "2"  # nulls are not counted
+    written = table.assign(verdict="undecided")  # what the comparison decided for the family
+    assert numbers.verdicts(written)["verdictMicroworldConvFOneDocument"].startswith("not")
 
 
-def test_best_leaves_out_nulls_and_unmatched_l0():
-    values = {"topk": (10, 0.7), "conv": (10.1, 0.8), "l1": (11, 0.95), "ema(topk)": (10, 0.99)}
+def test_best_leaves_out_nulls_and_unmatched_l0_and_knows_which_side_is_better():
+    values = {"topk": (10, 0.7, 9), "conv": (10.1, 0.8, 8), "l1": (11, 0.95, 1),
+              "ema(topk)": (10, 0.99, 1)}  # fmt: skip
     rows = [
         ("microworld", variant, 0, metric, "all", value)
-        for variant, pair in values.items()
-        for metric, value in zip(("l0", "fve"), pair, strict=True)
+        for variant, measured in values.items()
+        for metric, value in zip(("l0", "fve", "bits"), measured, strict=True)
     ]
-    assert numbers.best(frame(*rows)) == {"bestMicroworldFve": "Conv (0.800)"}
+    assert numbers.best(frame(*rows)) == {
+        "bestMicroworldFve": "Conv (0.800)",
+        "bestMicroworldBits": "Conv (8.0)",
+    }
 
 
 def test_matched_l0_is_within_two_percent_of_topk():
@@ -144,16 +160,12 @@ def test_matched_l0_is_within_two_percent_of_topk():
         ("microworld", "l1", 0, "l0", "all", 97.9),
     )
     flags = tidy.matched_l0(tidy.prepare(table))
-    assert dict(flags) == {
-        ("microworld", "topk"): True,
-        ("microworld", "conv"): True,
-        ("microworld", "l1"): False,
-    }
+    assert [flags["microworld", name] for name in ("topk", "conv", "l1")] == [True, True, False]
     with pytest.raises(UserError, match="no 'topk' run on microworld"):
         tidy.matched_l0(tidy.prepare(table[1:]))
 
 
-def test_unlearning_verdict_is_the_lowest_forget_accuracy_that_keeps_both_retain_sets():
+def test_what_is_kept_is_the_lowest_forget_accuracy_with_near_and_far_at_the_bar():
     settings = {
         "clamp|n=10|m=25": (0.6, 1.0, 1.0),
         "clamp|n=10|m=50": (0.3, 0.99, 1.0),
@@ -165,99 +177,113 @@ def test_unlearning_verdict_is_the_lowest_forget_accuracy_that_keeps_both_retain
         for group, triple in settings.items()
         for name, value in zip(("forget", "near", "far"), triple, strict=True)
     ]
-    macros = numbers.forgotten(frame(*rows))
-    kept = "leaves forget accuracy at 0.30 with 0.99 of the near and 1.00 of the far answers kept"
-    assert macros["verdictMicroworldTopkUnlearnClamp"] == kept + " (n=10, m=50)"
-    assert macros["verdictMicroworldTopkUnlearnRandom"].startswith("never keeps 0.99 of both")
-    assert numbers.forgotten(THREE) == {}
+    table = frame(*rows)
+    assert numbers.kept(table) == {
+        "keptMicroworldTopkClamp": "0.30",
+        "keptMicroworldTopkRandom": "none",
+    }
+    with pytest.raises(UserError, match="no 'unlearn_far_accuracy' rows"):
+        tidy.unlearning(table[table["metric"] != "unlearn_far_accuracy"])
 
 
-def test_facts_are_spaced_whatever_type_a_table_gives_them():
-    given = {"a": 1_000_000, "b": np.int64(20_000), "c": 2304.0, "d": 0.002, "e": "x_y"}
-    assert list(numbers.facts(given).values()) == [
-        r"1\,000\,000",
-        r"20\,000",
-        "2304",
-        "0.002",
-        r"x\_y",
-    ]
+def test_facts_are_written_as_numbers_and_as_text():
+    given = {"a": 1_000_000, "b": np.int64(2304), "c": 0.002, "d": "x_y"}
+    assert list(numbers.facts(given).values()) == [r"1\,000\,000", "2304", "0.002", r"x\_y"]
 
 
 def test_escape_and_used():
-    assert latex.escape(r"a_b & 5% {x} $\n") == r"a\_b \& 5\% \{x\} \$\textbackslash{}n"
-    source = r"\numAFve{} 5\% \verdictB % \numHidden" + "\n" + r"\factC\number\numbers \bestD"
-    assert tables.used(source) == {"numAFve", "verdictB", "factC", "bestD"}
+    assert escape(r"a_b & 5% {x} $\n") == r"a\_b \& 5\% \{x\} \$\textbackslash{}n"
+    assert escape("Δθ ↑") == r"$\Delta$$\theta$ $\uparrow$"
+    source = r"\numAFve{} 5\% \verdictB % \numHidden" + "\n" + r"\factC\number\numbers \gapD"
+    assert numbers.used(source) == {"numAFve", "verdictB", "factC", "gapD"}
 
 
-def test_a_number_the_paper_uses_and_the_results_lack_is_an_error_but_at_smoke_size():
-    paper = r"\numMicroworldTopkFve \numNowhere \factTokens \factCommit \fullNumElsewhere"
+def test_a_number_the_paper_uses_and_the_results_lack_is_an_error_but_in_a_partial_run():
+    paper = r"\numMicroworldTopkFve \numNowhere \factTokens \factCommit \studyNumElsewhere"
     given = {"tokens": 1_000_000, "commit": "a_b"}
     table = pd.concat([THREE, frame(("microworld", "topk", 0, "l0", "all", 10))])
+    said = difference(0.1, 0, 1)
     with pytest.raises(UserError, match=r"uses 1 number\(s\).*\\numNowhere\)"):
-        tables.numbers_tex(table, difference(0.1, 0, 1), paper, given)
-    text = tables.numbers_tex(table, difference(0.1, 0, 1), paper, given, smoke=True)
+        numbers.numbers_tex(table, said, paper, given)
+    text = numbers.numbers_tex(table, said, paper, given, smoke=True)
     assert r"\newcommand{\numNowhere}{\textit{[not measured in this run]}}" in text
     assert r"\newcommand{\factTokens}{1\,000\,000}" in text
-    assert r"\newcommand{\factCommit}{a\_b}" in text
     assert r"\smoketrue" in text and r"\partialtrue" in text and r"\smokefalse" not in text
-    text = tables.numbers_tex(table, difference(0.1, 0, 1), paper, given, partial=True)
+    text = numbers.numbers_tex(table, said, paper, given, partial=True)
     assert r"\smokefalse" in text and r"\partialtrue" in text
     names = [line.split("}")[0] for line in text.splitlines() if line.startswith(r"\newcommand")]
     assert names == sorted(names) and len(set(names)) == len(names)
+    study = numbers.numbers_tex(table, said, r"\studyNumMicroworldTopkFve", part="study")
+    assert r"\newcommand{\studyNumMicroworldTopkFve}{3.000}" in study and "newif" not in study
 
 
 def test_numbers_are_the_same_whatever_the_order_of_the_rows():
-    shuffled = RESULTS.sample(frac=1, random_state=0)
-    one = tables.numbers_tex(RESULTS, DIFFERENCES, "", made.FACTS)
-    assert one == tables.numbers_tex(shuffled, DIFFERENCES[::-1], "", made.FACTS)
+    mixed = RESULTS.sample(frac=1, random_state=0)
+    source = r"\numMicroworldConvFve \verdictMicroworldConvFvu \bestMicroworldFve"
+    one = numbers.numbers_tex(RESULTS, DIFFERENCES, source, made.FACTS)
+    assert one == numbers.numbers_tex(mixed, DIFFERENCES[::-1], source, made.FACTS)
 
 
-def test_main_table_flags_unmatched_l0_and_puts_nulls_below_a_rule():
-    text = tables.main_table(RESULTS)
-    (l1, *_) = [line for line in text.splitlines() if line.startswith("ReLU+L1")]
-    assert r"$^\dagger$" in l1
-    assert r"$^\dagger$" not in next(ln for ln in text.splitlines() if ln.startswith("Conv"))
+def test_a_table_marks_verdicts_unmatched_l0_and_nulls_and_leaves_out_what_is_not_measured():
+    text = register.draw("table_main", **FOUND)
+    assert line(text, "ReLU+L1")[1].endswith(r"$^\dagger$")
+    assert r"$^\dagger$" not in line(text, "Conv")[1]
+    heads = line(text, "System")
+    assert heads[:3] == ["System", "L0", r"FVE $\uparrow$"] and r"bits/token $\downarrow$" in heads
+    assert r"$\Delta$CE" not in text  # not measured
+    # fvu rises by 0.004 ± 0.03: neither shown nor equivalent, so its FVE is plain
+    assert "textbf" not in line(text, "Conv")[2]
     rule = text.index(r"\cmidrule(lr)")
     assert text.index("Conv &") < rule < text.index("EMA(TopK)")
     assert text.count(r"\textit{microworld}") == text.count(r"\textit{SmolLM2-135M}") == 1
-    assert tidy.SMOKE not in text
-    with pytest.raises(UserError, match="'fve'"):
-        tables.main_table(RESULTS[RESULTS["metric"] != "fve"])
+    assert tidy.SMOKE not in text and "Shuffled" not in text
+    assert r"\caption{\textbf{smoke size: not results.} " in register.draw(
+        "table_main", True, **FOUND
+    )
+    with pytest.raises(UserError, match="table_main needs rows of fve"):
+        register.draw("table_main", results=RESULTS[RESULTS["metric"] != "fve"])
 
 
-def test_recovery_table_is_bold_only_where_the_interval_excludes_0():
-    text = tables.recovery_table(RESULTS, DIFFERENCES)
-    conv = next(line for line in text.splitlines() if line.startswith("Conv"))
-    assert r"\textbf{+0.080 [0.050, 0.110]}" in conv
-    assert r"& +0.010 [\textminus 0.020, 0.040]" in conv
-    assert r"\textbf{\textminus 0.040 [\textminus 0.070, \textminus 0.010]}" in conv
-    topk = next(line for line in text.splitlines() if line.startswith("TopK"))
-    assert topk.count("--") == 3
+def test_a_cell_is_bold_where_its_difference_is_better_and_slanted_where_it_is_worse():
+    table = Table("t", "", [Column("f1", "document"), Column("f1", "token")],
+                  verdicts="topk")  # fmt: skip
+    table = table.latex(tidy.compared(RESULTS), by_system, differences=DIFFERENCES)
+    name, document, token = line(table, "Conv")
+    assert document.startswith(r"\textbf{0.") and token.startswith(r"\textit{0.")
+    assert "text" not in "".join(line(table, "TopK"))
+    with pytest.raises(UserError, match="nothing of table t"):
+        Table("t", "", [Column("absent")]).latex(tidy.compared(RESULTS), by_system)
 
 
-def test_ablation_table_escapes_and_orders():
-    text = tables.ablation_table(RESULTS)
-    names = [line.split("}")[0] for line in text.splitlines() if r"\texttt{" in line]
-    assert len(names) == 5 and r"lag\_rank=None" in text
-    assert "k=6" not in text  # the L0 sweep is the Pareto figure's
-    # A base run at the ablations' own budget takes the place of the main run.
+def test_ablations_stand_below_the_run_they_change_and_groups_by_number():
+    frame_, columns = tidy.prepare(RESULTS), [Column("fve")]
+    names = [entry[1] for entry in by_ablation("conv")(frame_)]
+    assert names == ["Conv", "  gate='none'", "  lag_rank=None", "  window=2", "  window=8"]
+    text = Table("t", "", columns).latex(frame_, by_ablation("conv"))
+    assert r"\quad lag\_rank=None & 0.940\\" in text and "k=6" not in text
     base = frame(("microworld", "conv", 0, "fve", "all", 0.123, "base"))
-    again = tables.ablation_table(pd.concat([RESULTS, base]))
-    assert "base" not in again and "0.123" in again and "0.123" not in text
-    with pytest.raises(UserError, match="no ablation rows"):
-        tables.ablation_table(RESULTS[RESULTS["ablation"] == ""])
+    again = Table("t", "", columns).latex(
+        tidy.prepare(pd.concat([RESULTS, base])), by_ablation("conv")
+    )
+    assert line(again, "Conv")[1] == "0.123" and "base" not in again
+    groups = frame(*(("microworld", "topk", 0, m, g, v) for g, v in (("w=12", 1), ("w=2", 2))
+                     for m in ("tracker_ap", "tracker_recall")))  # fmt: skip
+    listed = [(key, len(rows)) for key, _, rows in by_group("tracker_ap")(tidy.prepare(groups))]
+    assert listed == [("w=2", 2), ("w=12", 2)]
 
 
-@pytest.mark.parametrize(
-    "table",
-    [
-        lambda: tables.main_table(RESULTS, smoke=True),
-        lambda: tables.recovery_table(RESULTS, DIFFERENCES, smoke=True),
-        lambda: tables.ablation_table(RESULTS, smoke=True),
-    ],
-)
-def test_smoke_tables_say_so_in_the_caption(table):
-    assert r"\caption{\textbf{smoke size: not results.} " in table()
+def test_settings_are_written_once_in_words():
+    rows = [
+        ("microworld", "conv", "topk", "d_in", "128"),
+        ("microworld", "conv", "topk", "window", "8"),
+        ("microworld", "conv", "topk", "lag_rank", "null"),
+        ("microworld", "conv", "topk", "consistency_weights", "[0.0, 0.01]"),
+        ("microworld", "conv", "topk", "tied", "false"),
+    ]
+    configs = pd.DataFrame(rows, columns=["world", "variant", "act", "field", "value"])
+    text = register.draw("table_settings", configs=configs)
+    said = r"Conv & window 8; lag rank none; consistency weights 0, 0.01; tied no\\"
+    assert said in text.splitlines()
 
 
 def test_reference_table_keeps_values_as_written_and_never_shows_ours():
@@ -268,7 +294,58 @@ def test_reference_table_keeps_values_as_written_and_never_shows_ours():
         ],
         columns=["system", "setting", "metric", "value", "source"],
     )
-    text = tables.reference_table(given)
+    text = report.reference_table(given)
     assert r"T\_x & k=20 & FVE~0.750; L0~20 & \citet{someone2025}\\" in text
     with pytest.raises(UserError, match="lack the column.*source"):
-        tables.reference_table(given.drop(columns="source"))
+        report.reference_table(given.drop(columns="source"))
+
+
+CLAIM = {"claim": "A & B", "who": "ours", "theirs": "5%", "made": "x", "notebook": "07"}
+
+
+def claim(holds=("better",), **ours):
+    ours = {"world": "microworld", "system": "conv", "metric": "f1"} | ours
+    return CLAIM | {"ours": ours, "holds": list(holds)}
+
+
+def test_a_claim_is_told_with_our_number_its_verdict_and_whether_that_bears_it_out():
+    asked = [
+        claim(group="document", baseline="topk"),
+        claim(("worse",), group="document", baseline="topk"),
+        claim(group="section", baseline="topk"),
+        claim(group="document", baseline="conv"),
+        claim((), metric="fve"),
+    ]
+    judged = claims.judge(asked, RESULTS, DIFFERENCES)
+    number = "$+0.080$ [$+0.050$, $+0.110$]"
+    assert [row[1:] for row in judged[:4]] == [
+        (number, "better"), (number, "better"), ("$+0.010$ [$-0.020$, $+0.040$]", "undecided"),
+        ("", "not measured"),
+    ]  # fmt: skip
+    assert judged[4][1].startswith("0.9") and judged[4][2] == ""
+    text = claims.table(asked, RESULTS, DIFFERENCES)
+    ends = [row.split(" & ")[-2:] for row in text.splitlines() if row.startswith(r"A \& B")]
+    assert ends == [["better", r"yes\\"], ["better", r"no\\"], ["undecided", r"\\"],
+                    ["not measured", r"\\"], ["", r"\\"]]  # fmt: skip
+
+
+def test_a_claim_that_is_not_whole_is_refused(tmp_path):
+    path = tmp_path / "claims.yaml"
+    path.write_text("- {claim: a, who: ours, ours: {world: w}, holds: [grand]}")
+    with pytest.raises(UserError, match=r"Claim 1 .* lacks theirs, made, notebook, ours.system"):
+        claims.read(path)
+
+
+def test_a_readme_cell_is_a_mean_over_seeds_with_its_verdict():
+    rows = [
+        ("microworld", variant, seed, metric, "all", value)
+        for variant, l0, fve in (("topk", 12, 0.95), ("conv", 12.1, 0.9), ("l1", 13, 0.97))
+        for seed in (0, 1)
+        for metric, value in (("l0", l0), ("fve", fve + 0.01 * seed))
+    ]
+    # The difference is in what is left unexplained, of which less is better.
+    said = pd.concat([difference(0.05, 0.04, 0.06, "fvu", "all"),
+                      difference(0.0, -0.03, 0.01, "fvu", "all").assign(variant="l1")])  # fmt: skip
+    lines = readme_table(frame(*rows), said).split("\n")
+    assert lines == ["| system | FVE ↑ |", "| --- | --: |", "| ReLU+L1 | 0.975 † |",
+                     "| TopK | 0.955 |", "| Conv | *0.905* |"]  # fmt: skip

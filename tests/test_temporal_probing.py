@@ -3,7 +3,6 @@
 from collections import Counter
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from eval_cases import value
@@ -11,8 +10,6 @@ from eval_cases import value
 from lab.measures.concepts import temporal_probing
 from lab.measures.concepts.temporal_probing import document_rows, groups, measure, no_power, probe
 from lab.measures.reading import Reading, Sizes
-from lab.paper.figures import temporal_probing as figure
-from lab.paper.tables import temporal_probing as table
 from lab.worlds import minimal_pairs, tasks
 from lab.worlds.tasks import ends_at
 from tsae.errors import WorldError
@@ -127,19 +124,6 @@ def test_a_task_at_chance_is_reported_by_its_reference_alone(monkeypatch):
     assert value(found.rows, "probe_dropped", "agreement") == 2
     assert {r["metric"] for r in found.rows} == {"probe_residual_accuracy", "probe_dropped"}
     assert found.documents is None
-
-
-def test_figure_and_table_show_what_was_measured(measured):
-    rows = pd.DataFrame(measured["sees"].rows)
-    keys = {"world": "microworld", "layer": 2, "variant": "lstm", "act": "topk", "seed": 0}
-    results = rows.assign(**keys, ablation="", reading="own")
-    drawn = figure.drawn({"results": results})["temporal_probing"]
-    upper, lower = drawn.axes
-    assert upper.get_title() == "microworld: agreement"
-    assert list(upper.lines[0].get_ydata()) == [1.0, 1.0]
-    tex = table.made({"results": results})["temporal_probing"]
-    assert r"LSTM & 1.000 & 1.000\\" in tex and r"Residual stream & 0.500 & 0.500\\" in tex
-    assert figure.drawn({"results": results.head(0)}) == table.made({}) == {}
 
 
 # ---- English pairs -------------------------------------------------------------------------------

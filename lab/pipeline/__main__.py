@@ -37,12 +37,10 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "numbers", parents=[shared], help="numbers.tex again, from the committed tables"
     )
-    commands.add_parser(
-        "redraw", parents=[shared], help="figures again, where the committed tables suffice"
-    )
+    commands.add_parser("redraw", parents=[shared], help="figures again, from the committed tables")
     pdf = commands.add_parser("pdf", help="paper/main.pdf again, from what is committed")
     pdf.add_argument("--root", type=Path, default=ROOT, help="the repository")
-    readme = commands.add_parser("readme", help="README's table again, from results/full")
+    readme = commands.add_parser("readme", help="README's table again, from results/laptop")
     readme.add_argument("--root", type=Path, default=ROOT, help="the repository")
     tidy = commands.add_parser("tidy", help="drop timings and machine metadata from notebooks")
     tidy.add_argument("notebooks", nargs="+")
@@ -93,16 +91,14 @@ def main(arguments: list[str] | None = None) -> int:
             part = part_of(given)
             print(f"wrote {rewrite_numbers(given.profile, given.root, part)}")
         elif given.command == "redraw":
-            from lab.paper import figures, report
+            from lab.paper import report
 
-            folder = given.root / "figures" / part_of(given)
-            for name, figure in report.redrawn(given.profile, given.root).items():
-                figures.save(figure, folder, name)
-                print(f"wrote {folder / name}.pdf and .png")
+            for name in report.redrawn(given.profile, given.root, part := part_of(given)):
+                print(f"wrote {given.root / 'figures' / part / name}.pdf and .png")
         elif given.command == "pdf":
             print(f"wrote {paper.rebuild(given.root.resolve())}")
         elif given.command == "readme":
-            from lab.paper.tables.readme import rewrite
+            from lab.paper.readme import rewrite
 
             print(f"wrote {rewrite(given.root)}")
         elif given.command == "run":

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lab.results.metrics import metric
+from lab.results.metrics import metric, verdict
 from lab.results.systems import WORLDS, display, is_null, ordered
 from tsae.errors import UserError
 from tsae.sequences import SCALES
@@ -22,6 +22,7 @@ __all__ = ["SCALES", "WORLDS", "display", "is_null", "ordered"]
 SMOKE = "smoke size: not results"
 BASE = "base"
 OWN = "own"
+BARS = ("ema(topk)", "ema(batchtopk)")
 MATCHED = 0.02  # two L0s within this share of each other count as matched
 COLUMNS = ("world", "layer", "variant", "act", "seed", "ablation", "metric", "group", "value", "n")
 # A run of the L0 sweep carries the swept setting as its ablation.
@@ -88,6 +89,13 @@ def scales(frame: pd.DataFrame, metric: str = "recovery_f1") -> list[str]:
 def main(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of the main runs: no ablation."""
     return frame[frame["ablation"] == ""]
+
+
+def compared(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows that figures and tables compare: main runs, each by its own code, beside the one
+    null that is the bar, ``ema(topk)``. Other readings and nulls are shown where they are asked for."""
+    frame = main(prepare(results))
+    return frame[~frame["system"].map(is_null) | frame["system"].isin(BARS)]
 
 
 def unchanged(case: pd.DataFrame) -> pd.DataFrame:
@@ -157,3 +165,20 @@ def unlearning(results: pd.DataFrame) -> pd.DataFrame:
     table.insert(2, "strategy", table["group"].str.split("|").str[0])
     table["retained"] = table[["near", "far"]].min(axis=1)
     return table
+
+
+def judged(differences: pd.DataFrame, baseline: str = "") -> pd.DataFrame:
+    """Paired differences with their ``system``, of one ``baseline`` if it is given.
+
+    Their ``verdict`` is the one that the comparison wrote, which knows the whole family of tests;
+    in tables that are older than that, the interval's. Metrics in which neither side is better are
+    left out.
+    """
+    columns = ("world", "variant", "baseline", "metric", "group", "diff", "lo", "hi")
+    frame = prepare(differences, columns)
+    frame = frame[[metric(name).better != 0 for name in frame["metric"]]]
+    frame = frame[frame["baseline"] == baseline] if baseline else frame
+    if "verdict" in frame:
+        return frame
+    rows = frame[["metric", "lo", "hi"]].itertuples(index=False, name=None)
+    return frame.assign(verdict=[verdict(*row) for row in rows])
