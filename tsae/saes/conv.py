@@ -90,6 +90,8 @@ class ConvConfig(SAEConfig):
             if shares is not None:
                 ok = len(shares) in (1, 3) and min(shares) > 0 and abs(sum(shares) - 1) < 1e-6
                 require(ok, field, shares, "one or three positive shares that sum to 1")
+        ok = self.k_shares is None or not self.nested
+        require(ok, "k_shares", self.k_shares, "None unless nested=False")
         n = len(self.group_shares)
         require(self.k_shares is None or len(self.k_shares) == n, "k_shares", self.k_shares,
                 f"as long as group_shares ({n})")  # fmt: skip
