@@ -77,6 +77,12 @@ def test_contexts_are_the_strongest_of_each_sequence_inside_their_document(one):
         (2, [0, 0, 1, 1]),
     ]
     assert [c.values[c.peak] for c in one.contexts] == [4, 3, 1] and one.peak == 4
+    # The stay is the code over the whole document, whatever the window.
+    assert [c.stay for c in one.contexts] == [
+        [0, 0, 4, 0, 0, 0, 0, 0],
+        [0, 0, 2, 2, 0, 3],
+        [0] * 5 + [1] * 3,
+    ]
     assert one.contexts[1].strings == [" <b>4\n&", " <b>5\n&", " <b>6\n&"]
 
 
@@ -121,9 +127,18 @@ def test_logit_effects_are_the_unembedding_of_the_direction(sae):
 def test_chosen_latents_fire_and_are_not_dense(sae, monkeypatch):
     config = BrowserConfig(n_latents=2)
     assert browser.choose(sae, Store(), config) == []  # both fire on over a tenth of the tokens
-    monkeypatch.setattr("lab.browser.views.DENSE", 0.5)
+    monkeypatch.setattr("lab.browser.latents.USUAL", 0.5)
     assert browser.choose(sae, Store(), config) == [0, 1]
     assert browser.choose(sae, Store(), BrowserConfig(n_latents=1)) == [1]
+
+
+def test_slow_latents_come_first_and_may_be_on_for_long(sae, monkeypatch):
+    groups = {"document": torch.tensor([1, 2]), "fast": torch.tensor([0])}
+    monkeypatch.setattr(type(sae), "groups", property(lambda self: groups))
+    # Latent 1 is on at 7 of 27 places, too often for any but a slow group; 0 at 4.
+    assert browser.choose(sae, Store(), BrowserConfig(n_latents=4)) == [1]
+    monkeypatch.setattr("lab.browser.latents.USUAL", 0.2)
+    assert browser.choose(sae, Store(), BrowserConfig(n_latents=4)) == [1, 0]
 
 
 class Reader(HTMLParser):
@@ -135,11 +150,11 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "input"):
+        if tag not in ("meta", "input", "rect"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        assert tag == "rect" or self.open.pop() == tag
 
     def handle_data(self, data):
         self.texts.append(data)
@@ -157,6 +172,9 @@ def test_the_page_needs_nothing_else_and_escapes_its_text(sae, tmp_path):
     assert not re.search(r"https?:|url\(|@import|src=", text)
     assert all(a["href"].startswith("#latent-") for tag, a in reader.tags if tag == "a")
     assert " <b>6↵&" in reader.texts and "<world>" in "".join(reader.texts)
+    # Latent 1's two strongest documents: 4 at full height, then 2, 2 and 3 of 4.
+    heights = [a["height"] for tag, a in reader.tags if tag == "rect"]
+    assert heights[-4:] == ["1.000", "0.500", "0.500", "0.750"]
     peaks = [a for tag, a in reader.tags if a.get("class") == "peak"]
     assert [a["title"] for a in peaks] == ["1.000"] * 3 + ["4.000", "3.000", "1.000"]
     assert "rgba(var(--hot), 0.90)" in peaks[3]["style"]

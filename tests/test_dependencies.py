@@ -176,11 +176,11 @@ def test_nothing_to_find_gives_an_empty_table():
 def test_exchanged_documents_keep_bursts_and_kinds():
     # Documents 0 and 1 are of kind 0, 2 of kind 1 and alone; column 1 moves.
     rows = [[1, 0], [0, 1], [1, 1], [0, 0], [0, 1], [1, 1]]
-    made = exchanged(
+    made, kinds = exchanged(
         activity(rows, [3, 2, 1]), np.array([0, 0, 0, 0, 0, 1]), np.array([False, True]),
         np.random.default_rng(0),
     )  # fmt: skip
-    assert made.piece_N.tolist() == [0, 0, 1, 1]
+    assert made.piece_N.tolist() == [0, 0, 1, 1] and kinds.tolist() == [0, 0, 0, 0]
     # Column 0 of its own document, column 1 of the other, both two tokens long.
     assert made.active_NF.toarray().astype(int).tolist() == [[1, 0], [0, 1], [0, 0], [0, 1]]
 
@@ -278,3 +278,26 @@ def test_true_labels_recover_a_planted_chain():
     rows = pattern_detection(table[table["direct"]], arrows, columns, "abc")
     values = {r["metric"]: r["value"] for r in rows}
     assert values["chain_ap"] == values["chain_lag_accuracy"] == 1.0
+
+
+def test_what_keeps_its_place_in_every_document_is_no_edge():
+    """0 begins near the start of each document and 1 near the end of the opening, both by
+    themselves: a shift in a circle cannot give that, another document does."""
+    rng = np.random.default_rng(0)
+    rows = np.zeros((100, 60, 2))
+    rows[np.arange(100), rng.integers(0, 3, 100), 0] = 1
+    rows[np.arange(100), 2 + rng.integers(1, 4, 100), 1] = 1
+    table = dependencies(activity(rows.reshape(-1, 2), [60] * 100), lags=range(1, 6), shifts=200)
+    assert len(table) > 0 and not (table["q"] <= 0.05).any()
+
+
+def test_sources_are_put_into_another_document_of_their_kind():
+    series = np.zeros((8, 2), int)
+    series[0, 0] = series[5, 1] = 1  # document 0: source at place 0; document 1: target at place 1
+    counter = Counter(activity(series, [4, 4]), np.array([[0, 1, 1]]))
+    keep = np.ones(1, bool)
+    assert counter.tables(keep)[0, 1, 1].sum() == 0
+    assert counter.tables(keep, document_P=np.array([1, 0]))[0, 1, 1].sum() == 1
+    kinds = np.repeat([0, 1], 4)
+    drawn = [counter.others(np.random.default_rng(s), kinds).tolist() for s in range(9)]
+    assert drawn == [[0, 1]] * 9

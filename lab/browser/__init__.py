@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lab.browser.neighbours import Neighbour
+from lab.browser.latents import BrowserConfig, Context, LatentView, Neighbour, choose, view_latents
 from lab.browser.page import page
-from lab.browser.views import BrowserConfig, Context, LatentView, choose, view_latents
 from tsae.files import atomic
 from tsae.saes import SAE
 from tsae.saes.config import require_fields
@@ -40,12 +39,9 @@ def write_browser(
     """
     require_fields(BrowserConfig, options)
     config = BrowserConfig(**options)
-    if latents is None:
-        latents = choose(sae, store, config)
-    found = view_latents(sae, store, world, latents, config)
+    chosen = choose(sae, store, config) if latents is None else latents
+    views = view_latents(sae, store, world, chosen, config)
     name = f"{getattr(sae, 'name', 'SAE')} ({sae.cfg.act}) · {world.name}, layer {store.layer}"
-    text = page(found, title or name, config)
-    path = Path(path)
-    with atomic(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
-    return path
+    with atomic(Path(path)) as unfinished:
+        unfinished.write_text(page(views, title or name, config), encoding="utf-8")
+    return Path(path)

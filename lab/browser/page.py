@@ -2,138 +2,33 @@
 
 import math
 from html import escape
+from pathlib import Path
+from string import Template
 
-from lab.browser.neighbours import Neighbour
-from lab.browser.views import BrowserConfig, Context, LatentView
+from lab.browser.latents import BrowserConfig, Context, LatentView, Neighbour
 
-STYLE = """
-:root { color-scheme: light; --ink: #1b1b1b; --soft: #5c6470; --line: #d9dde3; --hot: 213, 94, 0; }
-* { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #fff;
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-header { padding: 1.2rem 1.5rem .6rem; border-bottom: 1px solid var(--line); }
-h1 { font-size: 1.25rem; margin: 0 0 .2rem; }
-p.note { color: var(--soft); margin: .1rem 0; max-width: 60rem; font-size: .85rem; }
-.legend { white-space: nowrap; }
-.scale { display: inline-block; width: 6rem; height: .7rem; margin: 0 .3rem; border-radius: 2px;
-  background: linear-gradient(90deg, rgba(var(--hot), .1), rgba(var(--hot), .9)); }
-main { display: flex; align-items: flex-start; }
-nav { position: sticky; top: 0; max-height: 100vh; overflow-y: auto; flex: 0 0 17rem;
-  padding: 1rem .8rem 1rem 1.5rem; }
-nav input { width: 100%; font: inherit; padding: .25rem .5rem; margin-bottom: .5rem;
-  border: 1px solid var(--soft); border-radius: 4px; }
-nav a { display: grid; grid-template-columns: 3.2rem 1fr auto; gap: .4rem; color: inherit;
-  text-decoration: none; padding: .1rem .3rem; border-radius: 3px; }
-nav a:hover { background: #eef1f5; }
-nav b { font-weight: 400; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.group { padding: .2rem .3rem 0; }
-nav span { color: var(--soft); font-size: .8rem; }
-:focus-visible { outline: 2px solid rgb(0, 114, 178); outline-offset: 1px; }
-[hidden] { display: none !important; }
-article { flex: 1; min-width: 0; padding: 0 1.5rem 4rem; border-left: 1px solid var(--line); }
-section { padding: 1.4rem 0; border-bottom: 1px solid var(--line); scroll-margin-top: 0; }
-h2 { font-size: 1.05rem; margin: 0 0 .5rem; }
-h3, .group { font-size: .8rem; margin: .2rem 0; color: var(--soft); font-weight: 600; }
-.facts { display: block; color: var(--soft); font-weight: 400; font-size: .85rem; }
-.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem 1.5rem;
-  margin-top: .8rem; }
-.wide { grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
-.context { font: 13px/1.7 ui-monospace, Menlo, Consolas, monospace; margin: 0 0 .25rem;
-  padding: .1rem .4rem; border-left: 3px solid var(--line); overflow-wrap: anywhere; }
-.context i, td i { font-style: normal; white-space: pre-wrap; border-radius: 2px; }
-.context .peak { outline: 1px solid var(--ink); font-weight: 700; }
-table { border-collapse: collapse; font-size: .85rem; }
-td, th { padding: 0 .6rem 0 0; text-align: left; font-variant-numeric: tabular-nums;
-  vertical-align: top; }
-th { color: var(--soft); font-weight: 400; }
-td i { background: #eef1f5; padding: 0 .2rem; font-family: ui-monospace, Menlo, monospace; }
-td.n { text-align: right; }
-.bar { display: inline-block; height: .65rem; background: rgb(0, 114, 178); vertical-align: middle; }
-@media (max-width: 700px) {
-  header { padding: 1rem 1rem .6rem; }
-  main { display: block; }
-  nav { position: static; max-height: 14rem; padding: .8rem 1rem;
-    border-bottom: 1px solid var(--line); }
-  article { border: 0; padding: 0 1rem 3rem; }
-}
-"""
-# Search and keys; without it the list and the links still work.
-SCRIPT = """
-const box = document.querySelector("nav input");
-const links = [...document.querySelectorAll("nav a")];
-const shown = () => links.filter(link => !link.hidden);
-const section = link => document.querySelector(link.hash);
-const words = links.map(link => section(link).textContent.toLowerCase());
-box.hidden = false;
-box.addEventListener("input", () => {
-  const asked = box.value.trim().toLowerCase();
-  links.forEach((link, i) => {
-    link.hidden = !words[i].includes(asked);
-    section(link).hidden = link.hidden;
-  });
-  document.querySelector("nav p").hidden = shown().length > 0;
-});
-addEventListener("keydown", event => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target === box) {
-    if (event.key === "Escape") box.blur();
-    return;
-  }
-  if (event.key === "/") { event.preventDefault(); box.focus(); }
-  const step = {j: 1, k: -1}[event.key], found = shown();
-  if (!step || !found.length) return;
-  const tops = found.map(link => section(link).getBoundingClientRect().top);
-  const at = step > 0 ? tops.findIndex(top => top > 1) : tops.findLastIndex(top => top < -1);
-  if (at >= 0) { section(found[at]).scrollIntoView(); found[at].focus({preventScroll: true}); }
-});
-"""
 MAX_DWELL = 10
 _SHOWN = {"\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
-def page(found: list[LatentView], title: str, config: BrowserConfig) -> str:
+def page(views: list[LatentView], title: str, config: BrowserConfig) -> str:
     """The whole page of the views, in the order given."""
-    shown = {view.latent for view in found}
-    grouped = len({view.group for view in found}) > 1
+    shown = {view.latent for view in views}
+    grouped = len({view.group for view in views}) > 1
+    opens = [i for i, v in enumerate(views) if not i or views[i - 1].group != v.group]
     links = "\n".join(
-        (_heading(view.group) if grouped and (not i or found[i - 1].group != view.group) else "")
-        + _link(view)
-        for i, view in enumerate(found)
+        (_heading(view.group) if grouped and i in opens else "") + _link(view)
+        for i, view in enumerate(views)
     )
-    sections = "\n".join(_section(view, shown, grouped) for view in found)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
-<h1>{escape(title)}</h1>
-<p class="note">{len(found)} latents over up to {config.limit_tokens:,} tokens of the
-{escape(config.split)} split, named by the tokens at which they are strongest. Colour: the latent's
-code, <span class="legend">from 0<span class="scale" aria-hidden="true"></span>to its
-largest</span>; the outlined token is the strongest. A context ends where its document does. Logit
-effects are read by the unembedding alone. Neighbours are latents that start more often before or
-after than their own rate explains; they are descriptions, not tests. Keys: / search, j and k next
-and previous latent.</p>
-</header>
-<main>
-<nav aria-label="Latents">
-<input type="search" aria-label="Search latents by number, name or text" placeholder="Search" hidden>
-<p class="note" role="status" hidden>No latent has that.</p>
-{links}
-</nav>
-<article>
-{sections}
-</article>
-</main>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+    sections = "\n".join(_section(view, shown, grouped) for view in views)
+    return Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8")).substitute(
+        title=escape(title),
+        n=len(views),
+        tokens=f"{config.limit_tokens:,}",
+        split=escape(config.split),
+        links=links,
+        sections=sections,
+    )
 
 
 def _heading(group: str) -> str:
@@ -149,22 +44,36 @@ def _link(view: LatentView) -> str:
 
 def _section(view: LatentView, shown: set[int], grouped: bool) -> str:
     contexts = "\n".join(_context(context, view.peak) for context in view.contexts)
+    stays = "\n".join(_stay(context, view.peak) for context in view.contexts[:2])
     name = f": {_text(view.name)}" if view.name else ""
     group = f"{escape(view.group)} · " if grouped else ""
     return f"""<section id="latent-{view.latent}" aria-labelledby="name-{view.latent}">
 <h2 id="name-{view.latent}">Latent {view.latent}{name}<span class="facts">{group}active on
 {view.density:.2%} of tokens · largest code {view.peak:.2f}</span></h2>
+{stays}
 {contexts or '<p class="note">It is silent on these tokens.</p>'}
 <div class="side">
 {_tokens("Raises", view.raised)}
 {_tokens("Lowers", view.lowered)}
 {_dwell(view)}
-</div>
-<div class="side wide">
 {_neighbours("Before it", view.predecessors, shown)}
 {_neighbours("After it", view.successors, shown)}
 </div>
 </section>"""
+
+
+def _stay(context: Context, largest: float) -> str:
+    """The code over a whole document: a bar where it is on, as high as it is large."""
+    bars = "".join(
+        f'<rect x="{t}" y="{1 - value / largest:.3f}" width="1" height="{value / largest:.3f}"/>'
+        for t, value in enumerate(context.stay)
+        if value > 0
+    )
+    title = f"code over the {len(context.stay)} tokens of document {context.doc}"
+    return (
+        f'<svg role="img" aria-label="{title}" viewBox="0 0 {len(context.stay)} 1" '
+        f'preserveAspectRatio="none" fill="rgb(213, 94, 0)">{bars}</svg>'
+    )
 
 
 def _text(string: str) -> str:
@@ -191,14 +100,10 @@ def _context(context: Context, largest: float) -> str:
 
 def _tokens(name: str, tokens: list[tuple[str, float]]) -> str:
     rows = "".join(
-        f'<tr><td><i>{_text(string)}</i></td><td class="n">{_signed(value)}</td></tr>'
+        f'<tr><td><i>{_text(string)}</i></td><td class="n">{f"{value:+.2f}".replace("-", "−")}</td></tr>'
         for string, value in tokens
     )
     return f"<div><h3>{name}</h3><table>{rows}</table></div>"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
 
 
 def _dwell(view: LatentView) -> str:

@@ -111,7 +111,8 @@ def measure(
     ``dependency_match_f1`` (mean over classes matched). ``dependency_tested``,
     ``dependency_found``: edges, group ``all`` over all latents. ``unchained``: of how many texts
     without chains :func:`false_discovery` is measured, on groups ``labels``, ``joint`` and
-    ``latents`` (where each latent begins); ``kind``: the label that exchanged documents share.
+    ``latents`` (where each latent begins); ``kind``: the label that
+    exchanged documents share, here and in the null, where the store has it.
 
     Steps are matched on validation, or on test in a store that has none; edges are measured on
     ``edge_tokens`` of the train split. Table ``edges``: source_name, target_name, source, target,
@@ -123,6 +124,8 @@ def measure(
     for name, sae in saes.items():
         text = read(sae, reading, "train", label if chains else None, edge_tokens)
         starts = text.codes.begins()
+        if kind in reading.store.label_specs:
+            options["kind_N"] = read(sae, reading, "train", kind, edge_tokens).label_N
         rows, tables, firing = [], [], pd.DataFrame()
         if chains:
             classes = reading.store.label_specs[label].classes
@@ -149,12 +152,13 @@ def measure(
                 events, columns = groups["joint"]
                 firing = chain_firing(events, {i: c for c, i in columns.items()}, tables[-1], text)
             if unchained:
-                kind_N = read(sae, reading, "train", kind, edge_tokens).label_N
                 groups["latents"] = starts, {}
                 for group, (activity, _) in groups.items():
                     if group == "single":
                         continue
-                    rows += false_discovery(activity, kind_N, unchained, group, lags, seed)
+                    rows += false_discovery(
+                        activity, options["kind_N"], unchained, group, lags, seed
+                    )
         if everything:
             kept, tested = found_edges(starts, **options)
             rows.append(row("dependency_tested", "all", tested, len(text.id_N)))

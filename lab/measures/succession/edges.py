@@ -5,10 +5,12 @@ For binary series i and j and all positions t whose t − ℓ lies in the same d
     C     = p(i_t | j_{t−ℓ})
     TE    = Σ p(i_t, i_{t−1}, j_{t−ℓ}) log2 [ p(i_t | i_{t−1}, j_{t−ℓ}) / p(i_t | i_{t−1}) ]
 
-TE is Schreiber's (2000) transfer entropy, in bits, with one step of the target's own past. Its
-null: in every document j is shifted in a circle by a random offset of its own, which keeps both
-series' frequencies and autocorrelations, and the topic they may share. Edges to test are chosen on
-every other document and measured on the rest, so that choosing them does not make them significant.
+TE is Schreiber's (2000) transfer entropy, in bits, with one step of the target's own past. An edge
+has to beat two nulls at once. In the one j is shifted in a circle, in every document by a random
+offset of its own, which keeps both series' frequencies and autocorrelations, and the topic they may
+share; in the other j is that of another document (of the same kind, where kinds are given), which
+keeps the place in a document that both may have. Edges to test are chosen on every other document
+and measured on the rest, so that choosing them does not make them significant.
 """
 
 from collections.abc import Iterable
@@ -26,6 +28,8 @@ ENOUGH = 10
 """Shifts that reach the observed value after which an edge's p-value is settled."""
 LEVEL = 0.05
 """The q below which an edge counts as found."""
+MANY = 20
+"""Documents from which on a source is also put into another one."""
 TESTED = 50
 """Edges tested in a text in which nothing depends."""
 
@@ -70,7 +74,7 @@ def candidates(
 
 
 class Counter:
-    """Tables of counts of given edges, with the sources as they are or shifted in a circle."""
+    """Tables of counts of given edges, with the sources as they are or as in a null."""
 
     def __init__(self, activity: Activity, edges_E3: np.ndarray):
         A, piece = activity.active_NF, activity.piece_N
@@ -97,14 +101,24 @@ class Counter:
         self.edge_X = np.repeat(np.arange(len(times)), [len(t) for t in times])
         self.time_X = np.concatenate([*times, np.zeros(0, np.int64)]).astype(np.int64)
 
-    def tables(self, keep_E: np.ndarray, shift_P: np.ndarray | None = None) -> np.ndarray:
-        """[E', 2, 2, 2] over (j, i_t, i_{t−1}) of the edges ``keep_E`` (bool), sources shifted."""
+    def tables(
+        self,
+        keep_E: np.ndarray,
+        shift_P: np.ndarray | None = None,
+        document_P: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """[E', 2, 2, 2] over (j, i_t, i_{t−1}) of the edges ``keep_E`` (bool).
+
+        Sources are shifted by ``shift_P`` within their document, or put into ``document_P``.
+        """
         chosen = keep_E[self.edge_X]
         edge, time = self.edge_X[chosen], self.time_X[chosen]
         piece = self.piece_N[time]
         place = time - self.first_P[piece]
         if shift_P is not None:
             place = (place + shift_P[piece]) % self.length_P[piece]
+        if document_P is not None:
+            piece = document_P[piece]
         place = place + self.edges_E3[edge, 2]
         inside = place < self.length_P[piece]
         edge, place, piece = edge[inside], place[inside], piece[inside]
@@ -119,12 +133,20 @@ class Counter:
         would be too small for pairs that few documents hold."""
         return (rng.random(len(self.length_P)) * self.length_P).astype(np.int64)
 
+    def others(self, rng: np.random.Generator, kind_N: np.ndarray) -> np.ndarray:
+        """A random document of the same kind (that of its first token) for every document."""
+        kind_P, other_P = kind_N[self.first_P], np.arange(len(self.first_P))
+        for kind in np.unique(kind_P):
+            other_P[kind_P == kind] = rng.permutation(other_P[kind_P == kind])
+        return other_P
+
 
 def dependencies(
     activity: Activity,
     *,
     lags: Iterable[int] = (1, 2, 3, 4),
     edges: np.ndarray | None = None,
+    kind_N: np.ndarray | None = None,
     max_edges: int = 2000,
     min_count: int = 10,
     min_z: float = 3.0,
@@ -134,12 +156,13 @@ def dependencies(
     """The edges of the module's equations, those with the largest TE first.
 
     Columns: source, target, lag, C, te, p, q. p = (1 + reached) / (1 + shifts), where reached
-    counts null values of the signed TE that are no smaller; an edge that was reached ``ENOUGH``
+    counts pairs of null values of the signed TE of which one is no smaller; an edge that was reached ``ENOUGH``
     times is settled earlier (Besag & Clifford 1991), which keeps p valid. q is p after Benjamini &
     Hochberg over the edges of the table. ``shifts``: None for 20 times the edges, with which a
     single true edge can reach q = .05, but from 200 to 2000; fewer are drawn when all edges still
     open are significant at q = .05 whatever comes. ``edges`` [E, 3] (source, target, lag) replaces
-    the candidates of the first half. Raises ValueError on a bad number.
+    the candidates of the first half; ``kind_N``: the kind of each position's document. Raises
+    ValueError on a bad number.
     """
     lags = tuple(lags)
     require(bool(lags) and min(lags) >= 1, "lags", lags, "whole numbers of at least 1")
@@ -147,7 +170,11 @@ def dependencies(
     if edges is None:
         edges = candidates(activity.half(False), lags, max_edges, min_count, min_z)
     shifts = shifts or min(max(200, 20 * len(edges)), 2000)
-    counter = Counter(activity.half(True), edges)
+    tested = activity.half(True)
+    counter = Counter(tested, edges)
+    kind_n = np.zeros(len(tested.piece_N), int)
+    if kind_N is not None:
+        kind_n = kind_N[np.isin(activity.piece_N, tested.piece_N)]
     n = counter.tables(np.ones(len(edges), bool))
     observed, rng = excess(n), np.random.default_rng(seed)
     reached, drawn = np.zeros(len(edges)), np.zeros(len(edges))
@@ -156,7 +183,11 @@ def dependencies(
         # Settled as well: all open edges pass Benjamini & Hochberg even if each is reached again.
         if ENOUGH * len(edges) <= LEVEL * int(open_E.sum()) * (done + 1) or not open_E.any():
             break
-        null = excess(counter.tables(open_E, counter.shifts(rng)))
+        shifted = counter.tables(open_E, counter.shifts(rng))
+        null = excess(shifted)
+        if len(counter.length_P) >= MANY:
+            moved = counter.tables(open_E, document_P=counter.others(rng, kind_n))
+            null = np.maximum(null, excess(moved))
         # Equal tables may differ in the last bit.
         reached[open_E] += null >= observed[open_E] - 1e-12
         drawn[open_E] += 1
@@ -206,15 +237,15 @@ def false_discovery(
         found, tested = [], 0
         for _ in range(texts):
             moved_F = rng.permutation(activity.active_NF.shape[1]) % 2 == 0
-            text = shuffled(activity, rng)
+            text, kinds = shuffled(activity, rng), None
             if name == "exchanged":
-                text = exchanged(activity, kind_N, moved_F, rng)
+                text, kinds = exchanged(activity, kind_N, moved_F, rng)
             # The most suspect ones, however few their co-occurrences; few enough that one alone can
             # reach q = .05 with the shifts that are drawn.
             edges = candidates(text.half(False), lags, 4 * TESTED, 1, 0.0)
             if name == "exchanged":
                 edges = edges[moved_F[edges[:, 0]] != moved_F[edges[:, 1]]]
-            q = dependencies(text, lags=lags, edges=edges[:TESTED], seed=seed)["q"]
+            q = dependencies(text, lags=lags, edges=edges[:TESTED], kind_N=kinds, seed=seed)["q"]
             found.append(int((q <= LEVEL).sum()))
             tested += len(q)
         false = float(np.mean(np.array(found) > 0))

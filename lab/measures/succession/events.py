@@ -46,9 +46,10 @@ def shuffled(activity: Activity, rng: np.random.Generator) -> Activity:
 
 def exchanged(
     activity: Activity, kind_N: np.ndarray, moved_F: np.ndarray, rng: np.random.Generator
-) -> Activity:
+) -> tuple[Activity, np.ndarray]:
     """The columns ``moved_F`` (bool) taken from another document whose first token has the same
-    ``kind_N``; both are cut to the shorter one. A document without a partner is left out."""
+    ``kind_N``; both are cut to the shorter one. A document without a partner is left out. Beside
+    it the kind of every position left."""
     piece_N = activity.piece_N
     first = np.flatnonzero(np.r_[True, piece_N[1:] != piece_N[:-1]])
     length = np.diff(np.r_[first, len(piece_N)])
@@ -66,4 +67,5 @@ def exchanged(
     own, others = rows[np.concatenate(here)], rows[np.concatenate(there)]
     order = np.argsort(piece, kind="stable")
     both = (own.multiply(~moved_F) + others.multiply(moved_F)).tocsr()[order]
-    return Activity(both.astype(rows.dtype).tocsc(), piece[order])
+    made = Activity(both.astype(rows.dtype).tocsc(), piece[order])
+    return made, kind_N[first][piece[order]]

@@ -105,7 +105,7 @@ def false_discovery(
         moved_F = rng.permutation(mean_KF.shape[1]) % 2 == 0
         text = shuffled(codes, rng)
         if name == "exchanged":
-            text = exchanged(codes, kind_N, moved_F, rng)
+            text, _ = exchanged(codes, kind_N, moved_F, rng)
         share_K = mean_KF @ moved_F.astype(float)
         table = between_steps(fit(text), mean_KF)
         ends = share_K[table["source"]] + 2 * share_K[table["target"]]

@@ -1,0 +1,292 @@
+"""What the browser shows of a latent: contexts, stays, logit effects, dwell, neighbours in time."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lab.measures.reading import Tokens, latent_groups
+from lab.measures.time.lifecycle import LifecycleTracker
+from tsae.errors import UserError
+from tsae.saes import SAE
+from tsae.saes.config import require
+from tsae.store.reading import Batch
+
+DENSE = {"document": 0.5, "section": 0.5, "slow": 0.5}
+"""Share of tokens above which :func:`choose` passes a latent of a slow group over."""
+USUAL = 0.1
+"""The same for all other groups: contexts of what is nearly always on say little."""
+N_NAMES = 3
+"""Sequences whose strongest token names a latent."""
+
+
+@dataclass(frozen=True)
+class BrowserConfig:
+    """How much is read and shown."""
+
+    n_latents: int = 24
+    """Latents that are chosen where none are given, evenly over the SAE's groups."""
+    n_contexts: int = 8
+    """Contexts a latent, the strongest first, at most one a sequence."""
+    before: int = 24
+    """Tokens shown before the strongest one."""
+    after: int = 12
+    """Tokens shown after it."""
+    n_tokens: int = 8
+    """Tokens shown whose logit the latent raises most, and as many that it lowers most."""
+    n_neighbours: int = 6
+    """Predecessors and successors shown."""
+    max_lag: int = 8
+    """Farthest start, in tokens, that counts as a predecessor or a successor."""
+    min_count: int = 5
+    """Fewest joint starts of a neighbour that is shown."""
+    split: str = "test"
+    """Split of the store that is read."""
+    limit_tokens: int = 65_536
+    """Tokens that are read."""
+    batch_size: int = 16
+    """Sequences encoded at once."""
+    device: str = "cpu"
+    """Where it runs."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(f.default, int):
+                least = 0 if f.name in ("before", "after") else 1
+                ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
+                require(ok, f.name, value, f"a whole number of at least {least}")
+
+
+class Context(NamedTuple):
+    """Tokens around a latent's strongest one in a sequence, with its codes there and in ``stay``,
+    all of the document that the sequence holds."""
+
+    strings: list[str]
+    values: list[float]
+    peak: int
+    doc: int
+    stay: list[float]
+
+
+class Neighbour(NamedTuple):
+    """Latent ``latent`` starts ``lag`` tokens before or after the shown one does.
+
+    ``share`` of the shown one's starts, ``lift`` = share over what independence gives, ``times``
+    in all; ``name``: the tokens at which it was strongest.
+    """
+
+    latent: int
+    lag: int
+    share: float
+    lift: float
+    times: int
+    name: str = ""
+
+
+class LatentView(NamedTuple):
+    """Everything the page shows of one latent; times in tokens, codes in the store's units."""
+
+    latent: int
+    name: str
+    group: str
+    density: float
+    peak: float
+    contexts: list[Context]
+    raised: list[tuple[str, float]]
+    lowered: list[tuple[str, float]]
+    n_runs: int
+    half_life: float
+    mean_dwell: float
+    dwell: list[tuple[int, int]]
+    predecessors: list[Neighbour]
+    successors: list[Neighbour]
+
+
+class Starts:
+    """Counts of starts: of every latent, and of every latent around those of the K chosen ones."""
+
+    def __init__(self, n_latents: int, n_chosen: int, max_lag: int, device: str) -> None:
+        self.max_lag, self.tokens = max_lag, 0
+        self.all_F = torch.zeros(n_latents, device=device)
+        # [side, lag − 1, k, F]: side 0 before the chosen one's start, 1 after it
+        self.joint = torch.zeros(2, max_lag, n_chosen, n_latents, device=device)
+        self.seen = torch.zeros(2, max_lag, n_chosen, device=device)
+
+    def update(self, active_NF: Tensor, piece_N: Tensor, chosen: Tensor) -> None:
+        """Take in N tokens in reading order; pieces do not continue from earlier calls."""
+        start_NF = torch.zeros_like(active_NF)
+        same_N = piece_N[1:] == piece_N[:-1]
+        start_NF[1:] = active_NF[1:] & ~active_NF[:-1] & same_N[:, None]
+        self.all_F += start_NF.sum(0)
+        self.tokens += len(piece_N)
+        for k, latent in enumerate(chosen.tolist()):
+            at = start_NF[:, latent].nonzero()[:, 0]
+            for lag in range(1, self.max_lag + 1):
+                for side, other in enumerate((at - lag, at + lag)):
+                    ok = (other >= 0) & (other < len(piece_N))
+                    ok[ok.clone()] = piece_N[other[ok]] == piece_N[at[ok]]
+                    self.joint[side, lag - 1, k] += start_NF[other[ok]].sum(0)
+                    self.seen[side, lag - 1, k] += int(ok.sum())
+
+    def neighbours(self, k: int, own: int, side: int, config: BrowserConfig) -> list[Neighbour]:
+        """The latents that start most in excess before (side 0) or after (1) the k-th chosen one.
+
+        Each at its best lag, by (count − expected) / √expected; expected is what the latent's own
+        rate gives. Descriptive: many latents are searched, so single lifts are not tests.
+        """
+        count_LF, seen_L = self.joint[side, :, k], self.seen[side, :, k]
+        expected_LF = seen_L[:, None] * self.all_F / max(self.tokens, 1)
+        excess_LF = (count_LF - expected_LF) / expected_LF.clamp_min(1e-9).sqrt()
+        excess_LF[count_LF < config.min_count] = -torch.inf
+        excess_LF[:, own] = -torch.inf
+        best_F, lag_F = excess_LF.max(0)
+        made = []
+        for j in best_F.argsort(descending=True, stable=True)[: config.n_neighbours].tolist():
+            if best_F[j] > 0:
+                i = int(lag_F[j])
+                count, lift = float(count_LF[i, j]), float(count_LF[i, j] / expected_LF[i, j])
+                made.append(Neighbour(j, i + 1, count / float(seen_L[i]), lift, int(count)))
+        return made
+
+
+@torch.no_grad()
+def choose(sae: SAE, store: Any, config: BrowserConfig | None = None) -> list[int]:
+    """The ``n_latents`` latents of the largest summed code, evenly over groups, group by group.
+
+    A SAE with slow groups lists them first. Latents that never fire, or on more tokens than
+    :data:`DENSE` allows, are passed over.
+    """
+    config = config or BrowserConfig()
+    total_F, active_F = torch.zeros(2, sae.cfg.d_sae)
+    n = 0
+    for _, z_BTF in _encoded(sae, store, config):
+        total_F += z_BTF.sum((0, 1)).cpu()
+        active_F += (z_BTF > 0).sum((0, 1)).cpu()
+        n += z_BTF.shape[0] * z_BTF.shape[1]
+    groups = latent_groups(sae, sae.cfg.d_sae, "cpu")
+    if len(groups) > 1:
+        del groups["all"]
+    chosen: list[int] = []
+    for name, latents in groups.items():
+        score_F = torch.where(active_F > DENSE.get(name, USUAL) * n, 0.0, total_F)
+        share = math.ceil(config.n_latents / len(groups))
+        best = latents[score_F[latents].argsort(descending=True, stable=True)[:share]]
+        chosen += sorted(int(i) for i in best if score_F[i] > 0)
+    return chosen
+
+
+@torch.no_grad()
+def view_latents(
+    sae: SAE, store: Any, world: Any, latents: list[int], config: BrowserConfig | None = None
+) -> list[LatentView]:
+    """What each of ``latents`` does on the store's tokens and to the world's logits.
+
+    A start of a latent is a token at which it is active after one, in the same piece of text, at
+    which it is silent. Logit effects are W_dec[i] W_U, less their mean over the vocabulary: what the
+    latent adds to the residual stream, read by the unembedding alone.
+    """
+    config = config or BrowserConfig()
+    if store.fingerprint != world.fingerprint:
+        raise UserError(f"The store is of another world than {world.name}: give its own store.")
+    F, device = sae.cfg.d_sae, config.device
+    inside = len(set(latents)) == len(latents) > 0 and all(0 <= i < F for i in latents)
+    require(inside, "latents", latents, f"distinct ids from 0 to {F - 1}, at least one")
+    chosen = torch.tensor(latents, device=device)
+    contexts: list[list[tuple[float, Context]]] = [[] for _ in latents]
+    tracker = LifecycleTracker(len(latents), store.seq_len, device=device)
+    starts = Starts(F, len(latents), config.max_lag, device)
+    peak_KF, token_KF = torch.zeros(N_NAMES, F, device=device), torch.zeros(N_NAMES, F).long()
+    token_KF, active_K = token_KF.to(device), torch.zeros(len(latents), device=device)
+    for batch, z_BTF in _encoded(sae, store, config):
+        tokens = Tokens.of(batch, z_BTF, batch.x_BTD)
+        active_NF = tokens.z_NF > 0
+        tracker.update(active_NF[:, chosen], tokens.piece_N)
+        starts.update(active_NF, tokens.piece_N, chosen)
+        active_K += active_NF[:, chosen].sum(0)
+        peak_BF, place_BF = z_BTF.max(1)
+        token_BF = batch.tokens_BT.long().gather(1, place_BF)
+        peak_KF, order_KF = torch.cat([peak_KF, peak_BF]).topk(N_NAMES, dim=0)
+        token_KF = torch.cat([token_KF, token_BF]).gather(0, order_KF)
+        for k, kept in enumerate(contexts):
+            _keep_strongest(kept, batch, z_BTF[..., latents[k]], world, config)
+
+    def name(latent: int) -> str:
+        """The distinct tokens at which it was strongest, strongest first."""
+        tokens = dict.fromkeys(token_KF[peak_KF[:, latent] > 0, latent].tolist())
+        strings = (string.strip() or string for string in world.to_strings(list(tokens)))
+        return " · ".join(dict.fromkeys(strings))
+
+    group_of: dict[int, str] = {}
+    for group, ids in latent_groups(sae, F, "cpu").items():
+        group_of |= dict.fromkeys(ids.tolist(), group)  # "all" comes first and is overwritten
+    W_U, dwell, views = world.model(device).unembed.W_U.float(), tracker.table(), []
+    effect_KV = sae.W_dec[chosen].to(W_U) @ W_U
+    effect_KV = effect_KV - effect_KV.mean(1, keepdim=True)
+    for k, latent in enumerate(latents):
+        sides = []
+        for sign in (1, -1):
+            top = (sign * effect_KV[k]).topk(min(config.n_tokens, effect_KV.shape[1]))
+            strings = world.to_strings(top.indices.tolist())
+            sides.append(list(zip(strings, (sign * top.values).tolist(), strict=True)))
+        before, after = (
+            [
+                one._replace(name=name(one.latent))
+                for one in starts.neighbours(k, latent, side, config)
+            ]
+            for side in (0, 1)
+        )
+        at, rows = torch.tensor([k], device=device), dwell[dwell["latent"] == k]
+        views.append(
+            LatentView(
+                latent=latent,
+                name=name(latent),
+                group=group_of[latent],
+                density=float(active_K[k]) / max(tracker.tokens, 1),
+                peak=contexts[k][0][0] if contexts[k] else 0.0,
+                contexts=[context for _, context in contexts[k]],
+                raised=sides[0],
+                lowered=sides[1],
+                n_runs=tracker.runs_seen(at),
+                half_life=tracker.half_life(at),
+                mean_dwell=tracker.mean_dwell(at),
+                dwell=list(zip(rows["dwell"].tolist(), rows["count"].tolist(), strict=True)),
+                predecessors=before,
+                successors=after,
+            )
+        )
+    return views
+
+
+def _encoded(sae: SAE, store: Any, config: BrowserConfig) -> Iterator[tuple[Batch, Tensor]]:
+    sae, seen = sae.to(config.device).eval(), 0
+    for batch in store.batches(config.split, config.batch_size):
+        batch = batch.to(config.device)
+        yield batch, sae.encode(batch.x_BTD, batch.context)
+        seen += batch.tokens_BT.numel()
+        if seen >= config.limit_tokens:
+            return
+
+
+def _keep_strongest(
+    kept: list[tuple[float, Context]], batch: Batch, z_BT: Tensor, world: Any, config: BrowserConfig
+) -> None:
+    """Keep the strongest contexts, each the window around a peak that is its own document's."""
+    peak_B, place_B = z_BT.max(1)
+    for b in (peak_B > 0).nonzero()[:, 0].tolist():
+        value, at = float(peak_B[b]), int(place_B[b])
+        if len(kept) == config.n_contexts and value <= kept[-1][0]:
+            continue
+        same_T = batch.doc_BT[b] == batch.doc_BT[b, at]
+        here = same_T.nonzero()[:, 0]  # a document's tokens stand together
+        first = max(at - config.before, int(here[0]))
+        stop = min(at + config.after, int(here[-1])) + 1
+        strings = world.to_strings(batch.tokens_BT[b, first:stop].tolist())
+        values, stay = z_BT[b, first:stop].tolist(), z_BT[b, same_T].tolist()
+        doc = int(batch.doc_BT[b, at])
+        kept.append((value, Context(strings, values, at - first, doc, stay)))
+        kept.sort(key=lambda one: -one[0])
+        del kept[config.n_contexts :]
