@@ -148,13 +148,13 @@ def as_bench(sae, massive_norm: float, order_T: torch.Tensor | None = None):
 @torch.no_grad()
 def ours(sae, rows: Rows, world, n: int) -> dict[str, float]:
     """Our metrics: splicing on the first ``n`` batches, codes on the others, as SAEBench does."""
-    from lab.measures.fidelity import core
+    from lab.measures.fidelity import core, splice
     from lab.measures.reading import Reading, Sizes, Tokens
 
     spliced = Rows(world, rows, rows.tokens_NBT[:n], rows.special, rows.own)
     everything = Reading(spliced, Sizes(splice=2**62), progress=False)
     found = {r["metric"]: r["value"] for r in
-             core.splice({"": sae}, everything, world)[""].rows}  # fmt: skip
+             splice.measure({"": sae}, everything, world)[""].rows}  # fmt: skip
     coded = Rows(world, rows, rows.tokens_NBT[n:], rows.special, rows.own)
     table = None
     for batch in coded.batches("test", 0):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from eval_cases import Batch, Fake, Store, TableModel, World, read, tokens, value
 
-from lab.measures.fidelity import core
-from lab.measures.fidelity.core import Core, density_rows, predictable, splice
+from lab.measures.fidelity import core, splice
+from lab.measures.fidelity.core import Core
+from lab.measures.fidelity.splice import predictable
 from lab.measures.reading import Tokens
 from tsae.saes.base import SequenceContext
 
@@ -64,12 +65,51 @@ def test_document_rows_by_hand_and_their_sums():
     assert 1 - fvu["num"].sum() / fvu["den"].sum() == pytest.approx(fve, abs=1e-12)
 
 
-def test_density_bins_by_hand():
-    rows = density_rows(torch.tensor([0.0, 0.1, 0.0999, 0.5, 1.0, 1e-3], dtype=torch.float64))
-    found = {r["group"]: r["value"] * 6 for r in rows}
-    expected = {"dead": 1, "-1.0": 1, "-1.5": 1, "-0.5": 1, "0.0": 1, "-3.0": 1}
-    assert found == pytest.approx(expected)
-    assert sum(r["value"] for r in rows) == pytest.approx(1)
+def test_economy_by_hand():
+    """F = 4, one value bit: latent 0 of 4, 4, 1 stays, then changes; latent 1 is born and dies.
+
+    Births 1, 1, 0 (log2 4 + 1 = 3 bits each); one change (1 bit); one death among two (1 bit).
+    """
+    z = torch.tensor([[4.0, 0, 0, 0], [4, 2, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]])
+    part = Core(torch.zeros(1), torch.full((4,), 4.0), value_bits=1)
+    part.update(tokens(z, piece=[0, 0, 0, 1], doc=[0, 0, 0, 1]))  # the last begins anew: a birth
+    rows = part.rows()
+    assert value(rows, "births") == pytest.approx(3 / 4)
+    assert value(rows, "deaths") == pytest.approx(1 / 4)
+    assert value(rows, "bits") == pytest.approx((3 + 3 + 1 + 1 + 3) / 4)
+    documents = part.document_rows().set_index(["metric", "doc"])
+    assert documents.loc[("bits", 0), ["num", "den"]].tolist() == [8, 3]
+    assert documents.loc[("births", 1), ["num", "den"]].tolist() == [1, 1]
+
+
+def test_what_is_held_is_free_and_what_flickers_is_not():
+    held = torch.zeros(100, 16)
+    held[:, 3] = 1.0
+    flicker = held.clone()
+    flicker[::2] = 0.0
+    bits = []
+    for z in (held, flicker):
+        part = Core(torch.zeros(1), z.amax(0))
+        part.update(tokens(z))
+        bits.append(value(part.rows(), "bits"))
+    assert bits == pytest.approx([12 / 100, 50 * 12 / 100])  # log2 16 + 8, once and 50 times
+
+
+def test_collapse_by_group():
+    """Two latents always on, one at half the tokens, one dead: rates 1, 1, ½, 0."""
+    z = torch.tensor([[1.0, 1, 1, 0], [1, 1, 0, 0]])
+    groups = {"slow": torch.tensor([0, 1]), "rest": torch.tensor([2, 3]), "none": torch.tensor([3])}
+    part = Core(torch.zeros(1), None, groups)
+    part.update(tokens(z))
+    rows = part.rows()
+    assert value(rows, "always_on") == 2 and value(rows, "always_on", "slow") == 2
+    assert value(rows, "effective_latents", "slow") == pytest.approx(2)
+    p = [0.4, 0.4, 0.2]
+    assert value(rows, "effective_latents") == pytest.approx(
+        math.exp(-sum(q * math.log(q) for q in p)), rel=1e-6
+    )
+    assert value(rows, "effective_latents", "rest") == pytest.approx(1)
+    assert value(rows, "effective_latents", "none") == 0 == value(rows, "alive", "none")
 
 
 def test_masked_tokens_do_not_count():
@@ -114,8 +154,8 @@ def test_predictable_by_hand():
 
 def spliced(monkeypatch, saes, n=4):
     model = TableModel()
-    monkeypatch.setattr(core, "models", model)
-    return splice(saes, read(Store(n), batch=2), World(model)), model
+    monkeypatch.setattr(splice, "models", model)
+    return splice.measure(saes, read(Store(n), batch=2), World(model)), model
 
 
 def test_identity_and_zero_splice(monkeypatch):
@@ -152,9 +192,10 @@ def test_splice_reads_and_writes_store_units(monkeypatch):
     rows, documents, _ = out["plus"]
     assert value(rows, "ce_sae") == pytest.approx(float(expected), abs=1e-5)
     assert rows[0]["n"] == 2 * 38  # 40 tokens in 2 documents: 2 × 19 predictions a sequence
-    mine = documents[documents["metric"] == "ce_sae"]
-    assert sorted(mine["den"]) == [19, 19, 19, 19]
-    assert mine["num"].sum() / mine["den"].sum() == pytest.approx(float(expected), abs=1e-5)
+    assert sorted(documents["den"]) == [19, 19, 19, 19]
+    delta = value(rows, "ce_delta")
+    assert delta == pytest.approx(float(expected) - value(rows, "ce_clean"), abs=1e-5)
+    assert documents["num"].sum() / documents["den"].sum() == pytest.approx(delta, abs=1e-6)
 
 
 def test_saebench_original_formula_slips_where_one_token_is_near_the_mean():

@@ -7,9 +7,9 @@ import torch
 from eval_cases import Fake, Store, TableModel, World, measured, read, value
 
 from lab.measures import DEFAULT, evaluate, modules, paired_bootstrap
-from lab.measures.fidelity import core
+from lab.measures.fidelity import splice
 from lab.measures.nulls import ShuffledNull
-from lab.measures.time import consistency
+from lab.measures.time import context
 from tsae import saes
 
 
@@ -22,8 +22,8 @@ def oracle():
 @pytest.fixture
 def world(monkeypatch):
     model = TableModel()
-    monkeypatch.setattr(core, "models", model)
-    monkeypatch.setattr(consistency, "models", model)
+    monkeypatch.setattr(splice, "models", model)
+    monkeypatch.setattr(context, "models", model)
     return World(model)
 
 
@@ -44,11 +44,16 @@ def test_every_family_and_no_row_twice(world):
         "fvu",
         "l0",
         "smoothness",
+        "smoothness_normalised",
+        "context_jaccard",
+        "switch_auroc",
+        "switch_delay",
         "ap",
         "auroc",
         "f1",
-        "ce_sae",
-        "ce_clean",
+        "ce_delta",
+        "births",
+        "bits",
     }
     latents = out.tables["latents"].set_index("group")["latent"]
     assert latents["document:topic=a"] == 0

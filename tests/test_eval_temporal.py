@@ -5,12 +5,14 @@ import math
 import pytest
 import torch
 from eval_cases import Batch, Fake, Store, TableModel, World, read, tokens, value
+from eval_cases import measured as measured_by
 
 from lab.measures.reading import Tokens
 from lab.measures.succession.transitions import LaggedCounts, successions
-from lab.measures.time import consistency
-from lab.measures.time.consistency import Consistency, context_stability, cosine, jaccard
-from lab.measures.time.temporal import Temporal
+from lab.measures.time import context
+from lab.measures.time.consistency import Pairs
+from lab.measures.time.context import cosine, jaccard
+from lab.measures.time.temporal import Temporal, against
 from lab.measures.truth.boundaries import boundary_f1, learned_boundaries
 from tsae.saes.base import SequenceContext
 
@@ -19,10 +21,17 @@ def groups(n, **more):
     return {"all": torch.arange(n), **{k: torch.tensor(v) for k, v in more.items()}}
 
 
-def measured(t, n_latents, null=False, max_length=128, **more):
-    part = Temporal(groups(n_latents, **more), max_length, null=null)
+def measured(t, n_latents, spread=None, **more):
+    part = Temporal(groups(n_latents, **more), 128, spread)
     part.update(t)
     return part
+
+
+def beside_null(t, n_latents):
+    """Rows with those of the shuffled tokens beside them, as the family gives them."""
+    rows, null = measured(t, n_latents).rows(), Temporal(groups(n_latents), 128)
+    null.update(t.shuffled(torch.Generator().manual_seed(0)), lives=False)
+    return rows + against(rows, null.rows())
 
 
 def test_pieces_by_hand():
@@ -51,8 +60,11 @@ def test_smoothness_by_hand():
     assert value(rows, "smoothness") == pytest.approx(1.5)
     assert value(rows, "smoothness", "fast") == pytest.approx(1)
     assert value(rows, "smoothness", "slow") == pytest.approx(2)
-    documents = part.document_rows().set_index("group")
-    assert documents.loc["all", ["doc", "num", "den"]].tolist() == [7, 1.5, 1]
+    documents = part.document_rows().set_index(["metric", "group"])
+    assert documents.loc[("smoothness", "all"), ["doc", "num", "den"]].tolist() == [7, 1.5, 1]
+    # with s.d. 2 and 4: (1/2 + 2/4) / 2
+    scaled = measured(t, 3, torch.tensor([2.0, 4.0, 1.0])).rows()
+    assert value(scaled, "smoothness_normalised") == pytest.approx(0.5)
 
 
 def test_smoothness_of_scaled_codes():
@@ -67,6 +79,10 @@ def test_smoothness_of_scaled_codes():
     )
     both = measured(tokens(2 * z, 2 * x, piece=piece), 4).rows()
     assert value(both, "smoothness") == pytest.approx(base, rel=1e-5)
+    scale = torch.tensor([1.0, 5, 10, 0.1])  # no latent's size is in the normalised form
+    found = [measured(tokens(v, x, piece=piece), 4, v.std(0)).rows() for v in (z, z * scale)]
+    one, other = (value(rows, "smoothness_normalised") for rows in found)
+    assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_cosines_by_hand():
@@ -95,26 +111,23 @@ def sentences(n_sentences=400, length=5, n_latents=20, seed=0, noise=False):
 
 
 def test_tss_is_high_for_sentences_and_zero_for_noise():
-    rows = measured(sentences(), 20, null=True).rows()
+    rows = beside_null(sentences(), 20)
     assert value(rows, "cosine_inside") == 1
     contrast = value(rows, "cosine_inside") - value(rows, "cosine_across")
     assert value(rows, "tss") == pytest.approx(contrast - value(rows, "tss_null"))
     assert value(rows, "tss") > 0.8
-    assert abs(value(rows, "tss_matched")) < 0.06
     assert value(rows, "tss", "level=sentence") == value(rows, "tss")
     assert math.isnan(value(rows, "tss", "level=section"))
-    noise = measured(sentences(n_sentences=4000, noise=True), 20, null=True).rows()
+    noise = beside_null(sentences(n_sentences=4000, noise=True), 20)
     assert abs(value(noise, "tss")) < 0.02
 
 
 def test_boundary_and_lifecycle_of_sentences():
     """Perfect sentence codes: every boundary is a peak (but for equal neighbours) and lives ≥ 5."""
-    rows = measured(sentences(n_latents=500), 500, null=True).rows()
+    rows = beside_null(sentences(n_latents=500), 500)
     assert value(rows, "boundary_f1") > 0.97
-    assert value(rows, "boundary_f1_null") < 0.75
-    assert value(rows, "boundary_f1_matched") < value(rows, "boundary_f1") - 0.2
     assert value(rows, "half_life") == 5
-    assert value(rows, "half_life_null") == 1
+    assert value(rows, "smoothness_null") > value(rows, "smoothness")
     # nine changes in 49 links a piece
     assert value(rows, "births_per_100") == pytest.approx(100 * 9 / 49, rel=0.02)
 
@@ -188,13 +201,6 @@ def test_learned_boundaries_are_scored(gate, expected):
     assert [(r["value"], r["n"]) for r in rows] == ([(expected, 24)] if expected else [])
 
 
-def test_matched_null_keeps_every_latents_values():
-    t = sentences(n_sentences=20)
-    m = t.matched(torch.Generator().manual_seed(0))
-    assert torch.equal(m.z_NF.sort(0).values, t.z_NF.sort(0).values)
-    assert not torch.equal(m.z_NF, t.z_NF)
-
-
 def test_shuffled_null_keeps_every_pieces_tokens():
     t = sentences(n_sentences=20)
     s = t.shuffled(torch.Generator().manual_seed(0))
@@ -232,15 +238,15 @@ def chained(order, seed=0, n=6000):
     return tokens(torch.nn.functional.one_hot(latent, 8).float(), piece=piece, doc=piece)
 
 
-def test_consistency_is_high_for_a_chain_and_zero_for_its_nulls():
-    part = Consistency(n_latents=8)
-    part.update(chained([1, 2, 3, 4, 5, 6, 7, 0]))
-    rows = part.rows()
-    assert value(rows, "temporal_consistency") > 0.6
-    assert abs(value(rows, "temporal_consistency_matched")) < 0.3
-    assert value(rows, "transition_lift", "top10") > 3
-    assert value(rows, "transition_lift_matched", "top10") == pytest.approx(1, abs=0.25)
-    table = part.table(top=8)
+def test_consistency_is_high_for_a_chain_and_zero_for_its_null():
+    t = chained([1, 2, 3, 4, 5, 6, 7, 0])
+    own, null = Pairs(torch.arange(8)), Pairs(torch.arange(8))
+    own.update(t)
+    null.update(t.shuffled(torch.Generator().manual_seed(0)))
+    assert own.repeats(5.0)[0] > 0.6
+    assert abs(null.repeats(5.0)[0]) < 0.3
+    table = successions(own.whole, own.latents_M, 8)
+    assert table["lift"].min() > 3
     assert {(int(s), int(t)) for s, t in zip(table["source"], table["target"], strict=True)} == {
         (i, (i + 1) % 8) for i in range(8)
     }
@@ -256,7 +262,7 @@ def test_jaccard_and_cosine_by_hand():
 def test_context_stability_counts_what_the_cut_removes(monkeypatch):
     """Static codes on a context-free residual never change; a code of the last 10 tokens does."""
     model = TableModel()
-    monkeypatch.setattr(consistency, "models", model)
+    monkeypatch.setattr(context, "models", model)
 
     def window(x, context):
         assert (context.boundary_BT[:, :2] == 3).all() and not context.mask_BT[:, 0].any()
@@ -266,13 +272,46 @@ def test_context_stability_counts_what_the_cut_removes(monkeypatch):
         return z
 
     saes = {"static": Fake(lambda x, c: x.clamp(min=0), 8), "window": Fake(window, 8)}
-    out = context_stability(saes, read(Store(4), batch=2), World(model), contexts=(4, 16, 64))
-    for group in ("context=4", "context=16"):
+    out = context.measure(saes, read(Store(4), batch=2), World(model), contexts=(4, 16, 64))
+    # blocks of 8 from 1, 5, …, 33: 36 of 40 tokens have 4 or more before them; of 32 from 1 and 17
+    for group, n in (("context=4", 4 * 36), ("context=16", 4 * 24)):
         assert value(out["static"].rows, "context_jaccard", group) == 1
         assert value(out["static"].rows, "context_cosine", group) == pytest.approx(1)
+        assert {r["n"] for r in out["static"].rows if r["group"] == group} == {n}
     assert value(out["window"].rows, "context_cosine", "context=16") == pytest.approx(1)
     assert value(out["window"].rows, "context_cosine", "context=4") < 0.99
-    assert not [
-        r for r in out["static"].rows if r["group"] == "context=64"
-    ]  # as long as the sequence
-    assert model.calls["residual"] == 2 * 3  # two batches: the whole text and two cuts each
+    assert not [r for r in out["static"].rows if r["group"] == "context=64"]  # two do not fit
+    assert model.calls["residual"] == 2 * (1 + 9 + 2)  # two batches: the whole and its blocks
+    documents = out["window"].documents.query("group == 'context=4'")
+    mean = documents["num"].sum() / documents["den"].sum()
+    assert mean == pytest.approx(value(out["window"].rows, "context_jaccard", "context=4"))
+
+
+def switching(slow):
+    """The topic's direction alone (slow), or the topic at a third of the tokens and a token's own."""
+
+    def codes(x, c):
+        assert (c.boundary_BT[:, 1:] == 0).all()  # nothing tells where documents meet
+        z = x.sub(1.5).clamp(min=0)
+        if slow:
+            return torch.cat([z[..., :3], 0 * z[..., 3:]], -1)
+        return z * (torch.rand(z.shape, generator=torch.Generator().manual_seed(5)) < 1 / 3)
+
+    return Fake(codes, 8)
+
+
+def test_switches_are_seen_by_slow_latents():
+    """Documents of 20 tokens whose topics differ (the store's ids do): one switch a sequence."""
+    options = {"switches": {"k": 3, "w": 8, "least": 0.01, "most": 0.9}}
+    saes = {"slow": switching(True), "fast": switching(False)}
+    out = measured_by(saes, Store(48), families=("switches",), options=options)
+    by = {(name, r["reading"], r["metric"]): r["value"] for name, m in out.items() for r in m.rows}
+    assert by["slow", "own", "switch_auroc"] == pytest.approx(1)
+    assert by["slow", "own", "switch_delay"] == 0
+    assert by["fast", "own", "switch_auroc"] < 0.9
+    assert by["fast", "ema", "switch_auroc"] > by["fast", "own", "switch_auroc"]
+    assert by["fast", "own", "switch_delay"] > 0.3
+    documents = out["fast"].documents.query("reading == 'own'")
+    for metric, rows in documents.groupby("metric"):
+        mean = rows["num"].sum() / rows["den"].sum()
+        assert mean == pytest.approx(by["fast", "own", metric])

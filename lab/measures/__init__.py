@@ -40,7 +40,7 @@ __all__ = [
     "register",
 ]
 
-DEFAULT = ("core", "splice", "temporal", "consistency", "context", "recovery")
+DEFAULT = ("core", "splice", "temporal", "consistency", "context", "switches", "recovery")
 """The families of an evaluation that names none."""
 
 

@@ -147,17 +147,6 @@ class Tokens:
             self, x_ND=self.x_ND[order], x_hat_ND=self.x_hat_ND[order], z_NF=self.z_NF[order]
         )
 
-    def matched(self, generator: torch.Generator) -> "Tokens":
-        """The frequency-matched null: each latent's activity shifted circularly by its own offset.
-
-        Each latent keeps its values, frequency and (but for the seams) its run lengths; what ties
-        it to boundaries, labels and other latents is lost.
-        """
-        n, f = self.z_NF.shape
-        offset_F = torch.randint(n, (f,), generator=generator).to(self.z_NF.device)
-        row_NF = (torch.arange(n, device=self.z_NF.device)[:, None] + offset_F) % n
-        return replace(self, z_NF=self.z_NF.gather(0, row_NF))
-
 
 def pieces(mask_BT: Tensor, boundary_BT: Tensor, doc_BT: Tensor | None = None) -> Tensor:
     """[B, T] piece number, ascending over the batch; see :class:`Tokens` for what a piece is."""

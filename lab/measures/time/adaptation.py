@@ -147,7 +147,7 @@ def responses(
         both = sum(int(((t.z_NF > 0) & (r.z_NF > 0)).sum()) for t, r in pairs)
         out = {"fve": fve(tokens), "l0": active / len(x_ND), "turnover": 1 - both / max(active, 1)}
         groups = latent_groups(sae, sae.cfg.d_sae, reading.device)
-        temporal = Temporal({"all": groups["all"]}, reading.store.seq_len, null=False)
+        temporal = Temporal({"all": groups["all"]}, reading.store.seq_len)
         for t in tokens:
             temporal.update(t)
         rows = {(r["metric"], r["group"]): r["value"] for r in temporal.rows()}

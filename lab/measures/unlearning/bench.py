@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lab.edits import Coded, Edit, Text, coded, labelled
 from lab.edits.edit import context_of
-from lab.measures.fidelity.core import predictable
+from lab.measures.fidelity.splice import predictable
 from lab.measures.reading import row
 from lab.measures.unlearning.asked import draw, item, rotated
 from lab.measures.unlearning.config import UnlearnConfig
