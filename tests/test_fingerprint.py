@@ -1,7 +1,6 @@
 """Which stages are made again when a line of the code changes, on a copy of the whole house."""
 
 import ast
-import json
 import shutil
 from pathlib import Path
 
@@ -11,10 +10,11 @@ from lab.measures import DEFAULT
 from lab.pipeline import plan
 from lab.pipeline.fingerprint import reached
 from lab.pipeline.planner import FAMILIES
+from lab.pipeline.profile import leaves
 from lab.runs.evaluation import ABLATION_FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
-PROFILE = ROOT / "workflow" / "profiles" / "full.yaml"
+PROFILE = ROOT / "workflow" / "profiles" / "study.yaml"
 LAST = {"figures/all", "paper"}
 
 
@@ -47,8 +47,8 @@ def naming(stages, word):
     """The stages whose parameters hold ``word``, or a directory of such a stage, and the last."""
     found = set()
     for stage in stages:
-        given = json.dumps({k: v for k, v in stage.parameters.items() if k != "out_dir"})
-        if f'"{word}"' in given or found & set(stage.inputs):
+        given = {value for _, value in leaves(stage.parameters)}
+        if given & set(word.split("|")) or found & set(stage.inputs):
             found.add(stage.name)
     return found | LAST
 
@@ -70,10 +70,10 @@ def test_what_shapes_no_result_makes_nothing_anew(made_again, name):
     [
         ("tsae/saes/glta.py", "glta"),
         ("tsae/saes/lstm.py", "lstm"),
-        ("lab/measures/concepts/probing.py", "probing"),
+        ("lab/measures/concepts/autointerp.py", "autointerp"),
         ("lab/measures/time/lifetimes.py", "lifetimes"),
         ("lab/measures/truth/gates.py", "gates"),
-        ("lab/worlds/pydocs.py", "smollm2"),
+        ("lab/worlds/pydocs.py", "smollm2|pydocs"),
     ],
 )
 def test_a_registered_file_makes_anew_what_names_it(made_again, name, word):

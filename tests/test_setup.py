@@ -13,12 +13,15 @@ from packaging.utils import canonicalize_name
 
 import tsae
 from lab import worlds
+from lab.measures.families import check_options
+from lab.measures.unlearning.config import UnlearnConfig
 from lab.pipeline import plan
 from lab.pipeline.execution import check_parameters
 from tsae import saes
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = sorted(ROOT.glob("workflow/profiles/*.yaml"))
+UNLEARNING = ("gates", "edits", "strengths", "n_latents", "retain_thresholds", "n_facts")
 OWN_MODEL = {"model": "tests"}  # any path will do for a plan
 
 
@@ -168,6 +171,12 @@ def test_profile_can_be_run(path):
     for stage in {stage.notebook: stage for stage in stages}.values():
         check_parameters(stage, ROOT)
     for stage in stages:
+        given = stage.parameters
+        for family in given.get("families", ()):
+            check_options(family, given.get("family_options", {}).get(family, {}))
+        if stage.name.startswith("unlearn"):
+            grid = {name: given[name] for name in UNLEARNING}
+            UnlearnConfig(**grid, **given.get("settings", {}))
         assert stage.parameters.get("world", "microworld") in worlds.names()
         for run in [stage.parameters, *stage.parameters.get("grid", [])]:
             if "variant" in run:
@@ -181,4 +190,6 @@ def test_profile_can_be_run(path):
 def test_exactly_one_profile_is_canonical():
     canonical = [p.stem for p in PROFILES if yaml.safe_load(p.read_text()).get("canonical")]
     assert canonical == ["laptop"]
-    assert {"smoke", "laptop", "full"} <= {path.stem for path in PROFILES}
+    assert {path.stem for path in PROFILES} == {
+        "smoke", "laptop", "study", "local", "gpt2", "gemma-2-2b",
+    }  # fmt: skip

@@ -57,11 +57,11 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, An
         inside = f"{where}, world {world['world']}"
         require_keys(world["sae"], SAE_KEYS, {"k", "d_sae"}, f"{inside}, sae")
         require_keys(world["train"], None, {"steps", "lr"}, f"{inside}, train")
-        keys = RUN_KEYS | set(world["train"]) | {"positions"}
+        keys = RUN_KEYS | set(world["train"]) | {"positions", "ablation"}
         for run in world.get("variants", profile.get("variants", [])):
             require_keys(run, keys, {"variant"}, f"{inside}, variants")
         for run in (run for entry in listed(world.get("ablate")) for run in entry["grid"]):
-            require_keys(run, keys | {"ablation", "sweep"}, {"variant"}, f"{inside}, ablate.grid")
+            require_keys(run, keys | {"sweep"}, {"variant"}, f"{inside}, ablate.grid")
             if not (run.get("sweep") or run.get("ablation")):
                 raise UserError(f"{inside}, ablate.grid: {run['variant']} lacks ablation or sweep.")
     if structure := profile.get("structure"):

