@@ -64,10 +64,6 @@ def test_bad_graphs_are_named():
         find_chains(DIAMOND.assign(C=-1.0), [5])
 
 
-def test_a_chain_is_told_by_the_names_of_its_latents():
-    assert Chain((0, 1, 2), (3, 1), 0.2).named({0: "soak", 1: "stir"}) == "soak →3 stir →1 2"
-
-
 # ---- the edit -----------------------------------------------------------------------------------
 
 

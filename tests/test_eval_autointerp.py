@@ -72,7 +72,7 @@ def measured(**options):
 def test_latents_of_words_are_told_by_words():
     found = measured(size=1)
     assert value(found.rows, "detection") == 1.0
-    assert value(found.rows, "explained_by_words", "odd") == 1.0
+    assert value(found.rows, "detection", "odd") == 1.0
     assert [r["n"] for r in found.rows if r["metric"] == "detection"] == [8, 2]
     table = found.tables["explanations"]
     assert table["words"].tolist() == [f"w{i}" for i in range(8)]

@@ -68,8 +68,6 @@ class Context:
 def measured(monkeypatch):
     residual = lambda model, tokens, layer: tokens[..., None].float()  # noqa: E731
     monkeypatch.setattr(temporal_probing.models, "residual", residual)
-    choices = lambda model, items, **_: np.array([i.label == 1 for i in items])  # noqa: E731
-    monkeypatch.setattr(tasks, "choices", choices)
     saes = {"sees": Context(True), "blind": Context(False)}
     monkeypatch.setattr(temporal_probing, "LEAST", 12)
     monkeypatch.setattr(temporal_probing, "CLEAR", 0.5)
@@ -83,8 +81,6 @@ def test_accuracies_of_codes_that_hold_the_answer_and_of_codes_that_do_not(measu
         assert value(sees.rows, metric, "agreement") == 1.0
         assert value(sees.rows, metric, "agreement|attractors=1") == 1.0
         assert value(blind.rows, metric, "agreement") == 0.5  # one answer for both halves
-    assert value(sees.rows, "probe_model_accuracy", "agreement") == 0.5
-    assert value(sees.rows, "probe_model_accuracy", "agreement|attractors=1") == 1.0
     # The residual at the deciding token is the word's number alone.
     assert value(sees.rows, "probe_residual_accuracy", "agreement") == 0.5
     n = next(r["n"] for r in sees.rows if r["metric"] == "probe_accuracy")
@@ -116,7 +112,6 @@ def test_what_cannot_tell_codes_apart_has_a_reason():
 def test_a_task_at_chance_is_reported_by_its_reference_alone(monkeypatch):
     residual = lambda model, tokens, layer: tokens[..., None].float()  # noqa: E731
     monkeypatch.setattr(temporal_probing.models, "residual", residual)
-    monkeypatch.setattr(tasks, "choices", lambda model, items, **_: np.ones(len(items)))
     monkeypatch.setattr(temporal_probing, "LEAST", 12)
     reading = Reading(Store(), Sizes(), progress=False)
     found = measure({"sees": Context(True)}, reading, World(), n_splits=3)["sees"]

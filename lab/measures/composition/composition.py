@@ -3,8 +3,8 @@ r"""Composition: what the parents of ``hierarchical`` are made of, what they mea
 W is the composition matrix [F2, F1]; an edge is an entry |W_ij| ≥ 1e-3, and the children of a
 parent are its edges above 0. Only SAEs with two levels are measured.
 
-- ``composition_small``: share of entries below 1e-3; ``children_median``: edges per parent;
-  ``composition_r2`` = 1 − Σ(W h1 − h2)² / Σ(h2 − mean)², median over parents.
+- ``composition_small``: share of entries below 1e-3; ``composition_r2`` = 1 − Σ(W h1 − h2)² /
+  Σ(h2 − mean)², median over parents.
 - ``l0_level1``, ``l0_level2``, ``l0_both`` (their sum: what a reader of both levels reads);
   ``fve_parents``: of the reconstruction from parents alone.
 - ``parent_given_child`` = P(h2_i > 0 | h1_j > 0) and ``child_given_parent``, means over the edges of
@@ -151,7 +151,6 @@ class Fit:
         l0 = {f"l0_level{i}": s[f"l0_level{i}"] / n for i in (1, 2)}
         values = {
             "composition_small": (1 - edge_PF.double().mean(), edge_PF.numel()),
-            "children_median": (edge_PF.sum(1).double().quantile(0.5), len(edge_PF)),
             "composition_r2": (fits_P.quantile(0.5) if len(fits_P) else torch.nan, len(fits_P)),
             **{name: (value, n) for name, value in (l0 | {"l0_both": sum(l0.values())}).items()},
             "fve_parents": (1 - s["error"] / (s["x2"] - s["x"].square().sum() / n), n),

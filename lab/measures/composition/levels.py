@@ -125,8 +125,8 @@ class TimeScales:
     Three codings of the same tokens: ``level1``, ``level2``, and ``leaves``, as many latents of
     level 1 as there are parents and of like frequency, since among fewer latents the best one is
     worse by itself. Per coding: ``level_ap``, ``level_auroc`` and ``level_f1`` with group
-    ``coding:scale`` (:class:`Recovery`), ``level_mean_dwell`` and ``level_half_life`` (tokens,
-    Kaplan–Meier, runs pooled) with group ``coding``.
+    ``coding:scale`` (:class:`Recovery`), ``level_mean_dwell`` (tokens, Kaplan–Meier,
+    runs pooled) with group ``coding``.
     """
 
     def __init__(self, reading: Reading, sae: HierarchicalSAE, leaves_P: Tensor):
@@ -165,7 +165,6 @@ class TimeScales:
             every = torch.arange(len(life.births_F))
             if runs := life.runs_seen(every):
                 out.append(row("level_mean_dwell", name, life.mean_dwell(every), runs))
-                out.append(row("level_half_life", name, life.half_life(every), runs))
         return out
 
     def dwell(self) -> pd.DataFrame:

@@ -9,8 +9,8 @@ p being the latent's overall rate and a = 5. The explanation is the ``size`` tok
 pairs of highest rate above p. On test tokens the explanation says "active" where its token or pair
 stands; ``detection`` = (recall on active + recall on inactive tokens) / 2, chance ½;
 ``detection_auroc``: area under the ROC curve of the rate of what stands there (p where nothing
-does). ``explained_by_words`` = share of latents with detection ≥ 0.8. A latent that follows the
-context and not the word cannot be told by words: its low score says so and is no fault of it.
+does). A latent that follows the context and not the word cannot be told by words: its low score says
+so and is no fault of it.
 
 Source: SAEBench ``autointerp`` (arXiv 2503.09532), detection scoring of Paulo et al. (arXiv
 2410.13928); the lexical explainer is of this project.
@@ -29,7 +29,6 @@ from lab.measures.reading import Encoder, Measured, Reading, latent_groups, row
 from lab.worlds.base import World
 
 SMOOTHING = 5.0
-GOOD = 0.8
 
 
 class Text(NamedTuple):
@@ -117,7 +116,7 @@ def measure(
     cases: int = 100,
     min_count: int = 10,
 ) -> dict[str, Measured]:
-    """Rows ``detection``, ``detection_auroc``, ``explained_by_words``, by group of latents.
+    """Rows ``detection`` and ``detection_auroc``, by group of latents.
 
     ``latents`` random ones of those with ``min_count`` active tokens in either split; of each at
     most ``cases`` active and as many inactive test tokens. Table ``explanations``: latent, words,
@@ -149,7 +148,6 @@ def measure(
         for group, ids_G in latent_groups(sae, sae.cfg.d_sae, "cpu").items():
             mine = frame[frame["latent"].isin(ids_G.tolist())]
             values = {m: mine[m] for m in ("detection", "detection_auroc")}
-            values["explained_by_words"] = mine["detection"] >= GOOD
             rows += [row(m, group, v.mean(), len(v)) for m, v in values.items() if len(v)]
         made[name] = Measured(rows, tables={"explanations": frame} if len(frame) else None)
     return made

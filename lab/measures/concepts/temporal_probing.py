@@ -2,9 +2,8 @@ r"""Temporal probing: does the code at the deciding token hold what earlier toke
 
 Minimal pairs of the world's linguistic tasks (:mod:`lab.worlds.tasks`). The model reads an item
 from BOS on, an SAE encodes all of it as one document, and a logistic regression on the code of the
-deciding token tells the item's label; the same on the raw residual is the reference, and the
-model's own choice between the two continuations stands beside. Training and test items share
-neither template nor word; ``n_splits`` such splits are drawn.
+deciding token tells the item's label; the same on the raw residual is the reference. Training and
+test items share neither template nor word; ``n_splits`` such splits are drawn.
 
 A task has *power* when it has at least 400 items and the residual's probe is right on 60% to 98% of
 them: below, there is nothing for a code to hold; above, every code holds it. A task without is
@@ -44,15 +43,15 @@ def measure(
     task_names: Sequence[str] | None = None,
     n_splits: int = 4,
 ) -> dict[str, Measured]:
-    """Rows ``probe_accuracy``, ``probe_residual_accuracy``, ``probe_model_accuracy``, and
-    ``probe_one_accuracy``, ``probe_residual_one_accuracy`` of a probe that is given one feature
-    alone, the one whose means over the two labels differ most on the training items.
+    """Rows ``probe_accuracy``, ``probe_residual_accuracy``, and ``probe_one_accuracy``,
+    ``probe_residual_one_accuracy`` of a probe that is given one feature alone, the one whose means
+    over the two labels differ most on the training items.
 
-    Groups: the task, and ``task|condition``; n = test answers of all splits (for the model: all
-    items). Of a task without power ``probe_residual_accuracy`` and ``probe_dropped`` alone. Chance
-    is 0.5: both halves of a pair stand on the same side. Document rows of both probes on codes:
-    doc = number of the pair over all tasks, num = right answers, den = answers. Says nothing for a
-    world without tasks. Raises ValueError for ``n_splits`` below 1.
+    Groups: the task, and ``task|condition``; n = test answers of all splits. Of a task without
+    power ``probe_residual_accuracy`` and ``probe_dropped`` alone. Chance is 0.5: both halves of a
+    pair stand on the same side. Document rows of both probes on codes: doc = number of the pair over
+    all tasks, num = right answers, den = answers. Says nothing for a world without tasks. Raises
+    ValueError for ``n_splits`` below 1.
     """
     if n_splits < 1:
         raise ValueError(f"n_splits={n_splits!r} is not allowed; n_splits must be at least 1.")
@@ -62,8 +61,6 @@ def measure(
     model = world.model(reading.device)
     for task in tqdm(chosen, desc="temporal probing", disable=not reading.progress):
         items = world.probe_items(task)
-        size = reading.sizes.batch
-        right_I = tasks.choices(model, items, batch_size=4 * size, device=reading.device)
         codes = features(saes, model, reading, items)
         place = {id(item): i for i, item in enumerate(items)}
         splits = (tasks.split(items, seed=reading.seed + s) for s in range(n_splits))
@@ -75,8 +72,6 @@ def measure(
             own.append(row("probe_dropped", task, why, len(items)))
             every = {}
         own += accuracy_rows("probe_residual_one_accuracy", every, residual["one_"])
-        for group, at in every.items():
-            own.append(row("probe_model_accuracy", group, right_I[at].mean(), len(at)))
         for name, (rows, documents) in made.items():
             rows += own
             for kind, k in KINDS.items() if every else ():

@@ -16,7 +16,6 @@ from lab.measures.families import register
 from lab.measures.reading import Encoder, Measured, Reading, row
 from lab.measures.succession.edges import LEVEL, dependencies, direct, false_discovery
 from lab.measures.succession.events import Activity
-from lab.measures.succession.paths import find_chains
 from lab.measures.succession.steps import (
     Text,
     arrows,
@@ -51,31 +50,6 @@ def named(
         lag_max=[e.lag_max if e else -1 for e in true],
         true=[e is not None for e in true],
     )
-
-
-def chain_firing(
-    events: Activity, names: Mapping[int, str], edges: pd.DataFrame, text: Text
-) -> pd.DataFrame:
-    """Where the members of the strongest long chain begin in one text: position, token id, member,
-    place (its number in the chain) and on, for the document in which most members begin."""
-    chains = find_chains(edges, edges["target"].unique().tolist(), horizon=40, limit=200)
-    longest = max(chains, key=lambda c: (len(set(c.latents)), c.flow), default=None)
-    if longest is None:
-        return pd.DataFrame()
-    members = list(dict.fromkeys(longest.latents))
-    on = pd.DataFrame(events.active_NF[:, members].toarray())
-    best = on.groupby(events.piece_N).any().sum(axis=1).idxmax()
-    at = np.flatnonzero(events.piece_N == best)
-    active = np.flatnonzero(on.loc[at].any(axis=1))
-    if not len(active):
-        return pd.DataFrame()
-    at = at[max(0, active[0] - 2) : active[-1] + 3]
-    parts = [
-        {"position": i, "token": int(text.id_N[n]), "member": names[m], "place": j, "on": on.loc[n, j]}
-        for i, n in enumerate(at)
-        for j, m in enumerate(members)
-    ]  # fmt: skip
-    return pd.DataFrame(parts)
 
 
 def token_names(text: Text, latents: Iterable[int], to_strings: Any, n: int = 2) -> dict[int, str]:
@@ -126,7 +100,7 @@ def measure(
         starts = text.codes.begins()
         if kind in reading.store.label_specs:
             options["kind_N"] = read(sae, reading, "train", kind, edge_tokens).label_N
-        rows, tables, firing = [], [], pd.DataFrame()
+        rows, tables = [], []
         if chains:
             classes = reading.store.label_specs[label].classes
             split = "test" if reading.choices == "train" else reading.choices
@@ -148,9 +122,6 @@ def measure(
                 detected = pattern_detection(firm, chains, columns, classes)
                 rows += [{**r, "group": group} for r in detected]
                 tables.append(kept.assign(group=group))
-            if "joint" in groups:
-                events, columns = groups["joint"]
-                firing = chain_firing(events, {i: c for c, i in columns.items()}, tables[-1], text)
             if unchained:
                 groups["latents"] = starts, {}
                 for group, (activity, _) in groups.items():
@@ -168,8 +139,6 @@ def measure(
             for end in ("source", "target"):
                 kept[f"{end}_name"] = [names.get(int(i), str(i)) for i in kept[end]]
             tables.append(kept.assign(true=False, lag_min=-1, lag_max=-1, group="all"))
-        further = {"edges": pd.concat(tables, ignore_index=True)} if tables else {}
-        if world is not None and len(firing):
-            further["firing"] = firing.assign(token=world.to_strings(firing["token"].tolist()))
-        out[name] = Measured(rows, None, further)
+        edges = {"edges": pd.concat(tables, ignore_index=True)} if tables else {}
+        out[name] = Measured(rows, None, edges)
     return out

@@ -24,12 +24,6 @@ class Chain(NamedTuple):
     lags: tuple[int, ...]
     flow: float
 
-    def named(self, names: dict[int, str]) -> str:
-        """``grind →2 soak →6 stir``; a latent without a name shows its id."""
-        words = [names.get(latent, str(latent)) for latent in self.latents]
-        steps = (f"→{lag} {word}" for lag, word in zip(self.lags, words[1:], strict=True))
-        return " ".join([words[0], *steps])
-
 
 def upstream(table: pd.DataFrame, targets: Iterable[int]) -> list[int]:
     """Latents from which a target can be reached and that nothing leads to; if there is none (a
@@ -60,7 +54,7 @@ def find_chains(
     """Chains that end at ``targets``, by falling flow, at most ``limit``.
 
     ``table``: columns source, target, lag and ``capacity`` (see
-    :func:`lab.measures.succession.events.dependencies`; keep the significant rows). ``sources``: by
+    :func:`lab.measures.succession.edges.dependencies`; keep the significant rows). ``sources``: by
     default :func:`upstream`. Empty where nothing leads to a target. Raises ValueError on a bad
     horizon or a negative capacity.
     """
@@ -69,13 +63,8 @@ def find_chains(
     require(lowest >= 0, capacity, lowest, "at least 0 in every edge")
     targets = sorted({int(t) for t in targets})
     sources = upstream(table, targets) if sources is None else sorted({int(s) for s in sources})
-    edges = [
-        (int(s), int(t), int(k), float(c))
-        for s, t, k, c in zip(
-            *(table[n] for n in ("source", "target", "lag", capacity)), strict=True
-        )
-        if c > 0
-    ]
+    kept = table.loc[table[capacity] > 0, ["source", "target", "lag", capacity]]
+    edges = [(int(s), int(t), int(k), float(c)) for s, t, k, c in kept.itertuples(index=False)]
     latents = sorted({latent for s, t, _, _ in edges for latent in (s, t)} | {*targets, *sources})
     number = {latent: n for n, latent in enumerate(latents)}
     steps = horizon + 1
