@@ -70,6 +70,7 @@ def write_notebook_folder(path):
     (path / ".ipynb_checkpoints").mkdir(parents=True)
     for i, text in enumerate(TEXTS):
         (path / f"{i:02d}.TXT").write_text(text)
+    (path / "empty.md").touch()
     (path / ".ipynb_checkpoints" / "00.TXT").write_text("an old copy")
     return path
 
@@ -120,8 +121,9 @@ def test_a_lone_surrogate_does_not_stop_the_reader(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("a.txt", b"", "a.txt is empty; put text in it"),
-        ("a.md", b" \n\n", "a.md holds only blank space; put text in it"),
+        ("a.txt", b"", "a.txt holds no text; put some in it or give another file"),
+        ("a.md", b" \n\n", "a.md holds no text; put some in it"),
+        ("a.jsonl", b"\n", "a.jsonl holds no text; put some in it"),
         ("a.txt", b"caf\xe9", r"a.txt is not UTF-8 \(.*\); convert it to UTF-8."),
         ("a.jsonl", b'{"text": "caf\xe9"}', "a.jsonl is not UTF-8"),
         (

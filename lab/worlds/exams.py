@@ -171,5 +171,8 @@ def questions(
                 result += asked
                 number += 1
     if not result:
-        raise WorldError(f"No question fits into the {longest} tokens that the model can read.")
+        raise WorldError(
+            f"No question fits into the {longest} tokens that the model can read; "
+            "leave them out, or take a model that reads more."
+        )
     return result

@@ -63,7 +63,9 @@ def items(task: str, tasks: Mapping[str, str], encode: Encode, bos_id: int) -> l
     else:
         found = list(_wic(path, encode, bos_id))
     if not found:
-        raise WorldError(f"Task {task}: {path} holds no item that this tokenizer can tell apart.")
+        raise WorldError(
+            f"Task {task}: {path} holds no item that this tokenizer can tell apart; leave it out."
+        )
     return found
 
 
@@ -183,7 +185,9 @@ def _wic(path: Path, encode: Encode, bos_id: int) -> Iterator[ProbeItem]:
             raise WorldError(f"{gold} does not exist; put WiC's gold file beside {file.name}.")
         data, answers = _lines(file), _lines(gold)
         if len(data) != len(answers):
-            raise WorldError(f"{gold} has {len(answers)} lines, {file.name} {len(data)}.")
+            raise WorldError(
+                f"{gold} has {len(answers)} lines, {file.name} {len(data)}; copy both again."
+            )
         for number, (line, answer) in enumerate(zip(data, answers, strict=True)):
             cells = line.split("\t")
             if len(cells) != 5 or answer.strip() not in ("T", "F"):

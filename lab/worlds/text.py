@@ -120,11 +120,11 @@ class LocalText:
                 f"Folder {self.path} holds no .txt, .md, .jsonl or .parquet file; add some text."
             )
         if self.path.is_file() and _ends(self.path, PLAIN):
-            documents = list(_file(self.path))
+            documents = list(_file(self.path, alone=True))
             yield from documents if len(documents) > 1 else _pieces(documents[0])
             return
         for file in files:
-            yield from _file(file)
+            yield from _file(file, alone=self.path.is_file())
 
 
 class MixedText:
@@ -179,16 +179,21 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _file(path: Path) -> Iterator[str]:
+def _file(path: Path, alone: bool = False) -> Iterator[str]:
+    """The documents of ``path``; one without text is an error where it is ``alone``."""
     if not _ends(path, PLAIN + JSONL + PARQUET):
         raise WorldError(
             f"{path} is not .txt, .md, .jsonl, .jsonl.gz or .parquet; convert it to one of them."
         )
-    if path.stat().st_size == 0:
-        raise WorldError(f"{path} is empty; put text in it or remove it.")
     read = _plain if _ends(path, PLAIN) else _jsonl if _ends(path, JSONL) else _parquet
     try:
-        yield from read(path)
+        documents = read(path)
+        first = next(documents, None)
+        if first is not None:
+            yield first
+            yield from documents
+        elif alone:
+            raise WorldError(f"{path} holds no text; put some in it or give another file.")
     except UnicodeDecodeError as error:
         raise WorldError(f"{path} is not UTF-8 ({error.reason}); convert it to UTF-8.") from error
     except (EOFError, gzip.BadGzipFile) as error:
@@ -197,9 +202,7 @@ def _file(path: Path) -> Iterator[str]:
 
 def _plain(path: Path) -> Iterator[str]:
     text = _clean(path.read_text(encoding="utf-8"))
-    if not text.strip():
-        raise WorldError(f"{path} holds only blank space; put text in it or remove it.")
-    yield from (part.strip("\n") for part in _SEPARATOR.split(text))
+    yield from (part.strip("\n") for part in _SEPARATOR.split(text) if part.strip())
 
 
 def _jsonl(path: Path) -> Iterator[str]:
