@@ -4,15 +4,12 @@ Every item is a frame filled with a word; frames and words are numbered, so that
 tested on neither's like. Made for SmolLM2; any model whose tokenizer has the forms as one token.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
-from typing import Any
 
-from lab.worlds.tasks import ProbeItem, ends_at
-from tsae.errors import WorldError
+from lab.worlds.tasks import Half, Halves, ProbeItem, items
 
 TASKS = ("agreement", "coreference", "sense")
-Encode = Callable[[str], list[int]]
 
 NOUNS = [
     (noun, noun + "s") for noun in "key teacher picture boat doctor letter farmer window".split()
@@ -83,33 +80,16 @@ PAUSES = {
 }
 
 
-def make(task: str, encode: Encode, bos_id: int) -> list[ProbeItem]:
+def make(task: str, encode: Callable[[str], list[int]], bos_id: int) -> list[ProbeItem]:
     """The items of one of :data:`TASKS`; both halves of a pair stand together.
 
     Raises :class:`WorldError` when the tokenizer splits one of the forms that are chosen between.
     """
-    found = {"agreement": agreement, "coreference": coreference, "sense": sense}[task]()
-    items = []
-    for text, choice, labels in found:
-        good, bad = (single(form, encode) for form in choice)
-        items.append(ends_at(task, (bos_id, *encode(text)), good=good, bad=bad, **labels))
-    return items
+    pairs = {"agreement": agreement, "coreference": coreference, "sense": sense}[task]()
+    return items(task, pairs, encode, bos_id)
 
 
-def single(form: str, encode: Encode) -> int:
-    """The one token that ``form`` is."""
-    tokens = encode(form)
-    if len(tokens) != 1:
-        raise WorldError(
-            f"The tokenizer splits {form!r} into {len(tokens)} tokens; these pairs need it whole."
-        )
-    return tokens[0]
-
-
-Found = Iterator[tuple[str, tuple[str, str], dict]]
-
-
-def agreement() -> Found:
+def agreement() -> Halves:
     """``the key near the doors`` … is/are; a pair differs in the head noun's number, the label.
 
     Condition ``attractors=n``: n of the 0 to 2 nouns in between have the other number.
@@ -121,12 +101,12 @@ def agreement() -> Found:
                 noun = BETWEEN[(word + 2 * place + template) % len(BETWEEN)][number]
                 middle += f" {NEAR[template % len(NEAR)][place]} the {noun}"
             for label in (0, 1):
-                labels: dict[str, Any] = {"label": label, "template": template, "word": word}
-                labels["condition"] = f"attractors={sum(number != label for number in numbers)}"
-                yield f"{opening} {head[label]}{middle}", (forms[label], forms[1 - label]), labels
+                condition = f"attractors={sum(number != label for number in numbers)}"
+                text, pair = f"{opening} {head[label]}{middle}", (forms[label], forms[1 - label])
+                yield Half(text, pair, label, template, word, condition)
 
 
-def coreference() -> Found:
+def coreference() -> Halves:
     """Which pronoun comes next; the label is the referent's gender (0 feminine, 1 masculine).
 
     A pair exchanges a woman's and a man's name. Conditions: ``gender`` (one person is named),
@@ -137,13 +117,12 @@ def coreference() -> Found:
         for (template, frame), word in product(enumerate(frames), range(len(WOMEN))):
             people = (WOMEN[word], MEN[word])
             for label in (0, 1):
-                labels: dict[str, Any] = {"label": label, "template": template, "word": word}
                 text = frame.format(people[label], people[1 - label])
-                labels["condition"] = condition
-                yield text, (forms[label], forms[1 - label]), labels
+                pair = (forms[label], forms[1 - label])
+                yield Half(text, pair, label, template, word, condition)
 
 
-def sense() -> Found:
+def sense() -> Halves:
     """``… the river. The bank`` flooded/closed; the label is the sense (0 natural, 1 made).
 
     A pair differs in what the first sentence is about. Condition ``near``; ``far``, ``farther``:
@@ -154,7 +133,6 @@ def sense() -> Found:
         forms = (" " + entry[3], " " + entry[4])
         for condition, pause in PAUSES.items():
             for label in (0, 1):
-                labels: dict[str, Any] = {"label": label, "template": template, "word": word}
-                labels["condition"] = condition
                 text = frame.format(cues[label], pause, name)
-                yield text, (forms[label], forms[1 - label]), labels
+                pair = (forms[label], forms[1 - label])
+                yield Half(text, pair, label, template, word, condition)

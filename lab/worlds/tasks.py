@@ -1,13 +1,14 @@
 """Linguistic probing items: minimal pairs, split by template and by word."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lab.worlds.knowledge import logits_function
+from tsae.errors import WorldError
 
 
 class ProbeItem(NamedTuple):
@@ -44,6 +45,49 @@ def ends_at(
     """An item whose deciding token is its last one."""
     tokens = tuple(tokens)
     return ProbeItem(task, tokens, len(tokens) - 1, label, template, word, condition, good, bad)
+
+
+class Half(NamedTuple):
+    """One half of a minimal pair as text, up to the place where one of two ``forms``, the right one
+    first, follows; the other fields are those of :class:`ProbeItem`."""
+
+    text: str
+    forms: tuple[str, str]
+    label: int
+    template: int
+    word: int
+    condition: str
+
+
+Halves = Iterator[Half]
+
+
+def items(
+    task: str, halves: Halves, encode: Callable[[str], list[int]], bos_id: int
+) -> list[ProbeItem]:
+    """Items of ``halves``, in their order. Raises :class:`WorldError` where the tokenizer splits one
+    of the forms that are chosen between."""
+    found = []
+    for half in halves:
+        good, bad = (single(form, encode) for form in half.forms)
+        tokens = (bos_id, *encode(half.text))
+        found.append(ends_at(task, tokens, good=good, bad=bad, **_rest(half)))
+    return found
+
+
+def _rest(half: Half) -> dict[str, Any]:
+    return {name: value for name, value in half._asdict().items() if name not in ("text", "forms")}
+
+
+def single(form: str, encode: Callable[[str], list[int]]) -> int:
+    """The one token that ``form`` is."""
+    tokens = encode(form)
+    if len(tokens) != 1:
+        raise WorldError(
+            f"The tokenizer splits {form!r} into {len(tokens)} tokens; these pairs need it whole, so "
+            "ask for other tasks."
+        )
+    return tokens[0]
 
 
 def split(
