@@ -1,4 +1,4 @@
-"""What a training step of ``conv`` costs beside one of the static SAE, in one run.
+"""What a training step of ``conv``, ``rounds`` and ``slowfast`` costs beside one of the static SAE.
 
     python benchmarks/conv_step.py [--repeats 9] [--width 576] [--latents 2304] [--k 32]
 
@@ -24,12 +24,14 @@ from tsae.training.train import TrainConfig, training_step
 
 CASES = {
     "topk": ("topk", {}),
+    "rounds": ("rounds", {}),
+    "slowfast": ("slowfast", {}),
+    "slowfast, nested": ("slowfast", {"blocks": (0.25, 0.75)}),
     "conv w=1": ("conv", {"window": 1}),
-    "conv w=4 r=64, no consistency": ("conv", {"window": 4, "consistency": "none"}),
+    "conv w=8 r=64, no consistency": ("conv", {"consistency": "none", "nested": False}),
+    "conv w=8 r=64, cosine": ("conv", {"consistency": "cosine", "nested": False}),
+    "conv w=8 r=64": ("conv", {}),
     "conv w=4 r=64": ("conv", {"window": 4}),
-    "conv w=4 r=64, contrastive": ("conv", {"window": 4, "consistency": "contrastive"}),
-    "conv w=8 r=64, no consistency": ("conv", {"window": 8, "consistency": "none"}),
-    "conv w=8 r=64": ("conv", {"window": 8}),
     "conv w=4 full lags": ("conv", {"window": 4, "lag_rank": None}),
 }
 
