@@ -73,9 +73,9 @@ def test_the_hero_shows_each_code_and_its_reading_between_the_lines():
     at = own.groupby("reading")["value"].mean()
     fve = rows.loc[rows["metric"] == "fve", "value"].mean()
     points = [p for line in axes[0].get_lines() for p in line.get_xydata().tolist()]
-    assert any(np.allclose(point, [at["own"], fve]) for point in points)
+    assert any(np.allclose(point, [at["own"], 1 - fve]) for point in points)
     ends = [text.xy for text in axes[0].texts if text.get_text() == ""]
-    assert any(np.allclose(end, [at["ema"], fve]) for end in ends)
+    assert any(np.allclose(end, [at["ema"], 1 - fve]) for end in ends)
     assert [t.get_text() for t in axes[0].texts if t.get_text()] == ["constant", "ceiling"]
 
 

@@ -79,6 +79,13 @@ def test_numbers_cannot_be_written_from_tables_that_are_not_there(tmp_path):
         report.rewrite_numbers("study", tmp_path, "study")
 
 
+def test_what_differs_from_itself_is_counted_in_the_text(tmp_path):
+    verdicts = pd.DataFrame({"verdict": ["better", "undecided", "equivalent", "worse"]})
+    (tmp_path / "main.tex").write_text(r"\factTwins \factTwinsTurned")
+    text = report.numbers({**made.found(), "twins": verdicts}, False, paper=tmp_path)
+    assert r"\newcommand{\factTwins}{4}" in text and r"\factTwinsTurned}{50.0\%}" in text
+
+
 def test_a_part_may_show_a_choice_of_figures_and_tables(tmp_path, capsys):
     shown = ["curves", "table_time", "hero"]
     found = made.found()

@@ -10,9 +10,10 @@ from lab.paper import claims, register, style
 from lab.paper.numbers import numbers_tex
 from lab.paper.tables import Table, escape
 from lab.results import tidy
+from lab.results.comparison import verdict_shares
 from lab.results.metrics import metric
 from lab.results.rows import merge
-from lab.results.systems import WORLDS, display
+from lab.results.systems import WORLDS, display, is_null
 from lab.runs.training import read_configs, read_curves
 from tsae.errors import UserError
 from tsae.files import atomic, read_json
@@ -115,9 +116,13 @@ def numbers(
     """``numbers.tex`` of one ``part`` of the paper: the macros that its text uses.
 
     Raises :class:`tsae.errors.UserError` when the paper uses a number that the results do not
-    hold; a ``partial`` run, which leaves out worlds or stages, says so in print instead.
+    hold; a ``partial`` run, which leaves out worlds or stages, says so in print instead. Table
+    ``twins``, if it is there, holds the verdicts on systems that are the same (the A/A test).
     """
     given = {f"{row.world} {row.key}": row.value for row in found["facts"].itertuples()}
+    if len(twins := found.get("twins", ())):
+        turned = verdict_shares(twins)[["better", "worse"]].sum()
+        given |= {"twins": len(twins), "twins turned": f"{turned:.1%}"}
     text = source(paper)
     return numbers_tex(found["results"], found["differences"], text, given, smoke, partial, part)
 
@@ -219,7 +224,7 @@ def findings(found: Mapping[str, pd.DataFrame]) -> list[str]:
     """One sentence a paired difference from TopK: its verdict, then the difference."""
     lines = []
     for row in tidy.judged(found["differences"], "topk").itertuples():
-        if not tidy.is_null(row.variant):
+        if ":" not in row.group and not is_null(row.system):
             what = metric(row.metric).phrase.format(group=row.group)
             who = f"{WORLDS.get(row.world, row.world)}: {display(row.variant)} - TopK"
             numbers = f"{row.diff:+.3f} [{row.lo:+.3f}, {row.hi:+.3f}]"

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -16,7 +17,7 @@ from tsae.errors import UserError
 
 SHOWN = ("domain", "narrator", "topic", "section", "library")
 """Labels of the hero picture: the first two on microworld, on other worlds the first there is."""
-FVE_TICKS = (0.0, 0.2, 0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
+FVE_TICKS = (0.0, 0.2, 0.5, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
 LINES = {"ap_constant": "constant", "ap_chance": "chance", "ap_probe_ema": "ceiling"}
 
 
@@ -42,7 +43,7 @@ def hero(found: Found) -> Figure:
         for system in ordered(name for name in ap.index if not is_null(name)):
             if (world, system) not in fve:
                 continue
-            at, height = ap[system], fve[world, system]
+            at, height = ap[system], 1 - fve[world, system]
             look = {
                 **style.look(system),
                 "ms": 8 if system == "slowfast" else 5,
@@ -58,10 +59,12 @@ def hero(found: Found) -> Figure:
             level = plots.rows_of(frame[frame["world"] == world], name, label)["value"].mean()
             if level == level:
                 panel.axvline(level, color="0.45", linewidth=0.8, linestyle="--", zorder=1)
-                panel.annotate(word, (level, 1.0), (2, -3), xycoords=("data", "axes fraction"),
-                               textcoords="offset points", rotation=90, va="top", color="0.35",
-                               fontsize=5.5)  # fmt: skip
-        panel.margins(0.08)
+                side = {"ha": "right"} if name == "ap_constant" else {"ha": "left"}
+                panel.annotate(word, (level, 0.98), xycoords=("data", "axes fraction"), va="top",
+                               rotation=90, color="0.35", fontsize=5.5, **side)  # fmt: skip
+        rest = [1 - fve[world, s] for s in ap.index if (world, s) in fve and not is_null(s)]
+        fve_axis(panel, min(rest), max(rest))
+        panel.margins(x=0.08)
         panel.set_xlabel(f"AP of the best latent, {label}")
         style.title(panel, world, label)
     axes[0, 0].set_ylabel("fraction of variance explained")
@@ -106,17 +109,22 @@ def pareto(found: Found) -> Figure:
             for line in joined(mine):
                 panel.plot(line["l0"], line["rest"], **{**look, "ms": 4.5})
         style.log_steps(panel, here["l0"].min(), here["l0"].max())
-        low, high = max(here["rest"].min(), 1e-4), here["rest"].max()
-        panel.set_yscale("log")
-        panel.set_ylim(high * 1.3, low / 1.3)
-        ticks = [f for f in FVE_TICKS if low / 1.3 <= 1 - f <= high * 1.3]
-        panel.set_yticks([1 - f for f in ticks], [f"{f:g}" for f in ticks])
-        panel.yaxis.set_minor_locator(NullLocator())
+        fve_axis(panel, here["rest"].min(), here["rest"].max())
         style.title(panel, world)
         panel.set_xlabel("L0 (latents per token)")
     axes[0, 0].set_ylabel("fraction of variance explained")
     style.legend(figure, systems, 3)
     return figure
+
+
+def fve_axis(panel: Axes, low: float, high: float) -> None:
+    """A y axis of 1 − FVE, logarithmic, from ``high`` (bottom) to ``low``, labelled with FVE."""
+    low, high = max(low, 1e-4) / 1.15, high * 1.15
+    panel.set_yscale("log")
+    panel.set_ylim(high, low)
+    ticks = [f for f in FVE_TICKS if low <= 1 - f <= high]
+    panel.set_yticks([1 - f for f in ticks], [f"{f:g}" for f in ticks])
+    panel.yaxis.set_minor_locator(NullLocator())
 
 
 def joined(runs: pd.DataFrame) -> list[pd.DataFrame]:

@@ -32,7 +32,7 @@ def recovery(found: Found) -> Figure:
     counts = [rows.loc[rows["world"] == w, "system"].map(is_null).eq(False) for w in worlds]
     sizes = [rows.loc[c[c].index, "system"].nunique() + 3 for c in counts]
     figure, axes = style.panels(
-        len(worlds), len(kinds), style.PAGE, 0.6 * len(worlds) + 0.125 * sum(sizes),
+        len(worlds), len(kinds), style.PAGE, 0.75 * len(worlds) + 0.14 * sum(sizes),
         sharey="row", gridspec_kw={"height_ratios": sizes},
     )  # fmt: skip
     for row, world in zip(axes, worlds, strict=True):
