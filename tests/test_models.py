@@ -108,6 +108,8 @@ def test_splicing_in_the_residual_of_other_tokens_gives_their_logits(llama, toke
         x_BTD = models.residual(llama, other_BT, layer)
         got = models.logits_with(llama, tokens_BT, layer, lambda _, x_BTD=x_BTD: x_BTD)
         torch.testing.assert_close(got, models.logits(llama, other_BT), rtol=0, atol=1e-6)
+        from_there = models.logits_from(llama, tokens_BT, layer, x_BTD)
+        torch.testing.assert_close(from_there, got, rtol=0, atol=1e-6)
 
 
 def test_generate_is_greedy_and_keeps_the_prompt(model, tokens_BT):

@@ -1,6 +1,5 @@
 """Which chains a clamp and a gate follow: what a tracker says of the text that is to be forgotten."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -146,7 +145,4 @@ def ordered(paths: Sequence[Path], retain: Sequence[Coded], latent_rate: float) 
     require(len(paths) > 0, "paths", [], "at least one chain")
     ids = torch.tensor(sorted({i for path in paths for i in path.latents}))
     q_K = quantiles(ids.to(retain[0].x_BTD.device), retain, latent_rate)
-    q = {
-        i: (v if math.isfinite(v) else 0.0) for i, v in zip(ids.tolist(), q_K.tolist(), strict=True)
-    }
-    return Prefix(tuple(paths), q)
+    return Prefix(tuple(paths), dict(zip(ids.tolist(), q_K.tolist(), strict=True)))

@@ -1,6 +1,6 @@
 """Attacks on an unlearned model: the same facts asked for in ways that the edit was not made on.
 
-    dilution      n tokens of benign text stand before the question, in its plain form, n of PADDINGS
+    dilution      n tokens of benign text stand before the question, in its plain form (n from 0 on)
     split         a run of benign text parts the question from the sentence that asks, where it has two
     paraphrase    only the forms in which no text states the fact, where the world has such forms
     perturbation  the residual that the gate and the edit read is off by NOISE of its norm
@@ -19,7 +19,7 @@ import torch
 from lab.worlds.knowledge import Question
 
 ATTACKS = ("dilution", "split", "paraphrase", "perturbation", "relearning")
-PADDINGS = (25, 50, 100, 200, 400)
+PADDINGS = (0, 25, 50, 100, 200, 400)
 NOISE, RELEARN = 0.3, 50
 RUN = 24
 """Least tokens of one run of benign text."""

@@ -91,7 +91,7 @@ class UnlearnConfig:
         numbers = ("strengths", "n_latents", "retain_thresholds", "false_positive_rates")
         for name in ("gates", "edits", *numbers):
             require(len(getattr(self, name)) > 0, name, getattr(self, name), "not empty")
-        for name in ("strengths", "n_latents", "chain_strengths", "paddings"):
+        for name in ("strengths", "n_latents", "chain_strengths"):
             for value in getattr(self, name):
                 require(value > 0, name, value, "above 0")
         for name in ("retain_thresholds", "false_positive_rates"):

@@ -91,15 +91,16 @@ def unlearn(
             ):
                 break
     for name in config.weights:
-        more, frames = weights.swept(bench, cross, name)
+        chosen = cross.chosen(config.retain_thresholds[0], config.n_latents[-1])
+        more, frames = weights.swept(bench, name, chosen)
         rows, documents = rows + more, documents + frames
     found = pd.concat(documents, ignore_index=True)
-    chosen = chosen_documents(found)
-    rows += [*score_rows(found), *chosen_rows(chosen), *held_out(bench, cases)]
+    judged = chosen_documents(found)
+    rows += [*score_rows(found), *chosen_rows(judged), *held_out(bench, cases)]
     if config.attacks:
         more, frames = attacked(bench, at, found)
-        rows, chosen = rows + more, pd.concat([chosen, *frames])
-    return rows, pd.concat([found, chosen], ignore_index=True)
+        rows, judged = rows + more, pd.concat([judged, *frames])
+    return rows, pd.concat([found, judged], ignore_index=True)
 
 
 def gate_id(case: Case) -> Any:

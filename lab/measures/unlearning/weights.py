@@ -1,19 +1,18 @@
 r"""Unlearning by changed weights, beside edits of the residual; and learning again on top of one.
 
-    rmu    forget: ‖h(x) − c u‖² / c²,   retain: ‖h(x) − h₀(x)‖² / ‖h₀‖²      (Li et al. 2403.03218)
-    lora   forget: Σ_{i chosen} relu(pre_i(h(x))) / their mean before,   retain: the same
+    rmu    ‖h(x) − c u‖² / c²  on text to forget                       (Li et al. 2024, 2403.03218)
+    lora   m/100 · Σ_{i chosen} relu(pre_i(h(x))) / its mean before    (CRISP, Ashuach et al. 2025)
+    both   + 10 ‖h(x) − h₀(x)‖² / ‖h₀(x)‖²  on text to keep
 
 h is the residual at the edit's layer, h₀ the clean model's, u a random direction, c = m per cent of
-the typical norm; for ``lora`` m per cent weighs the forget term (after CRISP, Ashuach et al. 2025:
-latents are suppressed by the weights below them). Trained are the weights of the last three blocks
-up to the layer: rmu their matrices, lora a rank-4 product added to each. ``relearned``: the blocks
-above, with the edit in place, so that it is the edit's answers that are trained.
+the median norm. Trained are the last three blocks up to the layer: rmu their matrices, lora a
+product of rank 4 added to each. :func:`relearned` trains the blocks above, with the edit in place.
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,18 +20,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lab.edits import Edit
-from lab.measures.reading import row
+from lab.measures.unlearning.bench import Bench
 from lab.worlds.knowledge import Question
 from tsae import models
 
-if TYPE_CHECKING:
-    from lab.measures.unlearning.bench import Bench
-    from lab.measures.unlearning.cross import Cross
-
-BLOCKS, RANK, STEPS, LR = 3, 4, 60, 1e-3
-RETAIN_WEIGHT = 10.0
-BATCH = 8
-"""Texts a step."""
+BLOCKS, RANK, STEPS, LR, KEEP, BATCH = 3, 4, 60, 1e-3, 10.0, 8
 
 
 class LowRank(nn.Module):
@@ -49,113 +41,106 @@ class LowRank(nn.Module):
         return weight + self.A @ self.B
 
 
-def block(name: str) -> int | None:
-    """The block that a parameter or module is of: the first number in its name."""
-    found = re.search(r"(?:^|\.)(\d+)\.", name + ".")
-    return int(found[1]) if found else None
+def matrices(model: nn.Module, blocks: Callable[[int], bool]) -> list[Any]:
+    """The modules of the wanted blocks that own a matrix; a block is the first number in a name."""
+    found = {}
+    for name, module in model.named_modules():
+        at = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+        weight = module._parameters.get("weight")
+        if at and blocks(int(at[1])) and weight is not None and weight.ndim == 2:
+            found[id(weight)] = module
+    return list(found.values())
 
 
 @contextmanager
 def trained(
     model: nn.Module,
-    wanted: Callable[[int], bool],
+    blocks: Callable[[int], bool],
     loss: Callable[[int], Tensor],
     steps: int,
     lr: float = LR,
     low_rank: bool = False,
 ) -> Iterator[None]:
-    """The model with the matrices of the wanted blocks trained for some Adam steps; as it was,
+    """The model with the matrices of the wanted blocks trained by Adam on ``loss(step)``; as it was,
     afterwards."""
-    of = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(getattr(module, "weight", None), nn.Parameter)
-        and module.weight.ndim == 2
-        and (at := block(name)) is not None
-        and wanted(at)
-    }
-    distinct = list({id(module.weight): module for module in of.values()}.values())
-    before = [module.weight.detach().clone() for module in distinct]
+    modules = matrices(model, blocks)
+    before = [module.weight.detach().clone() for module in modules]
     params: list[nn.Parameter] = []
     try:
         with torch.enable_grad():
-            for module in distinct:
+            for module in modules:
                 if low_rank:
                     product = LowRank(module.weight)
-                    parametrize.register_parametrization(module, "weight", product, unsafe=True)
+                    parametrize.register_parametrization(module, "weight", product)
                     params += [product.A, product.B]
                 else:
                     params.append(module.weight.requires_grad_(True))
-            if params:
-                descend(params, loss, steps, lr)
+            adam = torch.optim.Adam(params, lr=lr) if params else None
+            for step in range(steps):
+                if adam is not None:
+                    adam.zero_grad()
+                    loss(step).backward()
+                    adam.step()
         yield
     finally:
-        for module, weight in zip(distinct, before, strict=True):
-            if low_rank:
+        for module, weight in zip(modules, before, strict=True):
+            if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
             module.weight.requires_grad_(False)
             with torch.no_grad():
                 module.weight.copy_(weight)
 
 
-def descend(
-    params: list[nn.Parameter], loss: Callable[[int], Tensor], steps: int, lr: float
-) -> None:
-    """Steps of Adam."""
-    adam = torch.optim.Adam(params, lr=lr)
-    for step in range(steps):
-        adam.zero_grad()
-        loss(step).backward()
-        adam.step()
-
-
-def relearned(bench: "Bench", edit: Edit, questions: Sequence[Question], steps: int) -> Any:
+def relearned(bench: Bench, edit: Edit, questions: Sequence[Question], steps: int) -> Any:
     """The model trained to answer ``questions`` of the forget subject under the edit."""
     texts = [q.prompt + q.choices[q.answer] for q in questions if q.neighbourhood == "forget"]
+    layer = bench.store.layer
 
     def loss(step: int) -> Tensor:
         tokens_BT = batch_of(texts, step, bench.device)
-        edit.within(bench.context(tokens_BT))
-        name = f"blocks.{bench.store.layer}.hook_out"
-        hooks = [(name, lambda x_BTD, hook: edit(x_BTD).to(x_BTD.dtype))]
-        logits_BTV = bench.model.run_with_hooks(
-            tokens_BT, fwd_hooks=hooks, return_type="logits", prepend_bos=False
-        )
-        real_BT = bench.context(tokens_BT).mask_BT[:, 1:]
+        context = bench.context(tokens_BT)
+        edit.within(context)
+        hooks = [(f"blocks.{layer}.hook_out", lambda x_BTD, hook: edit(x_BTD).to(x_BTD.dtype))]
+        given: dict[str, Any] = {"return_type": "logits", "prepend_bos": False}
+        logits_BTV = bench.model.run_with_hooks(tokens_BT, fwd_hooks=hooks, **given)
+        real_BT = context.mask_BT[:, 1:]
         return nn.functional.cross_entropy(logits_BTV[:, :-1][real_BT], tokens_BT[:, 1:][real_BT])
 
-    layer = bench.store.layer
     return trained(bench.model, lambda at: at > layer, loss, steps if texts else 0, lr=1e-4)
 
 
 def batch_of(texts: Sequence[tuple[int, ...]], step: int, device: str) -> Tensor:
     """The texts of a step, by turns, padded on the right with 0."""
     some = [texts[(step * BATCH + i) % len(texts)] for i in range(min(BATCH, len(texts)))]
-    rows = [torch.tensor(tokens) for tokens in some]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+    return nn.utils.rnn.pad_sequence([torch.tensor(t) for t in some], batch_first=True).to(device)
 
 
+@torch.no_grad()
 def swept(
-    bench: "Bench", cross: "Cross", name: str
+    bench: Bench, name: str, chosen: Tensor
 ) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
-    """Rows and document rows of ``rmu`` or ``lora`` over the strengths, as of an edit; their group
-    is ``weights/rmu|m=…``."""
-    config, store, model = bench.config, bench.store, bench.model
-    chosen = cross.chosen(config.retain_thresholds[0], config.n_latents[-1])
-    texts = [bench.token_rows(forget) for forget in (True, False)]
+    """Rows and document rows of ``rmu`` or ``lora`` (of the chosen latents) over the strengths, as
+    of an edit; their group is ``weights/rmu|m=…``."""
+    config, store, sae = bench.config, bench.store, bench.sae
+    texts = {forget: bench.token_rows(forget) for forget in (True, False)}
     generator = torch.Generator().manual_seed(config.seed)
-    u_D = torch.nn.functional.normalize(torch.randn(store.d_model, generator=generator), dim=0)
-    u_D = u_D.to(bench.device)
+    u_D = nn.functional.normalize(torch.randn(store.d_model, generator=generator), dim=0)
 
-    def hidden(step: int, side: int) -> tuple[Tensor, Any]:
-        tokens_BT = batch_of(texts[side], step, bench.device)
-        context = bench.context(tokens_BT)
-        return models.residual(model, tokens_BT, store.layer, torch.is_grad_enabled()), context
+    W_DK, b_K = sae.W_enc.detach()[:, chosen], sae.b_enc.detach()[chosen]
+    b_dec_D = sae.b_dec.detach()
 
-    clean = [hidden(step, 1)[0] for step in range(STEPS)]
-    first = [pre_of(bench, *hidden(step, 0), chosen) for step in range(4)]
-    typical = float(torch.stack(first).mean().clamp_min(1e-6))
+    def hidden(step: int, forget: bool) -> Tensor:
+        """The residuals [N, d] of a step's valid tokens."""
+        tokens_BT = batch_of(texts[forget], step, bench.device)
+        h_BTD = models.residual(bench.model, tokens_BT, store.layer, torch.is_grad_enabled())
+        return h_BTD[:, 1:][bench.context(tokens_BT).mask_BT[:, 1:]]
 
+    def said(h_ND: Tensor) -> Tensor:
+        pre_NK = (h_ND * store.scale - b_dec_D) @ W_DK + b_K
+        return pre_NK.relu().sum(-1).mean()
+
+    clean = [hidden(step, False) for step in range(STEPS)]
+    usual = torch.stack([said(hidden(step, True)) for step in range(4)]).mean().clamp_min(1e-6)
     blocks = range(store.layer - BLOCKS + 1, store.layer + 1)
     rows: list[dict[str, Any]] = []
     documents: list[pd.DataFrame] = []
@@ -163,36 +148,18 @@ def swept(
         c = m / 100 * store.median_norm
 
         def loss(step: int, m: float = m, c: float = c) -> Tensor:
-            h_BTD, context = hidden(step, 0)
+            h_ND, kept_ND, was_ND = hidden(step, True), hidden(step, False), clean[step]
+            moved = (kept_ND - was_ND).square().sum() / was_ND.square().sum()
             if name == "rmu":
-                gap_BTD = (h_BTD - c * u_D)[:, 1:][context.mask_BT[:, 1:]]
-                forget = gap_BTD.square().sum(-1).mean() / c**2
-            else:
-                forget = m / 100 * pre_of(bench, h_BTD, context, chosen) / typical
-            kept_BTD, context = hidden(step, 1)
-            mask_BT = context.mask_BT[:, 1:]
-            was_ND = clean[step][:, 1:][mask_BT]
-            moved = (kept_BTD[:, 1:][mask_BT] - was_ND).square().sum() / was_ND.square().sum()
-            return forget + RETAIN_WEIGHT * moved
+                return (h_ND - c * u_D.to(h_ND)).square().sum(-1).mean() / c**2 + KEEP * moved
+            return m / 100 * said(h_ND) / usual + KEEP * moved
 
-        with trained(model, blocks.__contains__, loss, STEPS, low_rank=name == "lora"):
-            answered = bench.exam.ask(None, changed=True)
+        with trained(bench.model, blocks.__contains__, loss, STEPS, low_rank=name == "lora"):
+            found, frames = bench.exam.ask(None, changed=True)
             more, frame = bench.reread(None)
-        group = f"weights/{name}|m={m:g}"
-        rows += [{**r, "group": group} for r in (*answered[0], *more)]
-        documents += [f.assign(group=group) for f in (*answered[1], frame)]
-        kept = next(r["value"] for r in answered[0] if r["metric"] == "unlearn_retained")
+        rows += [{**r, "group": f"weights/{name}|m={m:g}"} for r in (*found, *more)]
+        documents += [f.assign(group=f"weights/{name}|m={m:g}") for f in (*frames, frame)]
+        kept = next(r["value"] for r in found if r["metric"] == "unlearn_retained")
         if kept < config.stop_below:
             break
-    rows.append(
-        row("unlearn_rank_tokens", f"weights/{name}", sum(map(len, texts[0])), len(texts[0]))
-    )
     return rows, documents
-
-
-def pre_of(bench: "Bench", h_BTD: Tensor, context: Any, chosen: Tensor) -> Tensor:
-    """The chosen latents' positive static pre-activation, their mean over valid tokens."""
-    sae = bench.sae
-    x_BTD = (h_BTD * bench.store.scale)[:, 1:][context.mask_BT[:, 1:]]
-    pre = (x_BTD - sae.b_dec) @ sae.W_enc[:, chosen] + sae.b_enc[chosen]
-    return pre.relu().sum(-1).mean()
