@@ -26,6 +26,7 @@ FLOOR = 0.05
 
 class _Project(torch.autograd.Function):
     @staticmethod
+    @sparse.in_float32
     def forward(ctx, reference, shape, rows, cols, crow, r_ND, W_dec):
         pattern = Codes(r_ND.new_empty(len(cols)), rows, cols, crow, shape)
         ctx.save_for_backward(rows, cols, crow, r_ND, W_dec)
@@ -34,6 +35,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @sparse.as_forward
     def backward(ctx, grad):
         rows, cols, crow, r_ND, W_dec = ctx.saved_tensors
         pattern = Codes(grad, rows, cols, crow, ctx.shape)

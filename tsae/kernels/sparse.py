@@ -108,8 +108,14 @@ def _sampled(pattern: Codes, left: Tensor, right_DF: Tensor, reference: bool) ->
     return (left[pattern.rows] * right_DF.t()[pattern.cols]).sum(-1)
 
 
+in_float32 = torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
+"""Under autocast, sparse products take their tensors in float32: cuSPARSE mixes no dtypes."""
+as_forward = torch.amp.custom_bwd(device_type="cuda")
+
+
 class _Encode(torch.autograd.Function):
     @staticmethod
+    @in_float32
     def forward(ctx, select, reference, first, bias, *pairs):
         inputs, weights = pairs[0::2], pairs[1::2]
         pre = first.pop() if first else torch.addmm(bias, inputs[0], weights[0])
@@ -124,6 +130,7 @@ class _Encode(torch.autograd.Function):
         return values, rows, cols, crow, pre
 
     @staticmethod
+    @as_forward
     def backward(ctx, grad_values, *_):
         values, rows, cols, crow, *pairs = ctx.saved_tensors
         if grad_values is None:
@@ -143,6 +150,7 @@ class _Encode(torch.autograd.Function):
 
 class _Decode(torch.autograd.Function):
     @staticmethod
+    @in_float32
     def forward(ctx, reference, shape, values, rows, cols, crow, W_dec):
         pattern = Codes(values, rows, cols, crow, shape)
         ctx.save_for_backward(values, rows, cols, crow, W_dec)
@@ -150,6 +158,7 @@ class _Decode(torch.autograd.Function):
         return _matmul(pattern, values, W_dec, reference)
 
     @staticmethod
+    @as_forward
     def backward(ctx, grad_x):
         values, rows, cols, crow, W_dec = ctx.saved_tensors
         pattern = Codes(values, rows, cols, crow, ctx.shape)
