@@ -126,31 +126,14 @@ def test_a_verdict_is_words_and_its_gap_stands_apart(row, said):
     assert gap == f"${diff:+.3f}$ [${lo:+.3f}$, ${hi:+.3f}$]"
 
 
-def test_a_verdict_names_its_baseline_and_unmatched_l0_and_counts():
+def test_a_verdict_names_its_baseline_and_unmatched_l0():
     table = difference(0.08, 0.05, 0.11)
     macros = numbers.verdicts(table, pd.Series({("microworld", "conv"): False}))
     assert macros["verdictMicroworldConvFOneDocument"] == ("better than TopK (at another L0)")
-    both = pd.concat([table, difference(0.1, 0.05, 0.2, baseline="ema(topk)"),
-                      table.assign(variant="l1"), table.assign(variant="ema(x)")])  # fmt: skip
-    macros = numbers.verdicts(both)
+    macros = numbers.verdicts(difference(0.1, 0.05, 0.2, baseline="ema(topk)"))
     assert macros["verdictMicroworldConvVsEmaTopkFOneDocument"] == "better than EMA(TopK)"
-    assert macros["countMicroworldTopkFOneDocument"] == "2"  # nulls are not counted
     written = table.assign(verdict="undecided")  # what the comparison decided for the family
     assert numbers.verdicts(written)["verdictMicroworldConvFOneDocument"].startswith("not")
-
-
-def test_best_leaves_out_nulls_and_unmatched_l0_and_knows_which_side_is_better():
-    values = {"topk": (10, 0.7, 9), "conv": (10.1, 0.8, 8), "l1": (11, 0.95, 1),
-              "ema(topk)": (10, 0.99, 1)}  # fmt: skip
-    rows = [
-        ("microworld", variant, 0, metric, "all", value)
-        for variant, measured in values.items()
-        for metric, value in zip(("l0", "fve", "bits"), measured, strict=True)
-    ]
-    assert numbers.best(frame(*rows)) == {
-        "bestMicroworldFve": "Conv (0.800)",
-        "bestMicroworldBits": "Conv (8.0)",
-    }
 
 
 def test_matched_l0_is_within_two_percent_of_topk():
@@ -198,6 +181,14 @@ def test_escape_and_used():
     assert numbers.used(source) == {"numAFve", "verdictB", "factC", "gapD"}
 
 
+def test_a_verdict_is_taken_from_the_study_where_it_gives_one():
+    source = r"\said{MicroworldConvFOneDocument} \gapof{MicroworldLstmFvu}"
+    assert numbers.used(source) == {"verdictMicroworldConvFOneDocument", "gapMicroworldLstmFvu"}
+    study = numbers.numbers_tex(RESULTS, DIFFERENCES, source, part="study")
+    assert r"\newcommand{\studyVerdictMicroworldConvFOneDocument}{better than TopK}" in study
+    assert "Lstm" not in study  # so that the main part's is printed
+
+
 def test_a_number_the_paper_uses_and_the_results_lack_is_an_error_but_in_a_partial_run():
     paper = r"\numMicroworldTopkFve \numNowhere \factTokens \factCommit \studyNumElsewhere"
     given = {"tokens": 1_000_000, "commit": "a_b"}
@@ -219,7 +210,7 @@ def test_a_number_the_paper_uses_and_the_results_lack_is_an_error_but_in_a_parti
 
 def test_numbers_are_the_same_whatever_the_order_of_the_rows():
     mixed = RESULTS.sample(frac=1, random_state=0)
-    source = r"\numMicroworldConvFve \verdictMicroworldConvFvu \bestMicroworldFve"
+    source = r"\numMicroworldConvFve \verdictMicroworldConvFvu"
     one = numbers.numbers_tex(RESULTS, DIFFERENCES, source, made.FACTS)
     assert one == numbers.numbers_tex(mixed, DIFFERENCES[::-1], source, made.FACTS)
 

@@ -8,10 +8,9 @@ standard error. Group ``all`` is left out.
 
 ``\verdict`` + world + system [+ ``Vs`` + baseline, when it is not ``topk``] + metric [+ group] says
 ``better than TopK``, ``worse than …``, ``equivalent to …`` or ``not shown to differ from …``;
-``\gap`` with the same name is the difference with its interval. ``\best`` + world + metric
-[+ group] names the learned system with the best mean; ``\kept`` + world + system + strategy is the
-lowest forget accuracy at which both retain sets keep their share. ``\fact`` + key is a fact of the
-run, ``\count`` + world + baseline + metric [+ group] how many systems are better than the baseline.
+``\gap`` with the same name is the difference with its interval. ``\kept`` + world + system +
+strategy is the lowest forget accuracy at which both retain sets keep their share; ``\fact`` + key is
+a fact of the run.
 
 A profile that fills one part of the paper puts that part's name before each: the ``study``
 profile's FVE is ``\studyNumMicroworldConvFve``. Only macros that the paper uses are written.
@@ -25,12 +24,12 @@ import pandas as pd
 
 from lab.paper.tables import escape
 from lab.results import tidy
-from lab.results.metrics import RETAINED, metric
-from lab.results.systems import SYSTEMS, display, is_null
+from lab.results.metrics import RETAINED
+from lab.results.systems import SYSTEMS, display
 from tsae.errors import UserError
 
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
-KINDS = ("num", "verdict", "gap", "best", "kept", "fact", "count")
+KINDS = ("num", "verdict", "gap", "kept", "fact")
 SAID = {
     "better": "better than {}",
     "worse": "worse than {}",
@@ -73,12 +72,11 @@ def values(results: pd.DataFrame) -> dict[str, str]:
 
 
 def verdicts(differences: pd.DataFrame, matched: pd.Series | None = None) -> dict[str, str]:
-    r"""``\verdict…``, ``\gap…`` and ``\count…`` of every paired difference.
+    r"""``\verdict…`` and ``\gap…`` of every paired difference.
 
     ``matched``: whether a (world, system)'s L0 is TopK's; where not, the verdict says so.
     """
-    macros: dict[str, str] = {}
-    better: dict[str, int] = {}
+    macros = {}
     unequal = set() if matched is None else {key for key, equal in matched.items() if not equal}
     for row in tidy.judged(differences).itertuples():
         group = "" if row.group == "all" else row.group
@@ -89,28 +87,6 @@ def verdicts(differences: pd.DataFrame, matched: pd.Series | None = None) -> dic
         macros["verdict" + name] = said + (" (at another L0)" if sides & unequal else "")
         ends = (f"{end:+.3f}" for end in (row.lo, row.hi))
         macros["gap" + name] = f"${row.diff:+.3f}$ [${'$, $'.join(ends)}$]"
-        key = "count" + camel(row.world, row.baseline, row.metric, group)
-        learned = row.verdict == "better" and not is_null(row.system)
-        better[key] = better.get(key, 0) + learned
-    return macros | {key: str(number) for key, number in better.items()}
-
-
-def best(results: pd.DataFrame) -> dict[str, str]:
-    r"""``\best…``: the learned system of matched L0 with the best mean, and that mean."""
-    frame = tidy.main(tidy.prepare(results))
-    matched = tidy.matched_l0(frame)
-    equal = [matched.get(key, False) for key in zip(frame["world"], frame["system"], strict=True)]
-    sided = [metric(name).better != 0 for name in frame["metric"]]
-    learned = ~frame["system"].map(is_null)
-    frame = frame[
-        pd.Series(equal, frame.index).astype(bool) & pd.Series(sided, frame.index) & learned
-    ]
-    macros = {}
-    table = frame.groupby(["world", "metric", "group", "system"], sort=False)["value"].mean()
-    for (world, name, group), means in table.groupby(level=[0, 1, 2], sort=False):
-        top = (means * metric(name).better).idxmax()
-        text = f"{escape(display(top[-1]))} ({tidy.number(name, means[top])})"
-        macros["best" + camel(world, name, "" if group == "all" else group)] = text
     return macros
 
 
@@ -143,7 +119,15 @@ def used(source: str, part: str = "") -> set[str]:
     r"""The macros of one part of the paper in a source, comments aside."""
     text = re.sub(r"(?<!\\)%.*", "", source)
     kinds = "|".join(named(kind, part) for kind in KINDS)
-    return set(re.findall(rf"\\((?:{kinds})[A-Z][A-Za-z]*)", text))
+    return set(re.findall(rf"\\((?:{kinds})[A-Z][A-Za-z]*)", text)) | wished(text, part)
+
+
+def wished(source: str, part: str = "") -> set[str]:
+    r"""The macros behind ``\said{…}`` and ``\gapof{…}``, which the paper takes from the study, of
+    several seeds, where that gives them, and else from the main part."""
+    kinds = {"said": "verdict", "gapof": "gap"}
+    found = re.findall(r"\\(said|gapof)\{([A-Z][A-Za-z]*)\}", source)
+    return {named(kinds[kind] + name, part) for kind, name in found}
 
 
 def named(macro: str, part: str) -> str:
@@ -170,10 +154,12 @@ def numbers_tex(
     """
     matched = tidy.matched_l0(tidy.prepare(results))
     macros = values(results) | verdicts(differences, matched)
-    macros |= best(results) | kept(results) | facts(given or {})
+    macros |= kept(results) | facts(given or {})
     macros |= {"fact" + camel("systems"): str(len(set(results["variant"]) & set(SYSTEMS)))}
     macros = {named(name, part): text for name, text in macros.items()}
     wanted = used(source, part)
+    if part:
+        wanted -= wished(source, part) - set(macros)
     missing = sorted(wanted - set(macros))
     partial = partial or smoke
     if missing and not partial:

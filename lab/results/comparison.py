@@ -63,9 +63,7 @@ def judged(table: pd.DataFrame, family: Sequence[str] = ("world", "baseline", "m
     return table.assign(verdict=verdicts)
 
 
-def paired(
-    a: pd.DataFrame, b: pd.DataFrame, name: str, group: str, n_boot: int
-) -> Interval | None:
+def paired(a: pd.DataFrame, b: pd.DataFrame, name: str, group: str, n_boot: int) -> Interval | None:
     """a − b of one metric and group with its interval, of the codes themselves where there are
     several readings; None where they share no rows."""
     sides = [f[(f["metric"] == name) & (f["group"] == group)] for f in (a, b)]

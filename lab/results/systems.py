@@ -8,7 +8,13 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-WORLDS = {"microworld": "microworld", "smollm2": "SmolLM2-135M", "pydocs": "docstrings", "order": "order", "prose": "prose"}
+WORLDS = {
+    "microworld": "microworld",
+    "smollm2": "SmolLM2-135M",
+    "pydocs": "docstrings",
+    "order": "order",
+    "prose": "prose",
+}
 
 
 class System(NamedTuple):

@@ -15,6 +15,8 @@ from lab.results.systems import WORLDS, display, is_null
 from tsae.errors import UserError
 
 RIGHT, WRONG = "#0072B2", "#999999"
+ALONE = {"base": "tracker, learned", "learning=norm": "tracker, norms alone",
+         "learning=rates": "rates alone", "own": "Causal's own tracker"}  # fmt: skip
 READ = {"labels": "true labels", "single": "one latent", "joint": "conjunctions"}
 DETECTION = ("chain_ap", "chain_ap_chance", "chain_precision", "chain_recall",
              "chain_lag_accuracy")  # fmt: skip
@@ -83,20 +85,17 @@ def graph(found: Found, n_edges: int = 32) -> Figure:
 
 @register("edges", "chain_ap")
 def edges(found: Found) -> Figure:
-    """Average precision of the world's arrows: a row a way of reading steps, beside what rates and
-    norms alone give; the tick is chance."""
+    """Average precision of the world's arrows, by how steps are read from codes; of the tracker
+    alone, beside what norms and rates give without its learning. The tick is chance."""
     frame = tidy.compared(found["results"])
     frame = frame[~frame["system"].map(is_null)]
-    alone = {"tracker_ap": "learned W", "tracker_lift_ap": "log-lift C",
-             "tracker_norm_ap": "norms alone", "tracker_rate_ap": "rates alone"}  # fmt: skip
-    chain = frame[(frame["metric"] == "chain_ap") & frame["group"].isin(READ)]
-    rows = [chain.assign(system=chain["group"].map(READ))]
-    rows += [frame[frame["metric"] == name].assign(system=word) for name, word in alone.items()]
-    table = pd.concat(rows).assign(metric="chain_ap", group="all")
-    chance = frame[(frame["metric"] == "chain_ap_chance") & frame["group"].isin(READ)]
-    chance = chance.assign(system=chance["group"].map(READ), group="all")
+    rows = []
+    for name, words in (("chain_ap", READ), ("tracker_ap", ALONE)):
+        for metric, shown in ((name, "chain_ap"), (f"{name}_chance", "chain_ap_chance")):
+            mine = frame[(frame["metric"] == metric) & frame["group"].isin(words)]
+            rows.append(mine.assign(system=mine["group"].map(words), metric=shown, group="all"))
     case = plots.Case("chain_ap", label="AP of the world's arrows", tick="chain_ap_chance")
-    return plots.bars(pd.concat([table, chance]), [case])
+    return plots.bars(pd.concat(rows), [case])
 
 
 @register("table_chains", "chain_ap", figure=False)
@@ -123,13 +122,13 @@ def detection(found: Found, smoke: bool) -> str:
 @register("table_trackers", "tracker_ap", figure=False)
 def trackers(found: Found, smoke: bool) -> str:
     """What C alone tells of the true arrows, a row a setting of the tracker."""
-    heads = {"tracker_ap": "AP by C", "tracker_lag_accuracy": "lag right", "tracker_lift_ap": "by lift",
-             "tracker_norm_ap": "by norms", "tracker_rate_ap": "by rates",
+    heads = {"tracker_ap": "AP by C", "tracker_lag_accuracy": "lag right", "tracker_firm_recall": "firm recall",
+             "tracker_firm_precision": "firm precision",
              "tracker_ap_chance": "chance", "tracker_recall": "recall", "tracker_mib": "MiB"}  # fmt: skip
     table = Table(
         "trackers",
         "Arrows ranked by the tracker alone, one setting changed at a time; all read the same "
-        "codes. By norms, by rates: the same ranking from what no order can tell. {seeds}",
+        "codes. Norm: nothing is learned; rates: no $C$ at all. {seeds}",
         [Column(name, head=head) for name, head in heads.items()],
         first="Tracker",
     )

@@ -108,10 +108,10 @@ def recovery_table(found: Found, smoke: bool) -> str:
 
 @register("order", "ap")
 def order(found: Found) -> Figure:
-    """World order: how well the hidden step is read, from one latent, and by probes (ticks)."""
+    """World order: how well the hidden step v is read from one latent; tick: by a linear probe."""
     frame = tidy.main(tidy.prepare(found["results"]))
     frame = frame[frame["world"] == "order"]
-    return plots.bars(frame, [plots.Case("ap", "step", tick="ap_probe"), plots.Case("fve")])
+    return plots.bars(frame, [plots.Case("ap", "v", tick="ap_probe"), plots.Case("fve")])
 
 
 @register("structure", needs=("structure",))
