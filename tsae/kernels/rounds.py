@@ -34,8 +34,8 @@ class _Project(torch.autograd.Function):
         return sparse._sampled(pattern, r_ND, W_dec.t(), reference)
 
     @staticmethod
-    @once_differentiable
     @sparse.as_forward
+    @once_differentiable
     def backward(ctx, grad):
         rows, cols, crow, r_ND, W_dec = ctx.saved_tensors
         pattern = Codes(grad, rows, cols, crow, ctx.shape)
