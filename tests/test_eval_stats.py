@@ -141,7 +141,7 @@ def test_holm_by_hand():
 def test_documents_missing_on_one_side_count_as_empty():
     a = rows([2.0, 1], [2.0, 2])
     b = rows([1.0], [2.0])
-    assert paired_bootstrap(a.assign(metric="recovery_f1"), b).diff == pytest.approx(1 / 4)
+    assert paired_bootstrap(a.assign(metric="ap"), b).diff == pytest.approx(1 / 4)
     assert paired_bootstrap(a, b).diff == pytest.approx(3 / 4 - 1 / 2)
 
 

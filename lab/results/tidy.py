@@ -77,15 +77,6 @@ def pick(frame: pd.DataFrame, metric: str, group: str = "all") -> pd.DataFrame:
     return rows
 
 
-def scales(frame: pd.DataFrame, metric: str = "recovery_f1") -> list[str]:
-    """The time scales that ``metric`` was measured at: a text of one's own may have labels of one
-    scale alone. Raises :class:`UserError` when it is none."""
-    measured = set(frame.loc[frame["metric"] == metric, "group"])
-    if found := [scale for scale in SCALES if scale in measured]:
-        return found
-    raise UserError(f"The results hold no '{metric}' rows: leave out what shows it.")
-
-
 def main(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of the main runs: no ablation."""
     return frame[frame["ablation"] == ""]

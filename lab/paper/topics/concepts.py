@@ -44,15 +44,15 @@ def linguistic(found: Found, smoke: bool) -> str:
     return table.latex(pd.concat([frame, residual]), by_system, smoke)
 
 
-@register("table_isolation", "isolation_score", figure=False)
+@register("table_isolation", "isolation_gap", figure=False)
 def isolation(found: Found, smoke: bool) -> str:
     """Which group of latents holds the forget facts: the unlearning score of editing it alone."""
     frame = tidy.compared(found["results"])
-    groups = frame.loc[frame["metric"] == "isolation_score", "group"].unique()
+    groups = frame.loc[frame["metric"] == "isolation_gap", "group"].unique()
     table = Table(
         "isolation",
-        "Knowledge isolation: what editing one group of latents alone forgets at .99 retained, and "
-        "the same of random latents. {seeds}",
-        [Column("isolation_score", group, group.replace("|", ", ")) for group in groups],
+        "Knowledge isolation: the most that editing one group of latents alone forgets beyond "
+        "what it costs, and the same of random latents. {seeds}",
+        [Column("isolation_gap", group, group.replace("|", ", ")) for group in groups],
     )
     return table.latex(frame, by_system, smoke)

@@ -107,7 +107,7 @@ def hierarchical(found: Found) -> Figure:
 @register("table_composition", "composition_r2", figure=False)
 def table(found: Found, smoke: bool) -> str:
     """What parents are, by setting."""
-    names = ("fve", "fve_parents", "l0_level1", "l0_level2", "children_mean", "composition_small",
+    names = ("fve", "fve_parents", "l0_level1", "l0_level2", "composition_small",
              "composition_r2", "parent_purity", "parent_purity_excess", "child_given_parent",
              "child_given_parent_null")  # fmt: skip
     heads = {"fve_parents": "by parents", "l0_level1": "L0 (1)", "l0_level2": "L0 (2)",

@@ -14,7 +14,6 @@ CASES = (
     Case("half_life"),
     Case("tss"),
     Case("lifetime_error", "document"),
-    Case("next_code_perplexity"),
     Case("ap", "domain"),
 )
 

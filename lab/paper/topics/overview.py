@@ -170,7 +170,7 @@ def main_table(found: Found, smoke: bool) -> str:
     frame = tidy.compared(found["results"])
     matched = tidy.matched_l0(frame)
     names = ("l0", "fve", "ce_delta", "ce_score", "bits", "births", "alive", "always_on",
-             "smoothness", "mean_dwell", "parameters", "step_cost")  # fmt: skip
+             "smoothness", "mean_dwell", "parameters")  # fmt: skip
     table = Table(
         "main",
         "Fidelity and economy. {seeds} $\\dagger$: L0 more than 2\\% away from TopK's, so not "

@@ -25,7 +25,7 @@ def smoothness(found: Found) -> Figure:
     cases = [
         plots.Case("smoothness", tick="smoothness_null"),
         plots.Case("smoothness_normalised"),
-        plots.Case("mean_dwell", label="mean stay (tokens)", tick="mean_dwell_null"),
+        plots.Case("mean_dwell", label="mean stay (tokens)"),
         plots.Case("switch_auroc"),
     ]
     return plots.bars(frame, cases)
@@ -88,9 +88,9 @@ def table(found: Found, smoke: bool) -> str:
     """Systems × measures of time."""
     frame = tidy.compared(found["results"])
     names = ("smoothness", "smoothness_null", "smoothness_normalised", "mean_dwell", "half_life",
-             "reactivation_gap", "returns", "tss", "boundary_f1", "boundary_f1_null",
+             "reactivation_gap", "returns", "tss", "tss_null", "boundary_f1",
              "temporal_consistency", "switch_auroc", "switch_delay")  # fmt: skip
-    heads = {"smoothness_null": "shuffled", "boundary_f1_null": "shuffled"}
+    heads = {"smoothness_null": "shuffled", "tss_null": "shuffled"}
     table = Table(
         "time",
         "Time. Shuffled: the same codes with their tokens shuffled. TSS: cosine of neighbouring "
