@@ -27,7 +27,7 @@ def test_strength_between_steps_is_the_mean_over_members():
 def test_the_window_bounds_the_lags_that_a_tracker_reads():
     """a → b is 3 tokens long, so that a window of 2 cannot have its lag right."""
     sae = Codes()
-    sae.cfg = SimpleNamespace(d_sae=4, k=2, d_in=4)
+    sae.cfg = SimpleNamespace(d_sae=4, k=8, d_in=4)
     settings = ({"window": 4}, {"window": 2}, {"bits": 32}, {"learning": "rates"})
     options = {"track_tokens": 3000, "lr": 1e-3, "settings": settings}
     sizes = read(Store(), choose=2000, batch=8)

@@ -46,8 +46,8 @@ class CausalConfig(SAEConfig):
     successors: int = 64
     """Successors kept of each latent at each lag."""
     tracked: int | None = None
-    """Slots of a token, taken by its largest codes; None for k. All pairs are tracked when at least
-    as many as the token has active latents."""
+    """Slots of a token, taken by its largest codes; None for k / 2, since weak codes say little of
+    what follows and pairs cost the square."""
     bits: int = 8
     """Bits in which earlier codes are remembered: 8, or 32 for float32."""
     learning: str = "logistic"
@@ -78,7 +78,7 @@ class CausalConfig(SAEConfig):
     @property
     def slots(self) -> int:
         """Slots of a token."""
-        return self.k if self.tracked is None else self.tracked
+        return max(1, self.k // 2) if self.tracked is None else self.tracked
 
 
 @register("causal", CausalConfig)

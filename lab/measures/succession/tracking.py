@@ -29,6 +29,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {},
     {"learning": "norm"},
     {"learning": "rates"},
+    {"slots": "all"},
+    {"slots": "all", "learning": "norm"},
     *({"window": w} for w in (2, 4, 12)),
     *({"rank": rank} for rank in (16, 32)),
     {"alpha": 0.02},
@@ -36,7 +38,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"bits": 32},
 )
 """What is changed of :data:`BASE`, one setting each. ``norm`` learns nothing, so that its C is the
-counted log-lift; ``rates``: no C at all, but how often both are active."""
+counted log-lift; ``rates``: no C at all, but how often both are active. ``slots``: a token's
+strongest k / 2 codes are read, or all."""
 METRICS = {
     "chain_ap": "tracker_ap",
     "chain_ap_chance": "tracker_ap_chance",
@@ -133,7 +136,7 @@ def measure(
     kind: str = "domain",
     members: int = 3,
     track_tokens: int = 240_000,
-    lr: float = 0.03,
+    lr: float = 0.003,
     settings: Sequence[Mapping[str, Any]] = SETTINGS,
     unchained: int = 0,
 ) -> dict[str, Measured]:
@@ -160,7 +163,7 @@ def measure(
         text = read(sae, reading, "train", kind if unchained else None, track_tokens)
         codes, mean_KF = text.codes, mean_over(found, sae.cfg.d_sae)
         slots = min(int(np.diff(codes.active_NF.tocsr().indptr).max()), 2 * sae.cfg.k)
-        fit = {"slots": slots, "seed": reading.seed, "lr": lr}
+        fit: dict[str, Any] = {"slots": max(1, sae.cfg.k // 2), "seed": reading.seed, "lr": lr}
         rows, whole = [], None
         for setting in tqdm(settings, desc=f"trackers of {key}", disable=not reading.progress):
             group = ", ".join(f"{name}={value}" for name, value in setting.items()) or "base"
@@ -170,7 +173,8 @@ def measure(
                 rates = {"source": source, "target": target, "lag": 1}
                 table = pd.DataFrame({**rates, "C": rate_K[source] * rate_K[target]})
             else:
-                tracker = trained(codes, **fit, **setting)
+                asked = {**setting, "slots": slots} if "slots" in setting else setting
+                tracker = trained(codes, **{**fit, **asked})
                 table = between_steps(tracker, mean_KF)
                 rows.append(row("tracker_mib", group, tracker.nbytes / 2**20, 1))
             whole = table if group == "base" else whole
