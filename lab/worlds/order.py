@@ -9,7 +9,10 @@ document's topic s, which every token shows: the control that any dictionary mus
 noise ε. Whatever v is, p[t] is uniform, so one token says nothing of v; and a linear function of
 the past, Σ_l w_l · x[t − l], such as an average of any decay, has the same mean over p[0] for every v.
 Only what joins positions at different lags in a nonlinear way can tell v: a dictionary whose latent
-stands for "p now, p − v before". Its text is written in tokens, one for each pair of a position and
+stands for "p now, p − v before". A loss that reconstructs the present token alone has no need of one;
+a loss that reconstructs several tokens from one code has. Average precision for v of the best latent,
+read through an EMA of .9, at chance .167: TopK .169, conv with window 4 .170, a crosscoder that
+reconstructs four tokens 1.00 (F = 256, 500 to 700 steps, one seed). The text is written in tokens, one for each pair of a position and
 a row of the table that holds what else a token shows.
 """
 
