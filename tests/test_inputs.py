@@ -36,7 +36,7 @@ def test_a_masked_token_may_hold_anything(name, act, options):
 
 
 def test_a_mask_of_zeros_and_ones_is_a_mask():
-    sae = build("conv", "topk", {}).train()
+    sae = build("conv", "topk", {"consistency": "cosine"}).train()
     x, context = text()
     terms = sae.loss(x, context)
     for dtype in (torch.int64, torch.float32):
@@ -146,7 +146,7 @@ def test_a_folder_that_holds_other_files_is_never_replaced(tmp_path, write):
 
 
 def test_a_missing_tensor_is_named(tmp_path):
-    build("conv", "topk", {}).save(tmp_path / "sae")
+    build("conv", "topk", {"window": 4}).save(tmp_path / "sae")
     weights = tmp_path / "sae" / "sae.safetensors"
     tensors = load_file(weights)
     save_file({n: t for n, t in tensors.items() if n != "B_lag"}, weights)

@@ -174,21 +174,17 @@ class ConvSAE(SAE):
 
     # ---- boundaries -----------------------------------------------------------------------
 
-    def closed(self, u_BTD: Tensor, context: FilledContext) -> list[Tensor]:
-        """``b`` [B, T] in [0, 1], how far each token closes the context before it: one for all
-        groups, or one for each."""
-
-        def at(level: int) -> Tensor:
+    def closed(self, u_BTD: Tensor, context: FilledContext, level: int | None = None) -> Tensor:
+        """``b`` [B, T] in [0, 1]: how far each token closes the context before it; ``level``: where
+        a hard gate does, None for where any group's does."""
+        document = (context.boundary_BT >= DOCUMENT).to(u_BTD.dtype)
+        if self.cfg.gate == "none":
+            return document
+        if self.cfg.gate == "hard":
+            level = level or self.cfg.gate_level or min(self.levels)
             return (context.boundary_BT >= level).to(u_BTD.dtype)
-
-        cfg = self.cfg
-        if cfg.gate == "none":
-            return [at(DOCUMENT)]
-        if cfg.gate == "hard":
-            return [at(level) for level in ([cfg.gate_level] if cfg.gate_level else self.levels)]
         step = nn.functional.pad(u_BTD[:, 1:] - u_BTD[:, :-1], (0, 0, 1, 0))
-        learned = torch.sigmoid(step @ self.boundary_w + self.boundary_b)
-        return [torch.maximum(learned, at(DOCUMENT))]
+        return torch.maximum(torch.sigmoid(step @ self.boundary_w + self.boundary_b), document)
 
     def lag_gates(self, closed_BT: Tensor) -> list[Tensor]:
         """``g[t, j]`` [B, T] for j = 1 … w-1; tokens before the sequence have gate 0."""
@@ -207,7 +203,9 @@ class ConvSAE(SAE):
             return Delta()
         x_BTD, context = recent(tokens.x_BTD, tokens.context, state, self.cfg.window)
         u_BTD = tokens.u_BTD if state is None else self.centred(x_BTD, context)
-        gates = [self.lag_gates(closed_BT) for closed_BT in self.closed(u_BTD, context)]
+        each = self.cfg.gate == "hard" and self.cfg.gate_level is None
+        levels = self.levels if each else (None,)
+        gates = [self.lag_gates(self.closed(u_BTD, context, level)) for level in levels]
         if self.cfg.lag_rank is None:
             lagged = [
                 (shifted(u_BTD, j) * g_BT[..., None], W if len(gates) == 1 else own * W)
@@ -289,8 +287,8 @@ class ConvSAE(SAE):
         same = self.lag_gates((enc.context.boundary_BT >= DOCUMENT).to(u_BTD.dtype))
         past = [shifted(u_BTD, j) * g[..., None] for j, g in enumerate(same, start=1)]
         mean_BTD = sum(past) / torch.stack(same).sum(0).clamp_min(1.0)[..., None]
-        (closed_BT,) = self.closed(u_BTD, enc.context)
-        h_BTD = (1.0 - closed_BT)[..., None] * (mean_BTD @ self.W_predict)
+        open_BT = 1.0 - self.closed(u_BTD, enc.context)
+        h_BTD = open_BT[..., None] * (mean_BTD @ self.W_predict)
         missed = ((u_BTD - h_BTD) * enc.context.mask_BT[..., None]).square().sum()
         return missed / u_BTD.square().sum().clamp_min(1e-8)
 
