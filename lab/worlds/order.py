@@ -12,8 +12,10 @@ Only what joins positions at different lags in a nonlinear way can tell v: a dic
 stands for "p now, p − v before". A loss that reconstructs the present token alone has no need of one;
 a loss that reconstructs several tokens from one code has. Average precision for v of the best latent,
 read through an EMA of .9, at chance .167: TopK .169, conv with window 4 .170, a crosscoder that
-reconstructs four tokens 1.00 (F = 256, 500 to 700 steps, one seed). The text is written in tokens, one for each pair of a position and
-a row of the table that holds what else a token shows.
+reconstructs four tokens 1.00 (F = 256, 500 to 700 steps, one seed).
+
+The text is written in tokens, one for each pair of a position and a row of the table that holds what
+else a token shows.
 """
 
 import hashlib

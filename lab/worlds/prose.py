@@ -8,6 +8,7 @@ once into the user's cache (20 s) and read from there; nothing of it is part of 
 import gzip
 import hashlib
 import json
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -172,6 +173,7 @@ def _dump(cache_dir: Path) -> str:
     kept = cache_dir / "enwik8.gz"
     advice = f"put a copy of enwik8.gz at {kept}"
     if not kept.exists():
+        print(f"Text prose: fetching {REQUIREMENT} (39 MB, once).", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=cache_dir, prefix="unpack-") as scratch:
             archive = fetching.package(
                 REQUIREMENT, Path(scratch), "--no-binary=x-transformers", "Text prose", advice
