@@ -60,7 +60,7 @@ def test_drawing_and_words_make_the_last_notebook_anew(made_again, name):
     assert made_again(name)[0] == LAST
 
 
-@pytest.mark.parametrize("name", ["lab/pipeline/engine.py", "lab/runs/smoke/place.py"])
+@pytest.mark.parametrize("name", ["lab/pipeline/engine.py", "lab/runs/smoke.py"])
 def test_what_shapes_no_result_makes_nothing_anew(made_again, name):
     assert made_again(name)[0] == set()
 
