@@ -1,5 +1,6 @@
 """Pins, scripts and profiles: what a fresh clone is made from."""
 
+import pkgutil
 import re
 import subprocess
 import tomllib
@@ -17,6 +18,7 @@ from lab.measures.families import check_options
 from lab.measures.unlearning.config import UnlearnConfig
 from lab.pipeline import plan
 from lab.pipeline.execution import check_parameters
+from lab.pipeline.fingerprint import code_cells, imports, python_of
 from tsae import saes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,3 +195,12 @@ def test_exactly_one_profile_is_canonical():
     assert {path.stem for path in PROFILES} == {
         "smoke", "laptop", "study", "local", "gpt2", "gemma-2-2b",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/**/*.ipynb")), ids=lambda p: p.stem)
+def test_what_a_notebook_imports_is_there(path):
+    """A renamed function shows here in a second, where the notebook takes a minute."""
+    for cell in code_cells(path):
+        for _, module, dotted in imports(python_of(cell, path)):
+            if module.partition(".")[0] in ("tsae", "lab"):
+                pkgutil.resolve_name(dotted)
