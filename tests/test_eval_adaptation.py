@@ -82,37 +82,3 @@ def test_responses_touch_what_they_should():
     # What has been said weighs less: fewer latents pass 0, and more with persistence.
     assert curves["theta", "l0", 0.5] < curves["theta", "l0", 0.0] < curves["theta", "l0", -0.5]
     assert {"smoothness", "ap_document"} <= set(tables["sensitivity"]["metric"])
-    surface = tables["adaptation_surface"].set_index(["theta", "beta"])["fve"]
-    assert len(surface) == 4 and surface[0.25, 0.0] == pytest.approx(fve)
-
-
-def test_seeds_agree_on_what_is_the_same_but_for_its_order():
-    one, two = trained(0), trained(1)
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(2))
-    one.var_F.copy_(torch.arange(1.0, 17.0))
-    one.set_adaptation(theta=0.5)
-    two.set_adaptation(theta=-0.5)
-    with torch.no_grad():
-        two.W_dec.copy_(one.W_dec[order])
-    two.var_F.copy_(one.var_F[order])
-    found = adaptation.measure(
-        {"b": two, "a": one}, eval_cases.read(Store(2)), None, sensitivity_seeds=0
-    )
-    rows = found["a"].rows
-    assert value(rows, "adaptation_matched", "seeds=0,1") == pytest.approx(1)
-    assert value(rows, "adaptation_rank_correlation", "delta|seeds=0,1") == pytest.approx(1)
-    # The same order of strengths, with the other sign.
-    assert value(rows, "adaptation_rank_correlation", "theta|seeds=0,1") == pytest.approx(-1)
-    assert not any("seeds" in r["group"] for r in found["b"].rows)
-
-
-def test_pairs_are_one_to_one_and_close():
-    one, two = trained(0), trained(1)
-    with torch.no_grad():
-        for sae in (one, two):
-            sae.W_dec.copy_(torch.eye(8).repeat(2, 1))
-        one.W_dec[8:] *= -1  # eight latents of one have no partner in two
-        two.W_dec[0] = torch.tensor([0.6, 0.8, 0, 0, 0, 0, 0, 0])
-    i, j, cosine = adaptation.matched(one, two, 0.7)
-    assert sorted(i.tolist()) == list(range(8)) and len(set(j.tolist())) == 8
-    assert cosine.min() > 0.7

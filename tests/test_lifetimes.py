@@ -5,11 +5,11 @@ import math
 import pandas as pd
 import pytest
 import torch
-from eval_cases import TableModel, tokens, value
+from eval_cases import TableModel, value
 
-from lab.measures.time import effects, lifetimes
+from lab.measures.time import effects
 from lab.measures.time.effects import choose, edited, ratio_error
-from lab.measures.time.lifetimes import by_position, patterns, per_token
+from lab.measures.time.lifetimes import by_position, per_token
 
 # Latent 0: active at 0, 1 and again at 3; latent 1: at 2, then alone in the second piece.
 CODES = torch.tensor([[1, 0], [1, 0], [0, 1], [1, 0], [0, 1], [0, 0]]).bool()
@@ -25,26 +25,6 @@ def test_births_returns_and_deaths_by_position():
     assert ages["seen"].tolist() == [2, 2, 2, 2]
     table = per_token(ages.reset_index())
     assert table.loc[1, "died"] == 50.0 and table.loc[2, "first"] == 100.0
-
-
-def test_a_planted_succession_is_found_with_its_lag_and_lift():
-    z = torch.zeros(120, 3)
-    z[0:120:6, 0] = 1.0
-    z[2:120:6, 1] = 1.0  # always two tokens after latent 0
-    z[:, 2] = 1.0  # always active: left out
-    found = patterns([tokens(z)], ["a", "b", "c"], n_followed=3, least=5, top=4)
-    assert (found["source"] < 2).all() and (found["target"] < 2).all()
-    best = found[(found["lag"] == 2) & (found["kind"] == "named")].iloc[0]
-    assert best[["source_class", "target_class", "count"]].tolist() == ["a", "b", 20]
-    # Pairs at lag 2: 118; latent 0 before at 20 of them, latent 1 after at 20.
-    assert best["lift"] == pytest.approx(20 / (20 * 20 / 118))
-
-
-def test_a_latent_is_named_after_the_class_it_fires_on():
-    t = tokens([[1, 0], [1, 0], [0, 1], [0, 0]], labels={"step": [0, 0, 1, 2]})
-    spec = type("Spec", (), {"classes": ("soak", "stir", "dig")})
-    store = type("Store", (), {"label_specs": {"step": spec}})
-    assert lifetimes.names([t], "step", store) == ["soak", "stir"]
 
 
 # ---- effects -----------------------------------------------------------------------------------

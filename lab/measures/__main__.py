@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         if table.empty:
             raise UserError(
                 "No system can be compared with itself: that takes four seeds of one system, or "
-                "topk and causal with the ablation feedback=False at the same seeds."
+                "topk and causal, without feedback, at the same seeds."
             )
     except UserError as error:
         print(error, file=sys.stderr)

@@ -12,7 +12,7 @@ from tsae.errors import UserError
 DEFAULT_SECONDS = 30.0
 DEFAULT_MEMORY = 8000
 FAMILIES = {
-    "04_evaluate": ("core", "splice", "temporal", "consistency", "context", "recovery"),
+    "04_evaluate": ("core", "splice", "temporal", "consistency", "context", "switches", "recovery"),
     "06_ablate": ("core", "temporal", "recovery"),
 }
 """What a notebook measures when its parameters name no families."""

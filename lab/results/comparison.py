@@ -93,25 +93,27 @@ def against_itself(
 ) -> pd.DataFrame:
     """The A/A test: comparisons of systems that are the same, judged as any others.
 
-    ``twins``: systems that differ in name alone (``causal`` by its run without feedback), paired by
-    seed; and of every system with four seeds or more, all ways to part them into halves (at most
+    ``twins``: systems that differ in name alone (``causal`` without feedback, as it is by default),
+    paired by seed; and of every system with four seeds or more, all ways to part them into halves (at most
     ten), each half's seeds renumbered. Columns of :func:`differences`; ``baseline`` says which.
     """
     rows = systems(documents)
-    pairs = list(_halves(rows[rows["ablation"] == ""]))
+    rows = rows[rows["ablation"] == ""]
+    pairs = list(_halves(rows))
     for one, other in twins:
-        twin = rows[(rows["system"] == other) & rows["ablation"].str.contains("feedback=False")]
-        pairs.append((f"{other} without feedback", one, twin, rows[rows["system"] == one]))
+        sides = (rows[rows["system"] == name] for name in (other, one))
+        pairs.append((f"{other}, its twin", one, *sides))
     found = []
     for label, system, a, b in pairs:
-        b = b[b["ablation"] == ""]
         for key, mine in a.groupby(["world", "metric", "group"], sort=False):
             world, name, group = key
             if metric(name).better:
                 same = (b["world"] == world) & (b["metric"] == name) & (b["group"] == group)
                 if (gap := _compared(mine, b[same], n_boot)) is not None:
                     found.append((world, system, label, name, group, *gap))
-    return judged(pd.DataFrame(found, columns=COLUMNS[:-2]))
+    # As many comparisons in a family as a table makes against one baseline.
+    family = ("world", "variant", "metric", "group")
+    return judged(pd.DataFrame(found, columns=COLUMNS[:-2]), family)
 
 
 def _halves(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame]]:
@@ -126,7 +128,7 @@ def _halves(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, pd.Dat
                 here[here["seed"].isin(part)].assign(seed=lambda f, p=part: f["seed"].map(p.index))
                 for part in (list(chosen), others)
             ]
-            yield f"{system}, seeds {chosen}", system, *sides
+            yield f"{system}, seeds {[int(s) for s in chosen]}", system, *sides
 
 
 def verdict_shares(table: pd.DataFrame) -> pd.Series:

@@ -1,15 +1,11 @@
-"""What temporal adaptation has learned: its numbers, what hangs on them, whether seeds agree."""
+"""What temporal adaptation has learned: its numbers, and what becomes of codes at others."""
 
 import copy
-from collections.abc import Iterator, Mapping
-from itertools import combinations
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import spearmanr
-from torch import Tensor
 
 from lab.measures.families import register
 from lab.measures.reading import Encoder, Measured, Reading, Tokens, latent_groups, row
@@ -37,7 +33,6 @@ def measure(
     sensitivity_seeds: int = 1,
     sensitivity_ablations: tuple[str, ...] = ("",),
     grids: Mapping[str, tuple[float, ...]] = GRIDS,
-    min_cosine: float = 0.5,
 ) -> dict[str, Measured]:
     r"""Of every SAE that adapts (has ``adaptation()``); the others, and nulls, are left out.
 
@@ -45,16 +40,10 @@ def measure(
       over latents, and for scope feature also group ``sd`` of beta and theta
     - ``adaptation_delta``, ``adaptation_strength``, ``adaptation_half_life``: delta_i, theta_i and
       ln ½ / ln delta_i (tokens) of each latent; groups mean, sd and ``q=0.05`` … ``q=0.95``
-    - ``adaptation_rank_correlation``, group ``delta|seeds=0,1`` or ``theta|seeds=0,1``: Spearman's
-      rho over the latents of two seeds of one setting, paired one to one by Hungarian matching of
-      decoder cosines, pairs below ``min_cosine`` left out; ``adaptation_matched`` = mean cosine of
-      the pairs kept, n = how many. Both stand at the run with the lower seed. Under one global law
-      delta_i is a decreasing function of the latent's variance, so that its rho is the variance's.
 
-    Table ``adaptation``: latent, variance, scale (s_i), delta, theta. Tables ``sensitivity``
-    (parameter, setting, metric, value, learned) and ``adaptation_surface`` (theta, beta, fve,
-    learned): see :func:`responses`; of global runs, the first ``sensitivity_seeds`` of each act
-    whose ablation is in ``sensitivity_ablations``. No model is run.
+    Table ``adaptation``: latent, variance, scale (s_i), delta, theta. Table ``sensitivity``
+    (parameter, setting, metric, value, learned): see :func:`responses`; of global runs, the first
+    ``sensitivity_seeds`` of each act whose ablation is in ``sensitivity_ablations``.
     """
     found: dict[str, Measured] = {}
     shown: dict[tuple[str, str], int] = {}
@@ -67,11 +56,7 @@ def measure(
         wanted = case[1] in sensitivity_ablations and shown[case] <= sensitivity_seeds
         if not wanted or sae.cfg.scope != "global":
             continue
-        curves, surface = responses(sae, reading, sensitivity_tokens, grids)
-        tables.update(sensitivity=curves, adaptation_surface=surface)
-    for (a, b), rows in agreements(adapting, min_cosine):
-        first = min(a, b, key=lambda name: adapting[name].meta.get("seed", 0))
-        found[first].rows.extend(rows)
+        tables["sensitivity"] = responses(sae, reading, sensitivity_tokens, grids)
     return found
 
 
@@ -113,8 +98,8 @@ def numbers(sae: Any) -> list[dict[str, Any]]:
 @torch.no_grad()
 def responses(
     sae: Any, reading: Reading, n_tokens: int, grids: Mapping[str, tuple[float, ...]]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Response curves of one parameter at a time, and the surface of FVE over theta and beta.
+) -> pd.DataFrame:
+    """Response curves of one parameter at a time.
 
     beta, theta or tau is set to each value of its grid, and to the learned one (``learned`` True),
     at inference: the weights stay as they were trained, the other two as they were learned. Metrics
@@ -162,56 +147,11 @@ def responses(
                 out[f"ap_{scale}"] = float(ap_C[at].mean())
         return out
 
-    curves, surface = [], []
+    curves = []
     for name, grid in grids.items():
         for setting in sorted({*grid, learned[name]}):
             moved.set_adaptation(**{**learned, name: setting})
             is_learned = setting == learned[name]
             found = scores(encoded(moved)).items()
             curves += [(name, setting, m, value, is_learned) for m, value in found]
-    for theta in sorted({*grids["theta"], learned["theta"]}):
-        for beta in sorted({*grids["beta"], learned["beta"]}):
-            moved.set_adaptation(theta=theta, beta=beta, tau=learned["tau"])
-            here = theta == learned["theta"] and beta == learned["beta"]
-            surface.append((theta, beta, fve(encoded(moved)), here))
-    columns = ["parameter", "setting", "metric", "value", "learned"]
-    return pd.DataFrame(curves, columns=columns), pd.DataFrame(
-        surface, columns=["theta", "beta", "fve", "learned"]
-    )
-
-
-# ---- agreement of seeds -------------------------------------------------------------------
-
-
-def matched(a: Any, b: Any, min_cosine: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents of ``a`` and of ``b``, paired one to one, and the cosine of their decoder rows.
-
-    The pairs maximise the sum of cosines; those below ``min_cosine`` are left out.
-    """
-    cosine_FF = (a.W_dec @ b.W_dec.T).detach().cpu()
-    i, j = (torch.as_tensor(k) for k in linear_sum_assignment(cosine_FF.numpy(), maximize=True))
-    keep = cosine_FF[i, j] >= min_cosine
-    return i[keep], j[keep], cosine_FF[i, j][keep]
-
-
-def agreements(
-    adapting: Mapping[str, Any], min_cosine: float
-) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
-    """Pairs of runs that differ in nothing but their seed, with their rows of agreement."""
-    for a, b in combinations(adapting, 2):
-        one, two = sorted((adapting[a], adapting[b]), key=lambda s: s.meta.get("seed", 0))
-        seeds = [s.meta.get("seed", 0) for s in (one, two)]
-        ablations = {s.meta.get("ablation", "") for s in (one, two)}
-        if one.cfg != two.cfg or len(ablations) > 1 or seeds[0] == seeds[1]:
-            continue
-        i, j, cosine = matched(one, two, min_cosine)
-        pair = f"seeds={seeds[0]},{seeds[1]}"
-        rows = [row("adaptation_matched", pair, cosine.mean() if len(i) else 0.0, len(i))]
-        tables = per_latent(one).loc[i.numpy()], per_latent(two).loc[j.numpy()]
-        for name in ("delta", "theta"):
-            values = [table[name] for table in tables]
-            # A law without spread (tau 0, or theta at 0) ranks nothing.
-            if len(i) > 2 and all(v.nunique() > 1 for v in values):
-                rho = spearmanr(*values).statistic
-                rows.append(row("adaptation_rank_correlation", f"{name}|{pair}", rho, len(i)))
-        yield (a, b), rows
+    return pd.DataFrame(curves, columns=["parameter", "setting", "metric", "value", "learned"])

@@ -11,9 +11,9 @@ from lab.results import tidy
 WEIGHTS = "consistency_weights="
 GAPS = {
     "shuffle_gap_fve": "FVE",
-    "shuffle_gap_f1_document": "document F1",
-    "shuffle_gap_f1_section": "section F1",
-    "shuffle_gap_f1_token": "token F1",
+    "shuffle_gap_ap_document": "document AP",
+    "shuffle_gap_ap_section": "section AP",
+    "shuffle_gap_ap_token": "token AP",
 }
 CASES = (
     Case("fve"),
