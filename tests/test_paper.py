@@ -55,7 +55,7 @@ def test_no_number_in_the_text_is_typed_by_hand():
     text = re.sub(r"\\begin\{equation\}.*?\\end\{equation\}", "", BODY, flags=re.S)
     text = re.sub(r"\$[^$]*\$", "", text)
     text = re.sub(r"\\(?:cite\w*(?:\[[^]]*\])*|ref|label|setlength\{[^}]*\})\{[^}]*\}", "", text)
-    text = re.sub(r"\\drawn(?:\[[^]]*\])?\{[^}]*\}\{[^}]*\}", "", text)
+    text = re.sub(r"\\(?:drawn|studied)(?:\[[^]]*\])?\{[^}]*\}\{[^}]*\}", "", text)
     text = re.sub(r"SmolLM2-135M|ReLU\+L1|\bL0\b|\bF1\b|4-bit|2\\%|\.95|\.99", "", text)
     assert re.findall(r".{0,30}\d.{0,30}", text) == []
 
@@ -64,7 +64,7 @@ def test_verdict_words_about_systems_come_from_the_results():
     r"""No sentence says by hand that a system is better, worse or equivalent: a macro does. The
     words stand by themselves only where the paper says what they mean."""
     prose = BODY.replace(BODY[BODY.index(r"\paragraph{Verdicts.}") :].split("\n\n")[0], "")
-    prose = re.sub(r"\\(?:drawn|tabled)[^\n]*(?:\n  [^\n]*)*", "", prose)
+    prose = re.sub(r"\\(?:drawn|studied)[^\n]*(?:\n  [^\n]*)*", "", prose)
     words = r"\b(?:better|worse|equivalent|outperforms?|beats?) (?:than|to)?"
     assert re.findall(rf"\\system\{{\w+\}}[^.]{{0,60}}?{words}", prose) == []
     said = numbers.verdicts(FOUND["differences"])
@@ -104,9 +104,9 @@ def test_entries_are_whole_and_reference_numbers_have_a_source():
 
 def test_every_drawing_is_in_the_paper_and_everything_there_is_drawn_and_referred_to():
     drawings = register.drawings()
-    drawn = re.findall(r"\\drawn(?:\[[^]]*\])?\{([\w/]+)\}", BODY)
-    tabled = re.findall(r"\\tabled(?:\[[^]]*\])?\{(\w+)\}", BODY)
-    shown = [name.split("/")[-1] for name in drawn] + [f"table_{name}" for name in tabled]
+    drawn = re.findall(r"\\(?:drawn|studied)(?:\[[^]]*\])?\{(\w+)\}", BODY)
+    tabled = re.findall(r"\\(?:tabled|studytable)\{(\w+)\}", BODY)
+    shown = drawn + [f"table_{name}" for name in tabled]
     assert len(shown) == len(set(shown))
     assert set(shown) == set(drawings) | {"table_reference", "table_claims"}
     refs = set(re.findall(r"\\ref\{([^}]*)\}", BODY))
