@@ -280,7 +280,7 @@ def test_running_scores_by_hand():
     # 4, (4 + 0)/2, 0 alone is valid, 4 alone, 2 alone
     assert window.tolist() == [[0.0, 4.0, 2.0, 0.0, 4.0, 2.0]]
     share = running(u, where, GateConfig(score="share"), 0.0)
-    torch.testing.assert_close(share, torch.tensor([[0.0, 1, 1 / 2, 1 / 2, 2 / 3, 1]]))
+    torch.testing.assert_close(share, torch.tensor([[0.0, 1 / 5, 1 / 6, 1 / 6, 2 / 7, 1 / 5]]))
 
 
 def test_benign_text_in_front_dilutes_a_share_and_nothing_else():

@@ -1,7 +1,7 @@
 r"""When to edit: a running score of evidence u that is held to a threshold set on retained text.
 
     token   s[t] = u[t]                         window  s[t] = mean of the last w valid u
-    share   s[t] = share of the document's tokens up to t with u > 0     (ρ of dynamic guardrails)
+    share   s[t] = Σ 1[u > 0] / (n + 4) over the document's n tokens up to t     (ρ of dynamic guardrails)
     ema     s[t] = ρ s[t−1] + (1 − ρ) u[t]
     cusum   s[t] = max(0, s[t−1] + u[t] − κ),   κ = E u + σ(u) / 2                  (Page 1954)
     open    s[t] > h
@@ -9,7 +9,8 @@ r"""When to edit: a running score of evidence u that is held to a threshold set 
 h is the smallest score on retained text that at most a share ``false_positive_rate`` of its tokens
 exceeds; E u and σ(u) are over it too. s starts at 0 in every document, stands still at masked
 tokens, and looks at the past alone. ``share`` is what DSG (arXiv 2504.08192) thresholds, made
-causal: benign text in front of a question dilutes it, while ``ema`` and ``cusum`` forget that text.
+causal, with four silent tokens put in front, since the share of a document's first token is 0 or 1:
+benign text in front of a question dilutes it, while ``ema`` and ``cusum`` forget that text.
 """
 
 import math
@@ -22,6 +23,8 @@ from torch import Tensor
 from lab.edits.evidence import Coded
 from tsae.saes.base import DOCUMENT, FilledContext, require
 
+SILENT = 4
+"""Tokens put in front of a document by the score ``share``."""
 SCORES = ("token", "window", "share", "ema", "cusum")
 Evidence = Callable[[Tensor, Tensor, FilledContext], Tensor]
 
@@ -114,7 +117,8 @@ def averaged(u_BT: Tensor, context: FilledContext, cfg: GateConfig) -> Tensor:
         start_BT = torch.maximum(start_BT, (at_T + 1 - cfg.window).clamp_min(0))
     n_BT = count_BT[:, 1:] - count_BT.gather(1, start_BT)
     total_BT = sum_BT[:, 1:] - sum_BT.gather(1, start_BT)
-    return (total_BT / n_BT.clamp_min(1)).to(u_BT.dtype)
+    n_BT = n_BT + SILENT if cfg.score == "share" else n_BT.clamp_min(1)
+    return (total_BT / n_BT).to(u_BT.dtype)
 
 
 @torch.no_grad()
