@@ -72,7 +72,9 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, An
         override(profile, given, where)
     for world in profile["worlds"]:
         if world["world"] == "local" and not (world.get("options") or {}).get("model"):
-            raise UserError(f"{where} needs a model: add --model with a Hugging Face model folder.")
+            raise UserError(
+                f"{where} needs a model: add --model with a Hugging Face folder or a GGUF file."
+            )
     return profile
 
 

@@ -91,9 +91,9 @@ def world_dir(given: str = "", say: bool = True) -> str:
             return str(directory)
     if say:
         print("Inputs: of smoke size, made for this notebook; not results.")
-    directory = folder("worlds")
-    make_setting(directory, world="microworld", progress=False, **WORLD)
-    return directory
+    made = folder("worlds")
+    make_setting(made, world="microworld", progress=False, **WORLD)
+    return made
 
 
 def sae_dirs(given: Sequence[str] = ()) -> list[str]:
