@@ -1,7 +1,7 @@
 """What each temporal variant's training step costs beside the static one's, and where it goes.
 
     python benchmarks/overheads.py [--repeats 5] [--latents 2304] [--variants conv glta ...]
-    python benchmarks/overheads.py --out paper/step_costs.json  # the paper's table of costs
+    python benchmarks/overheads.py --out overheads.json  # kept as JSON
 
 A step is all that the trainer does, in the variant's last phase, on 16 sequences of 128 normal
 tokens with BOS masked and a sentence start at one token in sixteen. Cases take turns; printed are

@@ -109,7 +109,7 @@ def paper_sources(root: Path) -> list[Path]:
 
 def paper_tables(root: Path) -> list[Path]:
     """Numbers beside the text that come from no stage: reported ones, and costs of steps."""
-    return sorted(file for file in (root / "paper").glob("*.*") if file.suffix in {".csv", ".json"})
+    return sorted(file for file in (root / "paper").glob("*.*") if file.suffix in {".csv", ".yaml"})
 
 
 def other_parts(folder: Path, part: str) -> list[Path]:
