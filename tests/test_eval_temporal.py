@@ -310,7 +310,7 @@ def test_switches_are_seen_by_slow_latents():
     assert by["slow", "own", "switch_delay"] == 0
     assert by["fast", "own", "switch_auroc"] < 0.9
     assert by["fast", "ema", "switch_auroc"] > by["fast", "own", "switch_auroc"]
-    assert by["fast", "own", "switch_delay"] > 0.3
+    assert by["fast", "own", "switch_delay"] > 2  # its quiet tokens reach 1 as well
     documents = out["fast"].documents.query("reading == 'own'")
     for metric, rows in documents.groupby("metric"):
         mean = rows["num"].sum() / rows["den"].sum()

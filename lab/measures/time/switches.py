@@ -8,8 +8,8 @@ EMA (reading ema, its decay chosen by AUROC on that split),
     score[t] = 1 − cos(c[t], c[t − w])            (1 where one of them is empty, 0 where both are)
 
 - ``switch_auroc``: of the w tokens from a switch on against all tokens without one in (t − w, t]
-- ``switch_delay``: tokens from a switch until the score first reaches the threshold that 1% of the
-  quiet tokens of the split for choices reach; w where it never does within w tokens
+- ``switch_delay``: tokens from a switch until the score first exceeds the threshold that at most 1%
+  of the quiet tokens of the split for choices exceed; w where it never does within w tokens
 
 Document rows of the delay: num = delay, den = 1, doc = the document that begins. Compare a slow
 dictionary's own reading with TopK's ema reading. Source: this project.
@@ -60,7 +60,7 @@ def measure(
         rows, documents = [], []
         for of, decay in ((OWN, 0.0), (EMA, max(DECAYS, key=lambda d: auroc[d]))):
             quiet_N = chosen[decay].score_N[~chosen[decay].after_N]
-            threshold = np.quantile(quiet_N, 1 - false_alarms)
+            threshold = np.quantile(quiet_N, 1 - false_alarms, method="higher")
             test = Scores.of(sae, reading, "test", latents, decay, w)
             delays = test.delays(threshold, w)
             value, each_3N = influences(test.score_N, test.after_N, np.inf)
@@ -114,7 +114,7 @@ class Scores(NamedTuple):
     def delays(self, threshold: float, w: int) -> pd.DataFrame:
         """A row a switch of which all is seen: doc, num = its delay, den = 1."""
         at = self.after_N & np.isin(self.doc_N, self.doc_N[self.since_N == 0])
-        hit = np.where(self.score_N[at] >= threshold, self.since_N[at], w)
+        hit = np.where(self.score_N[at] > threshold, self.since_N[at], w)
         table = pd.DataFrame({"doc": self.doc_N[at], "num": hit.astype(float)})
         return table.groupby("doc", as_index=False).min().assign(den=1.0, metric="switch_delay")
 
