@@ -12,13 +12,13 @@ TARGETS = ("section", "next")
 class SlowFastConfig(RoundsConfig):
     """The config of ``rounds`` plus the slow groups, their memory and their losses."""
 
-    slow_shares: tuple[float, ...] = (1 / 16, 3 / 64)
+    slow_shares: tuple[float, ...] = (3 / 64, 3 / 32)
     """Shares of the latents in the slow groups: documents, then sections; () for none."""
-    slow_k: tuple[float, ...] = (0.25, 0.25)
+    slow_k: tuple[float, ...] = (0.21, 0.16)
     """Shares of k of the slow groups; each has one slot at least."""
     decays: tuple[float, ...] = (0.985, 0.85)
     """Decay per token of each slow group's memory."""
-    priors: tuple[float, ...] = (8.0, 0.0)
+    priors: tuple[float, ...] = (8.0, 1.0)
     """Tokens without evidence with which each group's memory of a document begins."""
     learn_decays: bool = False
     """Whether every slow latent learns its own decay from there."""
