@@ -234,3 +234,46 @@ def test_saved_files_are_the_same_every_time_and_hold_outlines(tmp_path):
 
 def test_a_notebook_shows_the_figure():
     assert draw("dwell")._repr_png_().startswith(b"\x89PNG")
+
+
+def test_arrows_are_read_from_codes_and_beside_norms_and_rates():
+    cases = [
+        ("chain_ap", "joint", 0.8),
+        ("chain_ap", "single", 0.3),
+        ("chain_ap_chance", "joint", 0.1),
+    ]
+    cases += [
+        ("tracker_ap", g, v) for g, v in (("base", 0.4), ("learning=norm", 0.2), ("tau=1", 1))
+    ]
+    rows = pd.DataFrame([made.row("microworld", "topk", 0, *case) for case in cases])
+    (panel,) = draw("edges", results=rows).axes
+    names = [tick.get_text() for tick in panel.get_yticklabels()]
+    widths = dict(zip(names, [bar.get_width() for bar in panel.patches], strict=True))
+    assert widths == {
+        "conjunctions": 0.8, "one latent": 0.3, "tracker, learned": 0.4, "tracker, norms alone": 0.2,
+    }  # fmt: skip
+    ticks = [list(line.get_xdata()) for line in panel.get_lines() if len(line.get_xdata()) == 2]
+    assert ticks == [[0.1, 0.1]]
+
+
+def test_phases_are_what_is_learned_over_the_price():
+    rows = []
+    for price, theta in ((0, 0.0), (0.1, -0.2), (1, -0.5)):
+        for name, value in (("adaptation_theta", theta), ("fve", 0.9 + theta / 10)):
+            row = made.row("microworld", "topk", 0, name, "all", value, f"price={price}")
+            rows.append(row | {"variant": "glta"})
+    strength, fve = draw("glta_phases", results=pd.DataFrame(rows)).axes
+    assert strength.get_title() == r"microworld: $\theta$ (strength)"
+    assert lines(strength) == [[[0, 0], [0.1, -0.2], [1, -0.5]]]
+    assert np.allclose(lines(fve), [[[0, 0.9], [0.1, 0.88], [1, 0.85]]])
+    with pytest.raises(UserError, match="no sweep of GLTA's price"):
+        draw("glta_phases", results=pd.DataFrame(rows[:2]))
+
+
+def test_gains_without_structure_start_at_nothing():
+    table = pd.DataFrame({"temporal": [0.0, 1.0] * 2, "variant": "conv", "metric": "fve",
+                          "baseline": ["topk"] * 2 + ["shuffled(conv)"] * 2,
+                          "group": "document", "diff": [0.0, 0.1, 5.0, 5.0]})  # fmt: skip
+    (panel,) = draw("structure", structure=table).axes
+    assert lines(panel) == [[[0, 0], [1, 0.1]]]
+    assert panel.get_title() == "microworld: document FVE"

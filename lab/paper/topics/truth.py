@@ -123,6 +123,10 @@ def structure(found: Found) -> Figure:
     """
     rows = found["structure"]
     rows = rows[rows["baseline"] == "topk"].rename(columns={"diff": "value", "variant": "system"})
-    rows = rows.assign(world="microworld", head=rows["metric"])
+    heads = [
+        Column(*pair).title().split(" ↑")[0]
+        for pair in zip(rows["metric"], rows["group"], strict=True)
+    ]
+    rows = rows.assign(world="microworld", head=heads)
     labels = ("share of tokens in place", "gain over TopK")
     return plots.lines(rows, "temporal", labels, column="head", width=style.PAGE, share_y=False)
