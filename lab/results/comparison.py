@@ -9,6 +9,7 @@ import pandas as pd
 
 from lab.measures.stats import Interval, holm, paired_bootstrap
 from lab.results.metrics import VERDICTS, metric, verdict
+from lab.results.systems import is_null
 from lab.results.tidy import OWN, prepare
 
 BASELINES = ("topk", "batchtopk", "rounds", "ema(topk)", "average(topk)", "ema(rounds)")
@@ -26,7 +27,7 @@ def systems(documents: pd.DataFrame) -> pd.DataFrame:
 def differences(
     documents: pd.DataFrame, baselines: Sequence[str] = BASELINES, n_boot: int = 1000
 ) -> pd.DataFrame:
-    """Every system (and reading) against each baseline, its own EMA and its own shuffled null.
+    """Every system, by its own code, against each baseline, its own EMA and its shuffled null.
 
     For every metric of the document rows in which more or less is better, by world and group, over
     documents and the seeds that both have. The family of Holm's correction is one metric and group
@@ -39,7 +40,8 @@ def differences(
         if not metric(name).better:
             continue
         found = dict(iter(here.groupby("system", sort=False)))
-        for system, mine in found.items():
+        for system in (name for name in found if not is_null(name)):
+            mine = found[system]
             others = (*baselines, f"ema({system})", f"shuffled({system})")
             for baseline in (b for b in others if b in found and b != system):
                 if (gap := _compared(mine, found[baseline], n_boot)) is not None:
