@@ -87,7 +87,7 @@ def test_what_was_exported_comes_back(tmp_path, variant):
 
 
 def test_groups_that_share_one_threshold_each_are_exact(tmp_path):
-    sae, x = made("conv", act="batchtopk", window=1), raw(3, 4)
+    sae, x = made("conv", act="batchtopk", window=1, nested=False), raw(3, 4)
     for value, part in zip((0.1, 0.4, 0.8), sae.act.parts, strict=True):
         part.threshold.fill_(value)
     interop.save_saelens(sae, tmp_path / "out")
@@ -137,10 +137,21 @@ def test_of_other_temporal_encoders_the_static_part_goes_out(tmp_path, variant):
 
 
 def test_shares_of_groups_are_lost_and_a_window_of_one_loses_nothing_else(tmp_path):
-    interop.save_saelens(made("conv", window=1), tmp_path / "out")
+    interop.save_saelens(made("conv", window=1, nested=False), tmp_path / "out")
     config = json.loads((tmp_path / "out" / "cfg.json").read_text())
     lost = config["metadata"]["tsae_approximation"]
     assert lost == "groups do not reserve their shares of k"
+
+
+@pytest.mark.parametrize("act", ["topk", "jumprelu"])
+def test_of_rounds_one_goes_out(tmp_path, act):
+    sae, x = made("rounds", act=act), raw(2, 5)
+    first = made(act)
+    first.load_state_dict({name: getattr(sae, name) for name in STATIC_PART}, strict=False)
+    interop.save_saelens(sae, tmp_path / "out")
+    z, _, config = by_saelens(tmp_path / "out", x)
+    torch.testing.assert_close(z, first.encode(SCALE * x) / SCALE)
+    assert config["metadata"]["tsae_approximation"].startswith("one round of selection is kept")
 
 
 def write_saelens(directory, tensors=(), **config):

@@ -26,6 +26,7 @@ from tsae.errors import CheckpointError
 from tsae.files import atomic, read_json, write_json
 from tsae.saes import SAE, activations, build
 from tsae.saes.conv import ConvSAE
+from tsae.saes.rounds import RoundsSAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SAELENS = "6.0.0"
@@ -48,6 +49,8 @@ def folded(sae: SAE) -> tuple[Tensor, str | None]:
     W_enc = sae.W_enc.detach().clone()
     if not sae.looks_back and type(sae).encoding is SAE.encoding:
         return W_enc, None
+    if isinstance(sae, RoundsSAE):
+        return W_enc, "one round of selection is kept, without memory, later rounds and correction"
     return W_enc, "only the static part is kept: what other tokens add is left out"
 
 
@@ -77,6 +80,7 @@ def save_saelens(sae: SAE, directory: str | Path, *, model_name: str | None = No
     F = sae.cfg.d_sae
     W_enc, lost = folded(sae)
     bars_F = thresholds(sae.act, F)
+    bars_F = None if bars_F is None else bars_F[:F]  # those of a first round, where there are more
     config: dict[str, Any] = {
         "architecture": "standard",
         "d_in": sae.cfg.d_in,
