@@ -168,12 +168,11 @@ def write_latex(
     shown, paper = set(shown), Path(paper)
     made, _ = register.made(found, smoke, False, part, shown)
     if not part:
-        made["table_reference"] = reference_table(
-            pd.read_csv(paper / "reference_numbers.csv", dtype=str)
-        )
-        if (paper / "claims.yaml").is_file():
-            said = claims.read(paper / "claims.yaml")
-            made["table_claims"] = claims.table(said, found["results"], found["differences"], smoke)
+        given = pd.read_csv(paper / "reference_numbers.csv", dtype=str)
+        made["table_reference"] = reference_table(given)
+    if (paper / "claims.yaml").is_file():
+        said = claims.read(paper / "claims.yaml")
+        made["table_claims"] = claims.table(said, found["results"], found["differences"], smoke)
     made = {name: text for name, text in made.items() if not shown or name in shown}
     try:
         made["numbers"] = numbers(found, smoke, partial, part, paper)
