@@ -6,8 +6,8 @@ import torch
 from tsae import saes
 from tsae.kernels import sparse
 from tsae.saes import SequenceContext
-from tsae.saes.activations import ReservedTopK
 from tsae.saes.consistency import block, excess_rate
+from tsae.saes.shares import ReservedTopK
 
 
 def tiny(**options):

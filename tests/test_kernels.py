@@ -6,7 +6,8 @@ import torch
 from tsae import saes
 from tsae.kernels import linear, selection, sparse
 from tsae.saes import SequenceContext
-from tsae.saes.activations import BatchTopK, Grouped, ReservedTopK, TopK
+from tsae.saes.activations import BatchTopK, TopK
+from tsae.saes.shares import Grouped, ReservedTopK
 
 
 def dense_case(seed=0, N=12, F=20):

@@ -15,7 +15,8 @@ import torch
 
 from tsae.errors import UserError
 from tsae.saes import SAE
-from tsae.saes.activations import BatchTopK, Grouped, JumpReLU, ReLU
+from tsae.saes.activations import BatchTopK, JumpReLU, ReLU
+from tsae.saes.shares import Grouped
 from tsae.store import ActivationStore
 from tsae.training.runs import keys_of
 

@@ -27,6 +27,7 @@ from tsae.files import atomic, read_json, write_json
 from tsae.saes import SAE, activations, build
 from tsae.saes.conv import ConvSAE
 from tsae.saes.rounds import RoundsSAE
+from tsae.saes.shares import Grouped
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SAELENS = "6.0.0"
@@ -56,7 +57,7 @@ def folded(sae: SAE) -> tuple[Tensor, str | None]:
 
 def thresholds(act: torch.nn.Module, n_latents: int) -> Tensor | None:
     """The value [F] that each latent's pre-activation must exceed; None under topk and relu."""
-    if isinstance(act, activations.Grouped):
+    if isinstance(act, Grouped):
         parts = [thresholds(a, n) for a, n in zip(act.parts, act.sizes, strict=True)]
         known = [part for part in parts if part is not None]
         return torch.cat(known) if len(known) == len(parts) else None

@@ -178,18 +178,32 @@ def encode(
     pairs: list[tuple[Tensor, Tensor]],
     reference: bool | None = None,
     first: list[Tensor] | None = None,
+    added: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Codes, Tensor]:
     """Codes of ``pre = sum_j u_j W_j + b`` on the latents that ``select(pre)`` names.
 
     ``pairs``: (u [N, d_j], W [d_j, F]). Returns the codes and the pre-activations [N, F], the
     latter without gradient. ``reference`` forces (True) or forbids (False) the gather form; by
-    default it is used only where torch has no sparse products. ``first``: u_0 W_0 + b, where the
-    caller has it already.
+    default it is used only where torch has no sparse products. ``first``: a list from which u_0 W_0
+    + b is taken, and changed, where the caller has it. ``added``: a matrix [N, F] without gradient
+    that joins pre, and a scalar that it is multiplied by.
     """
     if reference is None:
         reference = not has_sparse_products(bias_F.device)
     flat = [tensor for pair in pairs for tensor in pair]
-    values, rows, cols, crow, pre = _Encode.apply(select, reference, first, bias_F, *flat)
+    dense_NF, strength = added
+
+    def choose(pre_NF: Tensor) -> Selection:
+        if dense_NF is not None:
+            scale = dense_NF.new_ones(()) if strength is None else strength.detach()
+            pre_NF.addcmul_(dense_NF, scale)
+        return select(pre_NF)
+
+    values, rows, cols, crow, pre = _Encode.apply(choose, reference, first, bias_F, *flat)
+    if dense_NF is not None and strength is not None:
+        # Its gradient, and the number 0.
+        slope = dense_NF[rows, cols] * (values > 0)
+        values = values + (strength - strength.detach()) * slope
     return Codes(values, rows, cols, crow, (len(pre), pre.shape[1])), pre
 
 

@@ -10,7 +10,7 @@ E|x - mean|^2 = d and the MSE per dimension is 1 - FVE.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,36 +19,13 @@ from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
 from tsae.saes.config import Phase, SAEConfig, require
-from tsae.saes.encoding import Delta, Encoding, State, Tokens
+from tsae.saes.encoding import Delta, Encoding, SAEOutput, State, Tokens, check_input
 from tsae.saes.stream import Stream
+from tsae.saes.terms import auxk, count_idle, sparsity
 from tsae.sequences import DOCUMENT, FilledContext, SequenceContext
-from tsae.training import distributed
 
-__all__ = [
-    "DOCUMENT",
-    "SAE",
-    "Delta",
-    "Encoding",
-    "FilledContext",
-    "Phase",
-    "SAEConfig",
-    "SAEOutput",
-    "SequenceContext",
-    "State",
-    "Stream",
-    "Tokens",
-    "require",
-]
-
-
-class SAEOutput(NamedTuple):
-    """What ``forward`` returns: reconstruction, codes, pre-activations, and ``beside``, the parts
-    [B, T, d] of the reconstruction that no code accounts for."""
-
-    x_hat: Tensor
-    z: Tensor
-    pre: Tensor
-    beside: dict[str, Tensor]
+__all__ = ["DOCUMENT", "SAE", "Delta", "Encoding", "FilledContext", "Phase", "SAEConfig", "SAEOutput",
+           "SequenceContext", "State", "Stream", "Tokens", "require"]  # fmt: skip
 
 
 class SAE(nn.Module):
@@ -110,19 +87,7 @@ class SAE(nn.Module):
 
     def checked(self, x_BTD: Tensor, context: SequenceContext | None) -> FilledContext:
         """Fill in the context; raise ``ValueError`` on a wrong type, shape or device."""
-        if not isinstance(x_BTD, Tensor):
-            kind = type(x_BTD).__name__
-            raise ValueError(f"x is a {kind}; give a tensor, torch.as_tensor(x).float().")
-        if x_BTD.ndim != 3 or x_BTD.shape[-1] != self.cfg.d_in or x_BTD.numel() == 0:
-            raise ValueError(
-                f"x has shape {tuple(x_BTD.shape)}; this SAE reads [B, T, {self.cfg.d_in}] with at "
-                "least one token."
-            )
-        W = self.W_enc
-        if x_BTD.dtype != W.dtype:
-            raise ValueError(f"x is {x_BTD.dtype}, this SAE {W.dtype}: give x.to({W.dtype}).")
-        if x_BTD.device != W.device:
-            raise ValueError(f"x is on {x_BTD.device}, this SAE on {W.device}: move one of them.")
+        check_input(x_BTD, self.W_enc)
         return (context or SequenceContext()).filled(x_BTD)
 
     def centred(self, x_BTD: Tensor, context: FilledContext) -> Tensor:
@@ -153,15 +118,10 @@ class SAE(nn.Module):
         act.train(training and self.codes_learn)
         if tokens.sparse and tokens.whole_NF is None:
             u_ND, bias_F = tokens.pair()
-            select = partial(self.select, delta=delta, mask_N=mask_N)
+            select = partial(act.select, mask_N=mask_N)
             given = [(u_ND, self.W_enc), *delta.pairs]
-            codes, pre_NF = sparse.encode(select, bias_F, given, first=tokens.first)
-            if delta.strength is not None:
-                # The kernel knows nothing of it; this adds its gradient and the number 0.
-                assert delta.dense is not None
-                slope = delta.dense[codes.rows, codes.cols] * (codes.values > 0)
-                change = (delta.strength - delta.strength.detach()) * slope
-                codes = codes._replace(values=codes.values + change)
+            added = (delta.dense, delta.strength)
+            codes, pre_NF = sparse.encode(select, bias_F, given, first=tokens.first, added=added)
         else:
             first_NF = tokens.whole_NF
             if first_NF is None:
@@ -185,13 +145,6 @@ class SAE(nn.Module):
         pairs = ((tokens.u_BTD.flatten(0, 1), self.W_enc), *delta.pairs)
         aux = dict(delta.aux)
         return Encoding(codes, pre_NF, target_ND, delta.beside, aux, pairs, tokens.context)
-
-    def select(self, pre_NF: Tensor, delta: Delta, mask_N: Tensor) -> sparse.Selection:
-        """The active entries, once the dense part of ``delta`` has joined ``pre`` in place."""
-        if delta.dense is not None:
-            one = delta.dense.new_ones(())
-            pre_NF.addcmul_(delta.dense, one if delta.strength is None else delta.strength.detach())
-        return self.act.select(pre_NF, mask_N)
 
     def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
         """Codes z [B, T, F] of x [B, T, d]; zero at invalid tokens. Raises ``ValueError``."""
@@ -235,12 +188,16 @@ class SAE(nn.Module):
         sse = nn.functional.mse_loss(decoded_ND, enc.target, reduction="sum")
         terms = {"mse": sse / (enc.n * self.cfg.d_in)}
         enc.aux.update(decoded=decoded_ND, mse=terms["mse"])
-        if self.codes_learn:
-            terms.update(self.sparsity_terms(enc))
+        if self.codes_learn and self.cfg.act in ("relu", "jumprelu"):
+            assert isinstance(enc.codes, Tensor)  # neither has sparse codes
+            read_NF, weight = enc.aux.get("read", enc.pre), self.sparsity_weight
+            made = (self.cfg.act, self.act, enc.codes, read_NF)
+            penalty = sparsity(self, *made, enc, self.cfg.k, weight)
+            terms["sparsity"] = penalty
         if self.training:
             codes = enc.codes
             fired = (codes > 0).any(0) if isinstance(codes, Tensor) else codes.fired()
-            self.count_idle(fired, int(enc.n))
+            count_idle(self.idle_tokens, fired, int(enc.n))
             if self.codes_learn:
                 terms.update(self.aux_term(enc, (enc.target - decoded_ND).detach()))
         return terms | self.own_terms(x_BTD, enc)
@@ -259,49 +216,17 @@ class SAE(nn.Module):
         """``z W_dec`` [N, d] of dense or sparse codes."""
         return codes @ self.W_dec if isinstance(codes, Tensor) else sparse.decode(codes, self.W_dec)
 
-    def sparsity_terms(self, enc: Encoding) -> dict[str, Tensor]:
-        """The sparsity term of relu and jumprelu; steers its weight when ``match_l0``."""
-        if self.cfg.act not in ("relu", "jumprelu"):
-            return {}
-        warm = min(1.0, self.progress / self.cfg.sparsity_warmup) if self.cfg.sparsity_warmup else 1
-        weight = self.sparsity_weight.clone() * warm
-        if self.cfg.act == "jumprelu":
-            penalty = self.act.l0(enc.aux.get("read", enc.pre), enc.mask_N) / self.cfg.k
-        else:
-            assert isinstance(enc.codes, Tensor)  # relu has no sparse codes
-            penalty = enc.codes.sum() / enc.n / self.cfg.d_in
-        if self.training and self.cfg.match_l0 and warm == 1:
-            with torch.no_grad():
-                l0 = distributed.mean(SAE.reported(self, enc)["l0"], enc.mask_N.sum())
-                self.sparsity_weight.mul_((l0 / self.cfg.k).log().clamp(-1, 1).mul(0.02).exp())
-        return {"sparsity": weight * penalty}
-
-    @torch.no_grad()
-    def count_idle(self, fired_F: Tensor, n_tokens: int) -> None:
-        """Add the batch to each latent's tokens since it last fired."""
-        fired_F = distributed.anywhere(fired_F)
-        self.idle_tokens.add_(distributed.count(n_tokens)).masked_fill_(fired_F, 0)
-
     def dead_latents(self) -> Tensor:
         """Mask [F] of latents that have not fired for ``dead_after`` tokens."""
         return self.idle_tokens >= self.cfg.dead_after
 
     def aux_term(self, enc: Encoding, error_ND: Tensor) -> dict[str, Tensor]:
-        """AuxK (Gao et al. 2024): the k_aux strongest dead latents reconstruct the error.
-
-        ``aux * |e - e_hat|^2 / |e|^2`` with k_aux = d/2 at most; relu uses resampling instead.
-        """
+        """AuxK (:func:`tsae.saes.terms.auxk`); relu and jumprelu have resampling and L0 instead."""
         dead = self.dead_latents()
-        n_dead = int(dead.sum())
-        if self.cfg.aux == 0 or n_dead == 0 or self.cfg.act in ("relu", "jumprelu"):
+        if self.cfg.aux == 0 or self.cfg.act in ("relu", "jumprelu") or not bool(dead.any()):
             return {}
-        pre = sum(u @ W[:, dead] for u, W in enc.pairs) + self.b_enc[dead]
-        values, cols = pre.topk(min(max(self.cfg.d_in // 2, 1), n_dead), dim=1)
-        z = torch.zeros_like(pre).scatter(1, cols, values.clamp_min(0.0))
-        missed = (error_ND - z @ self.W_dec[dead]) * enc.mask_N[:, None]
-        energy = distributed.pooled(error_ND.square().sum(), enc.mask_N.sum())
-        ratio = missed.square().sum() / energy.clamp_min(1e-8)
-        return {"aux": self.cfg.aux * ratio.nan_to_num(0.0)}
+        pre_NX = sum(u @ W[:, dead] for u, W in enc.pairs) + self.b_enc[dead]
+        return {"aux": auxk(self, pre_NX, self.W_dec[dead], error_ND, enc.mask_N, torch.relu)}
 
     # ---- what the trainer calls -----------------------------------------------------------
 

@@ -14,7 +14,7 @@ from tsae.errors import CheckpointError
 from tsae.files import read_json
 from tsae.kernels.sparse import Codes
 from tsae.saes.base import SAE, Encoding, SAEConfig, Tokens
-from tsae.saes.registry import build, load
+from tsae.saes.registry import build, load, name_of
 
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
@@ -74,17 +74,48 @@ def copy_static(parent: SAE, child: SAE) -> None:
         child.idle_tokens.copy_(parent.idle_tokens)
 
 
-def grown(name: str, parent: SAE, **options: Any) -> SAE:
-    """The variant ``name`` with the weights and provenance of ``parent`` and the options that all
-    variants share, as ``parent`` has them, under ``options``.
+class Growing(SAE):
+    """A variant that can begin as a trained static SAE: one that :meth:`from_static` is given, or
+    the one in the directory that its config names in the field ``start``."""
 
-    Raises :class:`CheckpointError` when ``parent`` is not static, ``ValueError`` on a bad option.
-    """
-    shared = {field.name: getattr(parent.cfg, field.name) for field in fields(SAEConfig)}
-    child = build(name, **{**shared, **options})
-    copy_static(check_static(parent, child.cfg), child)
-    child.meta = dict(parent.meta)
-    return child.to(parent.W_dec.device)
+    start: str
+
+    def __init__(self, cfg: SAEConfig):
+        super().__init__(cfg)
+        self.given: list[SAE] = []  # a list, so that it is no part of this module's state
+
+    @classmethod
+    def from_static(cls, sae: SAE, **options: Any) -> Any:
+        """The variant with the weights, the provenance and the shared options of ``sae``.
+
+        ``options`` are config fields. Its codes are those of ``sae``, and training starts from
+        these weights, b_dec included. Raises :class:`CheckpointError` when ``sae`` is not static,
+        ``ValueError`` on a bad option.
+        """
+        shared = {field.name: getattr(sae.cfg, field.name) for field in fields(SAEConfig)}
+        made: Any = build(name_of(cls), **{**shared, **options})
+        copy_static(check_static(sae, made.cfg), made)
+        made.meta, made.given = dict(sae.meta), [sae]
+        return made.to(sae.W_dec.device)
+
+    @property
+    def grows(self) -> bool:
+        """Whether there is such a parent."""
+        return bool(self.given) or getattr(self.cfg, self.start) is not None
+
+    def parent(self) -> SAE:
+        """It; read from its directory when first asked for."""
+        if not self.given:
+            self.given = [load_static(getattr(self.cfg, self.start), self.cfg, self.W_dec.device)]
+        return self.given[0]
+
+    @torch.no_grad()
+    def initialise(self, mean_D: Tensor) -> None:
+        """b_dec at the mean activation, or the whole static part from the parent."""
+        if self.grows:
+            copy_static(self.parent(), self)
+        else:
+            super().initialise(mean_D)
 
 
 def match(student: SAE, teacher: SAE, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from tsae.saes.encoding import recent
 from tsae.saes.nested import prefix_error
 from tsae.saes.passages import contrast
 from tsae.saes.registry import register
+from tsae.saes.shares import Grouped, ReservedTopK
 from tsae.sequences import DOCUMENT, FilledContext
 
 GROUPS = ("fast", "sentence", "document")
@@ -148,12 +149,12 @@ class ConvSAE(SAE):
             return super().make_activation()
         ks = split_by_shares(cfg.k, cfg.k_shares or cfg.group_shares)[::-1]
         if cfg.act == "topk":
-            return activations.ReservedTopK(ks, sizes)
+            return ReservedTopK(ks, sizes)
         each = zip(ks, sizes, strict=True)
         parts = [activations.make(cfg.act, min(k, n), n, cfg) for k, n in each]
         if cfg.act == "relu":
             return parts[0]
-        return activations.Grouped(parts, sizes)
+        return Grouped(parts, sizes)
 
     @property
     def groups(self) -> dict[str, Tensor]:

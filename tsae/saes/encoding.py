@@ -142,3 +142,29 @@ def recent(
         kept[:, :-1] = kept[:, 1:].clone()
         kept[:, -1] = now[:, 0]
     return state["x"], FilledContext(state["mask"], state["boundary"])
+
+
+class SAEOutput(NamedTuple):
+    """What ``forward`` returns: reconstruction, codes, pre-activations, and ``beside``, the parts
+    [B, T, d] of the reconstruction that no code accounts for."""
+
+    x_hat: Tensor
+    z: Tensor
+    pre: Tensor
+    beside: dict[str, Tensor]
+
+
+def check_input(x_BTD: Tensor, W_DF: Tensor) -> None:
+    """Raise ``ValueError`` unless x is what an encoder ``W`` [d, F] reads."""
+    if not isinstance(x_BTD, Tensor):
+        kind = type(x_BTD).__name__
+        raise ValueError(f"x is a {kind}; give a tensor, torch.as_tensor(x).float().")
+    if x_BTD.ndim != 3 or x_BTD.shape[-1] != len(W_DF) or x_BTD.numel() == 0:
+        raise ValueError(
+            f"x has shape {tuple(x_BTD.shape)}; this SAE reads [B, T, {len(W_DF)}] with at least "
+            "one token."
+        )
+    if x_BTD.dtype != W_DF.dtype:
+        raise ValueError(f"x is {x_BTD.dtype}, this SAE {W_DF.dtype}: give x.to({W_DF.dtype}).")
+    if x_BTD.device != W_DF.device:
+        raise ValueError(f"x is on {x_BTD.device}, this SAE on {W_DF.device}: move one of them.")

@@ -23,10 +23,10 @@ from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
 from tsae.saes.base import SAE, Encoding, Phase, SAEConfig, SequenceContext, require
-from tsae.saes.bridge import copy_static, grown, load_static
+from tsae.saes.bridge import Growing
 from tsae.saes.composition import Composition
 from tsae.saes.registry import register
-from tsae.training import distributed
+from tsae.saes.terms import auxk, count_idle, sparsity
 
 PHASES = ("level1", "level2", "joint")
 LEVEL2 = ("W_e2", "b2", "D2")
@@ -86,10 +86,11 @@ class HierarchicalConfig(SAEConfig):
 
 
 @register("hierarchical", HierarchicalConfig)
-class HierarchicalSAE(SAE):
+class HierarchicalSAE(Growing):
     """The two levels of the module's equations; the codes z are those of level 1."""
 
     cfg: HierarchicalConfig
+    start = "level1"
     act2: Any
     composer: Composition
     idle_parents: Tensor
@@ -97,7 +98,6 @@ class HierarchicalSAE(SAE):
 
     def __init__(self, cfg: HierarchicalConfig):
         super().__init__(cfg)
-        self.given: list[SAE] = []  # a list, so that it is no part of this module's state
         if cfg.levels == 1:
             return
         F1, F2 = cfg.d_sae, cfg.n_parents
@@ -112,17 +112,8 @@ class HierarchicalSAE(SAE):
 
     @classmethod
     def from_static(cls, sae: SAE, **options: Any) -> "HierarchicalSAE":
-        """A trained static SAE as level 1, under fresh parents.
-
-        ``options`` are config fields; ``curriculum`` is ("level2", "joint") unless given. Training
-        starts from these weights, b_dec included. Raises :class:`CheckpointError` when ``sae`` is
-        not static, ``ValueError`` on a bad option.
-        """
-        options = {"curriculum": ("level2", "joint"), **options}
-        made = grown("hierarchical", sae, **options)
-        assert isinstance(made, cls)
-        made.given = [sae]
-        return made
+        """As :meth:`Growing.from_static`; ``curriculum`` is ("level2", "joint") unless given."""
+        return super().from_static(sae, **{"curriculum": ("level2", "joint"), **options})
 
     @property
     def composition(self) -> Tensor:
@@ -177,49 +168,20 @@ class HierarchicalSAE(SAE):
             "composition": cfg.lambda_c * (composed - h2).square().sum() / unit,
         }
         enc.aux["l0_parents"] = (h2.detach() > 0).sum() / n
-        terms.update(self.parent_sparsity(h2, pre2, enc))
+        if (name := cfg.act2 or cfg.act) in ("relu", "jumprelu"):
+            k2, weight = cfg.parents_per_token, self.parent_sparsity_weight
+            terms["sparsity_parents"] = sparsity(self, name, self.act2, h2, pre2, enc, k2, weight)
         if self.training:
-            with torch.no_grad():
-                fired = distributed.anywhere((h2 > 0).any(0))
-                self.idle_parents.add_(distributed.count(int(n))).masked_fill_(fired, 0)
-            terms.update(self.parent_aux(pre2, mask_N, error.detach()))
+            count_idle(self.idle_parents, (h2 > 0).any(0), int(n))
+            dead = self.idle_parents >= cfg.dead_after
+            if cfg.aux > 0 and bool(dead.any()):
+                # Softplus, whatever ``act2``: a parent that is negative everywhere would get no
+                # gradient through a ReLU.
+                W_XD, link = self.D2[dead] @ self.W_dec.detach(), nn.functional.softplus
+                aux = auxk(self, pre2[:, dead], W_XD, error.detach(), mask_N, link)
+                terms["aux_parents"] = aux
             self.composer.measure(h1, h2, composed - h2, n)
         return terms
-
-    def parent_sparsity(self, h2: Tensor, pre2: Tensor, enc: Encoding) -> dict[str, Tensor]:
-        """The base's sparsity term for the parents, with a weight of its own steered to k2."""
-        cfg, k2 = self.cfg, self.cfg.parents_per_token
-        if (cfg.act2 or cfg.act) not in ("relu", "jumprelu"):
-            return {}
-        warm = min(1.0, self.progress / cfg.sparsity_warmup) if cfg.sparsity_warmup else 1.0
-        weight = self.parent_sparsity_weight.clone() * warm
-        if hasattr(self.act2, "l0"):
-            penalty = self.act2.l0(pre2, enc.mask_N) / k2
-        else:
-            penalty = h2.sum() / enc.n / cfg.d_in
-        if self.training and cfg.match_l0 and warm == 1:
-            with torch.no_grad():
-                l0 = distributed.mean(enc.aux["l0_parents"], enc.mask_N.sum())
-                steer = (l0 / k2).log().clamp(-1, 1).mul(0.02).exp()
-                self.parent_sparsity_weight.mul_(steer)
-        return {"sparsity_parents": weight * penalty}
-
-    def parent_aux(self, pre2: Tensor, mask_N: Tensor, error_ND: Tensor) -> dict[str, Tensor]:
-        """AuxK for parents, whatever ``act2``: dead ones reconstruct what level 2 misses.
-
-        Softplus in place of ReLU, since a parent that is negative everywhere would get no gradient.
-        """
-        dead = self.idle_parents >= self.cfg.dead_after
-        n_dead = int(dead.sum())
-        if self.cfg.aux == 0 or n_dead == 0:
-            return {}
-        values, cols = pre2[:, dead].topk(min(max(self.cfg.d_in // 2, 1), n_dead), dim=1)
-        values = nn.functional.softplus(values) * mask_N[:, None]
-        h2 = pre2.new_zeros(len(pre2), n_dead).scatter(1, cols, values)
-        missed = error_ND - h2 @ (self.D2[dead] @ self.W_dec.detach())
-        energy = distributed.pooled(error_ND.square().sum(), mask_N.sum())
-        ratio = (missed * mask_N[:, None]).square().sum() / energy.clamp_min(1e-8)
-        return {"aux_parents": self.cfg.aux * ratio}
 
     # ---- what the trainer calls -----------------------------------------------------------
 
@@ -251,13 +213,3 @@ class HierarchicalSAE(SAE):
         if self.D2.requires_grad:
             self.D2.div_(self.D2.norm(dim=1, keepdim=True).clamp_min(1e-8))
         self.composer.step()
-
-    @torch.no_grad()
-    def initialise(self, mean_D: Tensor) -> None:
-        """b_dec at the mean activation, or all of level 1 from the static SAE it was given."""
-        if not self.given and self.cfg.level1 is not None:
-            self.given = [load_static(self.cfg.level1, self.cfg, self.W_dec.device)]
-        if self.given:
-            copy_static(self.given[0], self)
-        else:
-            super().initialise(mean_D)

@@ -15,16 +15,15 @@ units and memory this is the static SAE. Gate: Louizos et al. 2018 (arXiv 1712.0
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from tsae.saes.activations import Counting
-from tsae.saes.base import SAE, Delta, Encoding, Phase, SAEConfig, State, Tokens, require
-from tsae.saes.bridge import copy_static, grown, load_static, match, origin
+from tsae.saes.base import Delta, Encoding, Phase, SAEConfig, State, Tokens, require
+from tsae.saes.bridge import Growing, match, origin
 from tsae.saes.recurrence import Recurrence
 from tsae.saes.registry import register
+from tsae.saes.terms import count_idle
 
 FIRST = ("static", "distil")
 
@@ -77,31 +76,19 @@ class LSTMConfig(SAEConfig):
 
 
 @register("lstm", LSTMConfig)
-class LSTMSAE(SAE):
+class LSTMSAE(Growing):
     """The recurrent SAE of the module's equations."""
 
     cfg: LSTMConfig
+    start = "teacher"
 
     def __init__(self, cfg: LSTMConfig):
         super().__init__(cfg)
-        self.teacher: list[SAE] = []  # a list, so that it is no part of this module's state
         self.static = cfg.hidden == 0 and cfg.memory == 0
         if not self.static:
             self.recurrent = Recurrence(cfg)
         if cfg.teacher is not None:
             self.meta = origin(cfg.teacher)  # lets the trainer refuse a store of another world
-
-    @classmethod
-    def from_static(cls, sae: SAE, **options: Any) -> "LSTMSAE":
-        """The bridge: a trained static SAE with temporal parts at rho = 0, so with equal codes.
-
-        ``sae`` is also the teacher of the first phase. ``options`` are config fields. Raises
-        :class:`CheckpointError` when ``sae`` is not static, ``ValueError`` on a bad option.
-        """
-        made = grown("lstm", sae, **options)
-        assert isinstance(made, cls)
-        made.teacher = [sae]
-        return made
 
     # ---- encoder --------------------------------------------------------------------------
 
@@ -118,7 +105,7 @@ class LSTMSAE(SAE):
     def codes_learn(self) -> bool:
         """False while distilling an equal activation: codes are compared at the teacher's
         threshold."""
-        return self.phase != "distil" or self.given.cfg.act != self.cfg.act
+        return self.phase != "distil" or self.parent().cfg.act != self.cfg.act
 
     def delta(self, tokens: Tokens, state: State | None) -> Delta:
         if self.off:
@@ -146,9 +133,9 @@ class LSTMSAE(SAE):
         """As the base; while distilling, those of :func:`tsae.saes.bridge.match`."""
         if self.phase != "distil":
             return super().terms(x_BTD, enc)
-        terms = match(self, self.given, x_BTD, enc)
+        terms = match(self, self.parent(), x_BTD, enc)
         if self.training:
-            self.count_idle((enc.z_NF > 0).any(0), int(enc.n))
+            count_idle(self.idle_tokens, (enc.z_NF > 0).any(0), int(enc.n))
         return terms
 
     def aux_term(self, enc: Encoding, error_ND: Tensor) -> dict[str, Tensor]:
@@ -178,14 +165,6 @@ class LSTMSAE(SAE):
             own = {"mse": error.square().sum() / (enc.n * self.cfg.d_in)}
         return super().reported(enc) | own
 
-    @property
-    def given(self) -> SAE:
-        """The teacher; it is read from its directory when first asked for."""
-        if not self.teacher:
-            assert self.cfg.teacher is not None  # or there would be no such phase
-            self.teacher = [load_static(self.cfg.teacher, self.cfg, self.W_dec.device)]
-        return self.teacher[0]
-
     # ---- what the trainer calls -----------------------------------------------------------
 
     def phases(self) -> tuple[Phase, ...]:
@@ -193,7 +172,7 @@ class LSTMSAE(SAE):
         if self.static:
             return super().phases()
         static = tuple(n for n, _ in self.named_parameters() if not n.startswith("recurrent."))
-        names = ("distil" if self.teacher or self.cfg.teacher else "static", "introduce", "refine")
+        names = ("distil" if self.grows else "static", "introduce", "refine")
         parts = zip(names, self.cfg.phase_shares, (static, ("recurrent.",), None), strict=True)
         return tuple(Phase(*part) for part in parts if part[1] > 0)
 
@@ -210,11 +189,3 @@ class LSTMSAE(SAE):
         then would make a mismatch, and Adam a step of full size from any gradient at all."""
         if self.phase != "distil" or self.W_dec.grad is None or bool(self.W_dec.grad.any()):
             super().finish_step()
-
-    @torch.no_grad()
-    def initialise(self, mean_D: Tensor) -> None:
-        """b_dec at the mean activation, or the whole static part from the teacher."""
-        if self.teacher or self.cfg.teacher is not None:
-            copy_static(self.given, self)
-        else:
-            super().initialise(mean_D)

@@ -38,6 +38,11 @@ def names() -> list[str]:
     return sorted(_VARIANTS)
 
 
+def name_of(cls: type[SAE]) -> str:
+    """The first name under which a variant is registered."""
+    return next(name for name, (known, *_) in _VARIANTS.items() if known is cls)
+
+
 def build(name: str, **options: Any) -> SAE:
     """The variant ``name`` with fresh weights; ``options`` are its config's fields.
 

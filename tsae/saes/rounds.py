@@ -21,6 +21,7 @@ from tsae.saes import activations
 from tsae.saes.base import SAE, Encoding, SAEConfig, State, Tokens, require
 from tsae.saes.config import split_by_shares
 from tsae.saes.registry import register
+from tsae.saes.shares import Grouped
 
 
 class Found(NamedTuple):
@@ -70,7 +71,7 @@ class RoundsSAE(SAE):
         if self.is_static:
             return super().make_activation()
         parts = [activations.make(cfg.act, k, F, cfg) for k in split_by_shares(cfg.k, cfg.rounds)]
-        return activations.Grouped(parts, [F] * len(parts))
+        return Grouped(parts, [F] * len(parts))
 
     @property
     def is_static(self) -> bool:

@@ -32,6 +32,7 @@ from tsae.saes.nested import prefix_error
 from tsae.saes.passages import contrast, drawn, next_sum, others_sum
 from tsae.saes.registry import register
 from tsae.saes.rounds import Found, RoundsSAE
+from tsae.saes.shares import Grouped
 from tsae.saes.slowfast_config import SlowFastConfig
 from tsae.sequences import DOCUMENT, SECTION, FilledContext
 
@@ -91,9 +92,7 @@ class SlowFastSAE(RoundsSAE):
         fast_ks = split_by_shares(cfg.k - sum(cfg.slow_ks), cfg.rounds)
         ks, sizes = cfg.slow_ks + fast_ks, cfg.slow_sizes + [self.n_fast] * len(fast_ks)
         each = zip(ks, sizes, strict=True)
-        return activations.Grouped(
-            [activations.make(cfg.act, min(k, n), n, cfg) for k, n in each], sizes
-        )
+        return Grouped([activations.make(cfg.act, min(k, n), n, cfg) for k, n in each], sizes)
 
     @property
     def groups(self) -> dict[str, Tensor]:
