@@ -17,14 +17,15 @@ CONFIG = TrainConfig(
     eval_every=4, checkpoint_every=4, resample_every=4,
 )  # fmt: skip
 GLTA = {"act": "batchtopk", "theta": 0.2}
+COSINE = {"consistency": "cosine", "guard": 0.0}  # no term that one rank could not compute alone
 CASES = {
     "relu": ("l1", {}),
     "topk": ("topk", {}),
     "batchtopk": ("batchtopk", {}),
     "jumprelu": ("jumprelu", {"sparsity_warmup": 0.0}),
     "matryoshka": ("matryoshka", {"act": "batchtopk", "blocks": (0.25, 0.75)}),
-    "conv": ("conv", {"window": 3, "lag_rank": 4}),
-    "conv-batchtopk": ("conv", {"act": "batchtopk", "window": 3, "lag_rank": None}),
+    "conv": ("conv", {"window": 3, "lag_rank": 4, **COSINE}),
+    "conv-batchtopk": ("conv", {"act": "batchtopk", "window": 3, "lag_rank": None, **COSINE}),
     "glta": ("glta", GLTA),
     "lstm": ("lstm", {"hidden": 8, "memory": 4, "rank": 4, "decoder": "lstm"}),
     "hierarchical": ("hierarchical", {"act2": "jumprelu"}),

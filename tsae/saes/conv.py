@@ -170,8 +170,10 @@ class ConvSAE(SAE):
 
     @property
     def pairs_tokens(self) -> bool:
-        """True for the contrastive distance, whose negatives are other sequences' tokens."""
-        return self.cfg.consistency == "contrastive"
+        """True for the contrastive distance, whose negatives are other sequences' tokens, and with
+        the guard, whose rates are those of the whole batch."""
+        guarded = self.cfg.consistency != "none" and self.cfg.guard > 0
+        return guarded or self.cfg.consistency == "contrastive"
 
     # ---- boundaries -----------------------------------------------------------------------
 
