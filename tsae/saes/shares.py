@@ -14,7 +14,7 @@ class ReservedTopK(nn.Module):
 
     A block first keeps its ``ks[g]`` largest positive entries. Slots that blocks leave unused, for
     want of positive entries, go to the largest entries left in any block. So a token has
-    ``min(sum(ks), its positive entries)`` active latents, as under :class:`TopK`, and no block
+    ``min(sum(ks), its positive entries)`` active latents, as under ``TopK``, and no block
     gets less than its share while it could use it.
     """
 
