@@ -37,3 +37,8 @@ def test_importing_the_saes_brings_no_drawing_and_no_engine():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     heavy = {"matplotlib", "snakemake", "papermill", "pandas", "sklearn", "transformer_lens"}
     assert done.returncode == 0 and not heavy & set(done.stdout.split())
+
+
+def test_no_file_is_longer_than_a_reader_likes():
+    files = [f for room in ("tsae", "lab") for f in sorted((ROOT / room).rglob("*.py"))]
+    assert [f for f in files if len(f.read_text(encoding="utf-8").splitlines()) > 300] == []

@@ -13,8 +13,7 @@ InfoNCE (``contrastive``) between centred codes at t and t - lag of the group's 
 other documents as negatives, or the mean distance (``cosine``, ``l2``) between them over fixed lags,
 which codes that are always on satisfy: hence the guard, whose value is what rates exceed one half
 by, and whose gradient lowers those codes. A learned gate is asked to be open where h, a linear
-reading of the window's mean, predicts the token. Window 1 without consistency and with one group is
-the static SAE exactly. Source: this project.
+reading of the window's mean, predicts the token. Window 1 with one group and no consistency is static.
 """
 
 from dataclasses import dataclass
