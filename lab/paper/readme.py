@@ -16,8 +16,6 @@ COLUMNS = (
     Column("fve"),
     Column("ap", "domain"),
     Column("ap", "narrator"),
-    Column("auroc", "domain"),
-    Column("bits"),
     Column("fve", head="SmolLM2: FVE", world="smollm2"),
     Column("ap", "section", head="SmolLM2: section AP", world="smollm2"),
 )
