@@ -8,6 +8,8 @@ import pkgutil
 import warnings
 from pathlib import Path
 
+# Without a cache it lists the fonts by a program, which pdoc does not let the modules run.
+import matplotlib.font_manager  # noqa: F401
 from pdoc import doc, render
 
 import lab
