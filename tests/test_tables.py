@@ -340,3 +340,9 @@ def test_a_readme_cell_is_a_mean_over_seeds_with_its_verdict():
     lines = readme_table(frame(*rows), said).split("\n")
     assert lines == ["| system | FVE ↑ |", "| --- | --: |", "| ReLU+L1 | 0.975 † |",
                      "| TopK | 0.955 |", "| Conv | *0.905* |"]  # fmt: skip
+
+
+def test_a_label_that_is_called_like_a_time_scale_is_not_counted_with_it():
+    rows = pd.DataFrame({"group": ["section", "section:section", "document:domain"]})
+    assert list(tidy.of_group(rows, "section")["group"]) == ["section"]
+    assert list(tidy.of_group(rows, "domain")["group"]) == ["document:domain"]

@@ -51,7 +51,7 @@ def answer(ours: Mapping[str, Any], results: pd.DataFrame, judged: pd.DataFrame)
         return ("", UNKNOWN) if text == "--" else (text, "")
     keys = {"world": ours["world"], "system": ours["system"], "baseline": baseline}
     rows = judged[judged["metric"] == ours["metric"]]
-    rows = rows[(rows["group"] == group) | rows["group"].str.endswith(f":{group}")]
+    rows = tidy.of_group(rows, group)
     for name, value in keys.items():
         rows = rows[rows[name] == value]
     if rows.empty:

@@ -40,7 +40,7 @@ class Case(NamedTuple):
 def rows_of(frame: pd.DataFrame, name: str, group: str = "all") -> pd.DataFrame:
     """Rows of one metric and group, whether a label is written ``domain`` or ``document:domain``."""
     here = frame[frame["metric"] == name]
-    return here[(here["group"] == group) | here["group"].str.endswith(f":{group}")]
+    return tidy.of_group(here, group)
 
 
 def bars(frame: pd.DataFrame, cases: Sequence[Case]) -> Figure:

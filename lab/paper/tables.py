@@ -52,7 +52,7 @@ def rows_of(frame: pd.DataFrame, column: Column) -> pd.DataFrame:
     here = frame[frame["metric"] == column.metric]
     if column.world:
         here = here[here["world"] == column.world]
-    return here[(here["group"] == column.group) | here["group"].str.endswith(f":{column.group}")]
+    return tidy.of_group(here, column.group)
 
 
 def cell(frame: pd.DataFrame, name: str, group: str = "all") -> str:

@@ -77,6 +77,13 @@ def pick(frame: pd.DataFrame, metric: str, group: str = "all") -> pd.DataFrame:
     return rows
 
 
+def of_group(rows: pd.DataFrame, group: str) -> pd.DataFrame:
+    """The rows of a group by its whole name (``section``, a time scale), or else of the label that
+    it names (``domain`` for ``document:domain``): a label may be called like a time scale."""
+    exact = rows["group"] == group
+    return rows[exact] if exact.any() else rows[rows["group"].str.endswith(f":{group}")]
+
+
 def main(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of the main runs: no ablation."""
     return frame[frame["ablation"] == ""]

@@ -185,27 +185,25 @@ def main_table(found: Found, smoke: bool) -> str:
 
 @register("table_settings", needs=("configs",), figure=False)
 def settings(found: Found, smoke: bool) -> str:
-    """How each system was set: the fields of its config beside those that all share."""
+    """How each system was set: the fields of its config beside those that all share; a world's line
+    is left out where an earlier world has the same."""
 
     frame = tidy.prepare(found["configs"], ("world", "variant", "act", "field", "value"))
     frame = frame[~frame["field"].isin(["d_in", "d_sae", "k", "act"])]
     table = Table("settings", "Settings of each system beside the width, $k$ and budget that all "
-                  "share; code and docstrings use the same names.", [])  # fmt: skip
-    lines = {
-        world: [
-            (
-                display(system),
-                "; ".join(
-                    f"{row.field.replace('_', ' ')} {printed(json.loads(row.value))}"
-                    for row in rows.itertuples()
-                ),
+                  "share, once where worlds agree; code and docstrings use the same names.", [])  # fmt: skip
+    lines: dict[str, list[tuple[str, str]]] = {}
+    seen: set[tuple[str, str]] = set()
+    for world in ordered(frame["world"]):
+        here = frame[frame["world"] == world]
+        for system in ordered(here["system"]):
+            told = "; ".join(
+                f"{row.field.replace('_', ' ')} {printed(json.loads(row.value))}"
+                for row in here[here["system"] == system].itertuples()
             )
-            for system in ordered(here["system"])
-            for rows in [here[here["system"] == system]]
-        ]
-        for world in ordered(frame["world"])
-        for here in [frame[frame["world"] == world]]
-    }
+            if (system, told) not in seen:
+                lines.setdefault(world, []).append((display(system), told))
+            seen.add((system, told))
     columns = r"l>{\raggedright\arraybackslash}p{0.86\textwidth}"
     return table.text(["System", "Settings"], lines, smoke, columns)
 

@@ -94,11 +94,12 @@ def matrix(panel: Axes, table: pd.DataFrame, lines: dict[str, pd.Series]) -> Non
 def recovery_table(found: Found, smoke: bool) -> str:
     """AP, AUROC, tuned F1 by scale, and MCC."""
     names = ("ap", "auroc", "f1", "mcc")
-    columns = [Column(n, s, f"{s[:3]}. {metric(n).head}") for n in names for s in SCALES]
+    columns = [Column(n, s, f"{s[0].upper()} {metric(n).head}") for n in names for s in SCALES]
     table = Table(
         "recovery",
         "Recovery of known variables by the value of the best single latent, chosen on validation "
-        "documents, averaged over the variables of a time scale. {seeds} Bold: better than TopK by "
+        "documents, averaged over the variables of a time scale (D document, S section, T token). "
+        "{seeds} Bold: better than TopK by "
         "the paired interval and the smallest effect of interest; slanted: worse.",
         columns,
         verdicts="topk",
