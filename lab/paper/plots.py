@@ -15,7 +15,6 @@ from matplotlib.lines import Line2D
 
 from lab.paper import style
 from lab.results import tidy
-from lab.results.metrics import metric
 from lab.results.systems import display, ordered
 from tsae.errors import UserError
 
@@ -32,15 +31,12 @@ class Case(NamedTuple):
 
     def head(self) -> str:
         """The axis label: by default the metric's heading with its group and better side."""
-        found = metric(self.metric)
-        group = "" if self.group == "all" else f"{self.group.split(':')[-1]} "
-        return self.label or f"{group}{found.head} {found.arrow}".strip()
+        return self.label or tidy.heading(self.metric, self.group)
 
 
 def rows_of(frame: pd.DataFrame, name: str, group: str = "all") -> pd.DataFrame:
     """Rows of one metric and group, whether a label is written ``domain`` or ``document:domain``."""
-    here = frame[frame["metric"] == name]
-    return tidy.of_group(here, group)
+    return tidy.of_group(frame[frame["metric"] == name], group)
 
 
 def bars(frame: pd.DataFrame, cases: Sequence[Case]) -> Figure:

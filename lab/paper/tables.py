@@ -11,7 +11,6 @@ from typing import NamedTuple
 import pandas as pd
 
 from lab.results import tidy
-from lab.results.metrics import metric
 from lab.results.systems import WORLDS, display, is_null, ordered
 from tsae.errors import UserError
 
@@ -42,9 +41,7 @@ class Column(NamedTuple):
 
     def title(self) -> str:
         """The head in plain text, with an arrow to the better side."""
-        found = metric(self.metric)
-        group = "" if self.group == "all" else f"{self.group.split(':')[-1]} "
-        return f"{self.head or group + found.head} {found.arrow}".strip()
+        return tidy.heading(self.metric, self.group, self.head)
 
 
 def rows_of(frame: pd.DataFrame, column: Column) -> pd.DataFrame:

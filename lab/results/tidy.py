@@ -84,6 +84,14 @@ def of_group(rows: pd.DataFrame, group: str) -> pd.DataFrame:
     return rows[exact] if exact.any() else rows[rows["group"].str.endswith(f":{group}")]
 
 
+def heading(name: str, group: str = "all", head: str = "") -> str:
+    """A metric's head in plain text, or ``head`` in its place, with its group and an arrow to the
+    better side."""
+    found = metric(name)
+    label = "" if group == "all" else f"{group.split(':')[-1]} "
+    return f"{head or label + found.head} {found.arrow}".strip()
+
+
 def main(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of the main runs: no ablation."""
     return frame[frame["ablation"] == ""]

@@ -99,8 +99,8 @@ def recovery_table(found: Found, smoke: bool) -> str:
         "recovery",
         "Recovery of known variables by the value of the best single latent, chosen on validation "
         "documents, averaged over the variables of a time scale (D document, S section, T token). "
-        "{seeds} Bold: better than TopK by "
-        "the paired interval and the smallest effect of interest; slanted: worse.",
+        "{seeds} Bold: better than TopK by the paired interval and the smallest effect of interest; "
+        "slanted: worse.",
         columns,
         verdicts="topk",
     )
