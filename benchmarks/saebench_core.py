@@ -107,7 +107,7 @@ class Rows:
     def batches(self, split: str, batch_size: int):
         """Every row once, in the batches that were read."""
         from tsae import models
-        from tsae.saes.base import SequenceContext
+        from tsae.sequences import SequenceContext
         from tsae.store import Batch
 
         model = self.world.model()

@@ -6,8 +6,7 @@ import torch
 
 import lab.measures
 from lab.measures.reading import Reading, Sizes, Tokens
-from tsae.saes.base import SequenceContext
-from tsae.sequences import LabelSpec
+from tsae.sequences import LabelSpec, SequenceContext
 
 
 def tokens(z, x=None, *, x_hat=None, piece=None, boundary=None, doc=None, labels=None):

@@ -11,7 +11,7 @@ from lab import browser
 from lab.browser import BrowserConfig
 from tsae import saes
 from tsae.errors import UserError
-from tsae.saes.base import SequenceContext
+from tsae.sequences import SequenceContext
 from tsae.store import Batch
 
 # Codes of latents 0, 1, 2 at positions 1 … 8 of three sequences; position 0 is BOS.

@@ -10,7 +10,7 @@ from lab.measures.fidelity import core, splice
 from lab.measures.fidelity.core import Core
 from lab.measures.fidelity.splice import predictable
 from lab.measures.reading import Tokens
-from tsae.saes.base import SequenceContext
+from tsae.sequences import SequenceContext
 
 X = [[1.0, 0.0], [3.0, 0.0], [2.0, 3.0]]  # mean (2, 1); squared distances to it: 2, 2, 4
 X_HAT = [[1.0, 1.0], [3.0, 0.0], [2.0, 1.0]]  # squared errors: 1, 0, 4

@@ -6,7 +6,7 @@ from eval_cases import Batch, Fake, Store
 
 from lab.measures.nulls import ShuffledNull, averaged
 from tsae import saes
-from tsae.saes.base import SequenceContext
+from tsae.sequences import SequenceContext
 
 
 def context(boundary, mask=None):

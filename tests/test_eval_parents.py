@@ -8,8 +8,7 @@ from lab.measures.composition.levels import Parents
 from lab.measures.concepts import absorption
 from lab.measures.concepts.perturbation import directions
 from tsae import saes
-from tsae.saes.base import SequenceContext
-from tsae.sequences import LabelSpec
+from tsae.sequences import LabelSpec, SequenceContext
 
 TOPICS, KINDS, D = 3, 4, 7
 RARE = TOPICS + 1  # axis and latent of the kind that is one token in 25 of topic 0

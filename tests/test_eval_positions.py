@@ -7,7 +7,7 @@ from eval_cases import Batch, Fake, Store, value
 
 from lab import measures as evals
 from lab.measures.fidelity import positions
-from tsae.saes.base import SequenceContext
+from tsae.sequences import SequenceContext
 
 
 class Two:

@@ -14,7 +14,7 @@ from lab.measures.time.consistency import Pairs
 from lab.measures.time.context import cosine, jaccard
 from lab.measures.time.temporal import Temporal, against
 from lab.measures.truth.boundaries import boundary_f1, learned_boundaries
-from tsae.saes.base import SequenceContext
+from tsae.sequences import SequenceContext
 
 
 def groups(n, **more):

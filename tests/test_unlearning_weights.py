@@ -12,7 +12,7 @@ from lab.measures.unlearning.exam import Exam
 from lab.measures.unlearning.weights import LowRank, matrices, relearned, swept, trained
 from lab.worlds.knowledge import Question
 from tsae import models, saes
-from tsae.saes.base import FilledContext
+from tsae.sequences import FilledContext
 
 
 @pytest.fixture(scope="module")

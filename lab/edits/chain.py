@@ -10,7 +10,9 @@ from torch import Tensor
 
 from lab.edits.clamp import CodePush
 from lab.edits.edit import distinct
-from tsae.saes.base import DOCUMENT, SAE, FilledContext, require
+from tsae.saes.base import SAE
+from tsae.saes.config import require
+from tsae.sequences import DOCUMENT, FilledContext
 
 
 class Link(NamedTuple):

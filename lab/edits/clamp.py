@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from lab.edits.edit import Push, distinct
-from tsae.saes.base import SAE, FilledContext, require
+from tsae.saes.base import SAE
+from tsae.saes.config import require
+from tsae.sequences import FilledContext
 
 
 class CodePush(Push):

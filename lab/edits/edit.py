@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from lab.edits.gate import Gate
-from tsae.saes.base import DOCUMENT, SAE, FilledContext, SequenceContext, require
+from tsae.saes.base import SAE
+from tsae.saes.config import require
+from tsae.sequences import DOCUMENT, FilledContext, SequenceContext
 
 
 class Push(ABC):

@@ -19,7 +19,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from tsae.saes.base import DOCUMENT, SAE, FilledContext, require
+from tsae.saes.base import SAE
+from tsae.saes.config import require
+from tsae.sequences import DOCUMENT, FilledContext
 
 EVIDENCE = ("codes", "random", "logistic", "residual", "chain")
 REGULARISATION = {"logistic": 0.03, "residual": 0.001}

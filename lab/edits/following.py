@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lab.edits.chain import Link, links
 from lab.edits.evidence import Coded, Path, Prefix, quantiles
-from tsae.saes.base import DOCUMENT, SAE, require
+from tsae.saes.base import SAE
+from tsae.saes.config import require
+from tsae.sequences import DOCUMENT
 from tsae.tracking import Active, TemporalCorrelationTracker, strongest, track
 
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from lab.edits.evidence import Coded
-from tsae.saes.base import DOCUMENT, FilledContext, require
+from tsae.saes.config import require
+from tsae.sequences import DOCUMENT, FilledContext
 
 SILENT = 4
 """Tokens put in front of a document by the score ``share``."""

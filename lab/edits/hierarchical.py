@@ -18,8 +18,10 @@ from torch import Tensor
 from lab.edits.clamp import CodePush
 from lab.edits.edit import distinct
 from lab.edits.evidence import Coded, exceeded_at_most
-from tsae.saes.base import SAE, FilledContext, require
+from tsae.saes.base import SAE
+from tsae.saes.config import require
 from tsae.saes.hierarchical import HierarchicalSAE
+from tsae.sequences import FilledContext
 
 EDGE = 1e-3
 """|W| from which an entry counts as an edge between parent and child."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lab.edits.evidence import Coded
-from tsae.saes.base import FilledContext, require
+from tsae.saes.config import require
+from tsae.sequences import FilledContext
 
 
 class Text(NamedTuple):

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from lab.measures.reading import Encoder, pieces
-from tsae.saes.base import SAEOutput, SequenceContext
+from tsae.saes.base import SAEOutput
 from tsae.saes.config import require
+from tsae.sequences import SequenceContext
 from tsae.store.reading import Batch
 
 DECAYS = (0.5, 0.8, 0.9, 0.95, 0.98)

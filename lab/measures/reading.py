@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tsae.saes.base import SAEOutput, SequenceContext
+from tsae.saes.base import SAEOutput
 from tsae.saes.config import require
-from tsae.sequences import SPLITS
+from tsae.sequences import SPLITS, SequenceContext
 from tsae.store import ActivationStore
 from tsae.store.reading import Batch
 

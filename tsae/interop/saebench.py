@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tsae.saes import SAE
-from tsae.saes.base import SequenceContext
+from tsae.sequences import SequenceContext
 
 
 @dataclass

@@ -3,23 +3,12 @@
 import importlib
 import pkgutil
 
-from tsae.saes.base import DOCUMENT, SAE, Phase, SAEConfig, SAEOutput, SequenceContext
+from tsae.saes.base import SAE, Phase, SAEConfig, SAEOutput
 from tsae.saes.registry import build, load, names, register
-from tsae.sequences import FilledContext
+from tsae.sequences import SequenceContext
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = [
-    "DOCUMENT",
-    "FilledContext",
-    "SAE",
-    "Phase",
-    "SAEConfig",
-    "SAEOutput",
-    "SequenceContext",
-    "build",
-    "load",
-    "names",
-    "register",
-]
+__all__ = ["SAE", "Phase", "SAEConfig", "SAEOutput", "SequenceContext", "build", "load", "names",
+           "register"]  # fmt: skip

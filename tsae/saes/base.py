@@ -18,14 +18,11 @@ from torch import Tensor, nn
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
-from tsae.saes.config import Phase, SAEConfig, require
+from tsae.saes.config import Phase, SAEConfig
 from tsae.saes.encoding import Delta, Encoding, SAEOutput, State, Tokens, check_input
 from tsae.saes.stream import Stream
 from tsae.saes.terms import auxk, count_idle, sparsity
-from tsae.sequences import DOCUMENT, FilledContext, SequenceContext
-
-__all__ = ["DOCUMENT", "SAE", "Delta", "Encoding", "FilledContext", "Phase", "SAEConfig", "SAEOutput",
-           "SequenceContext", "State", "Stream", "Tokens", "require"]  # fmt: skip
+from tsae.sequences import FilledContext, SequenceContext
 
 
 class SAE(nn.Module):

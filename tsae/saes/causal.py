@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tsae.kernels.sparse import Codes
-from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, State, Tokens, require
+from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, State, Tokens
+from tsae.saes.config import require
 from tsae.saes.registry import register
 from tsae.sequences import DOCUMENT, FilledContext
 from tsae.tracking import (

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tsae.saes.base import Encoding, require
+from tsae.saes.base import Encoding
+from tsae.saes.config import require
 from tsae.saes.consistency import block
 from tsae.saes.matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from tsae.saes.registry import register

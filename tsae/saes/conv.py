@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from tsae.saes import activations
-from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, State, Tokens, require
-from tsae.saes.config import split_by_shares
+from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, State, Tokens
+from tsae.saes.config import require, split_by_shares
 from tsae.saes.consistency import block, distance, excess_rate
 from tsae.saes.encoding import recent
 from tsae.saes.nested import prefix_error

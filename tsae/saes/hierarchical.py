@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
-from tsae.saes.base import SAE, Encoding, Phase, SAEConfig, SequenceContext, require
+from tsae.saes.base import SAE, Encoding, Phase, SAEConfig
 from tsae.saes.bridge import Growing
 from tsae.saes.composition import Composition
+from tsae.saes.config import require
 from tsae.saes.registry import register
 from tsae.saes.terms import auxk, count_idle, sparsity
+from tsae.sequences import SequenceContext
 
 PHASES = ("level1", "level2", "joint")
 LEVEL2 = ("W_e2", "b2", "D2")

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tsae.saes.activations import Counting
-from tsae.saes.base import Delta, Encoding, Phase, SAEConfig, State, Tokens, require
+from tsae.saes.base import Delta, Encoding, Phase, SAEConfig, State, Tokens
 from tsae.saes.bridge import Growing, match, origin
+from tsae.saes.config import require
 from tsae.saes.recurrence import Recurrence
 from tsae.saes.registry import register
 from tsae.saes.terms import count_idle

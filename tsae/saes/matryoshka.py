@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tsae.saes.base import SAE, Encoding, SAEConfig, require
-from tsae.saes.config import split_by_shares
+from tsae.saes.base import SAE, Encoding, SAEConfig
+from tsae.saes.config import require, split_by_shares
 from tsae.saes.nested import prefix_error
 from tsae.saes.registry import register
 

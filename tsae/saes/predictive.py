@@ -29,9 +29,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, SequenceContext, State, Tokens, require
+from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, State, Tokens
+from tsae.saes.config import require
 from tsae.saes.registry import register
-from tsae.sequences import DOCUMENT, FilledContext
+from tsae.sequences import DOCUMENT, FilledContext, SequenceContext
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tsae.kernels import rounds
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
-from tsae.saes.base import SAE, Encoding, SAEConfig, State, Tokens, require
-from tsae.saes.config import split_by_shares
+from tsae.saes.base import SAE, Encoding, SAEConfig, State, Tokens
+from tsae.saes.config import require, split_by_shares
 from tsae.saes.registry import register
 from tsae.saes.shares import Grouped
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tsae.errors import StoreError
-from tsae.saes.base import FilledContext
+from tsae.sequences import FilledContext
 from tsae.store import layout
 from tsae.store.sampling import Sampler, permutation
 from tsae.store.shard import MIB, WINDOW, Shard, least_mapped

@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 from tsae.errors import CheckpointError, UserError
-from tsae.saes.base import SAE, require
+from tsae.saes.base import SAE
+from tsae.saes.config import require
 from tsae.saes.registry import check_device
 from tsae.training import distributed
 

@@ -1,7 +1,8 @@
 """What changes along a training: the learning rate, and which parameters move in which phase."""
 
 from tsae.errors import UserError
-from tsae.saes.base import SAE, Phase, require
+from tsae.saes.base import SAE, Phase
+from tsae.saes.config import require
 
 
 def learning_rate(step: int, config) -> float:

@@ -14,9 +14,9 @@ from lab.measures.reading import Reading, Tokens, row
 from lab.measures.time.lifecycle import LifecycleTracker
 from lab.measures.truth.codes import Codes
 from lab.measures.truth.recovery import Recovery
-from tsae.saes.base import SAEOutput, SequenceContext
+from tsae.saes.base import SAEOutput
 from tsae.saes.hierarchical import HierarchicalSAE
-from tsae.sequences import SCALES
+from tsae.sequences import SCALES, SequenceContext
 
 RECOVERY = ("ap", "auroc", "f1")
 

@@ -25,7 +25,7 @@ from lab.worlds import tasks
 from lab.worlds.base import World
 from lab.worlds.tasks import ProbeItem
 from tsae import models
-from tsae.saes.base import DOCUMENT, SequenceContext
+from tsae.sequences import DOCUMENT, SequenceContext
 
 RESIDUAL = "residual"
 KINDS = {"": None, "one_": 1}  # how many features the probe is given; None: all

@@ -15,7 +15,7 @@ from lab.measures.unlearning.forget_text import levels_after
 from lab.worlds import World, knowledge
 from lab.worlds.knowledge import NEIGHBOURHOODS, Question
 from tsae import models
-from tsae.saes.base import FilledContext
+from tsae.sequences import FilledContext
 from tsae.store.shard import MASSIVE_FACTOR
 
 

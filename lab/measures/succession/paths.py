@@ -14,7 +14,7 @@ from typing import NamedTuple
 import igraph
 import pandas as pd
 
-from tsae.saes.base import require
+from tsae.saes.config import require
 
 
 class Chain(NamedTuple):

@@ -21,7 +21,7 @@ from lab.measures.families import register
 from lab.measures.reading import Encoder, Measured, Reading, row
 from lab.worlds import World
 from tsae import models
-from tsae.saes.base import FilledContext
+from tsae.sequences import FilledContext
 from tsae.store.reading import Batch
 
 METRICS = ("context_jaccard", "context_cosine")

@@ -25,7 +25,7 @@ from lab.measures.reading import Encoder, Measured, Reading, row
 from lab.measures.time.lifecycle import LifecycleTracker, kaplan_meier, mean_dwell
 from lab.worlds import World
 from tsae import models
-from tsae.saes.base import require
+from tsae.saes.config import require
 
 KINDS = ("ablate", "add")
 

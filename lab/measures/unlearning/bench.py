@@ -21,8 +21,7 @@ from lab.measures.unlearning.forget_text import all_text, classes_of, forget_lab
 from lab.worlds.knowledge import NEIGHBOURHOODS, Question
 from tsae import models
 from tsae.errors import UserError
-from tsae.saes.base import FilledContext
-from tsae.sequences import SENTENCE
+from tsae.sequences import SENTENCE, FilledContext
 from tsae.store.shard import MASSIVE_FACTOR
 
 

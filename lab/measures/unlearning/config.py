@@ -7,7 +7,7 @@ from lab.edits import ChainConfig, GateConfig
 from lab.edits.evidence import EVIDENCE
 from lab.edits.gate import SCORES
 from lab.measures.unlearning.attacks import ATTACKS, PADDINGS
-from tsae.saes.base import require
+from tsae.saes.config import require
 
 GATES = ("always", *(f"{score}-{evidence}" for score in SCORES for evidence in EVIDENCE))
 RANDOM = "hold-random"

@@ -15,7 +15,7 @@ from lab.edits.hierarchical import Above, above, above_parents
 from lab.measures.reading import row
 from lab.measures.unlearning.bench import Bench
 from lab.measures.unlearning.config import RANDOM
-from tsae.saes.base import require
+from tsae.saes.config import require
 
 N_CANDIDATES = 256
 """Leaves, by how much more often they fire on forget text, that are ranked."""

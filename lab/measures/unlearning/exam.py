@@ -16,7 +16,7 @@ from lab.worlds import knowledge
 from lab.worlds.knowledge import NEIGHBOURHOODS, Question
 from tsae import models
 from tsae.errors import UserError
-from tsae.saes.base import FilledContext
+from tsae.sequences import FilledContext
 
 
 class Exam:

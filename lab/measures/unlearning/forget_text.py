@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lab.edits import Text
-from tsae.saes.base import require
+from tsae.saes.config import require
 from tsae.sequences import DOCUMENT, LabelSpec
 
 
