@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
-from tsae.saes.base import SAE, Delta, Encoding, State, Tokens, require
-from tsae.saes.config import split_by_shares
+from tsae.saes.base import SAE, Delta, Encoding, State, Tokens
+from tsae.saes.config import require, split_by_shares
 from tsae.saes.encoding import recent
 from tsae.saes.nested import decoded_blocks
 from tsae.saes.registry import register

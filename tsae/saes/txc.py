@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from tsae.kernels import sparse
-from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, State, Tokens, require
+from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, State, Tokens
+from tsae.saes.config import require
 from tsae.saes.encoding import recent
 from tsae.saes.registry import register
 from tsae.sequences import DOCUMENT, FilledContext
