@@ -23,8 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lab.worlds.base import Sequence  # noqa: E402
-from tsae.sequences import LabelSpec
+from tsae.sequences import LabelSpec, Sequence  # noqa: E402
 from tsae.store.writing import HarvestConfig, harvest_with  # noqa: E402
 
 LENGTH = 128

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from lab import worlds
 from lab.runs.evaluation import run_evaluation
 from lab.runs.setting import make_setting
-from lab.worlds import corpora, hub
+from lab.worlds import hub
 from tsae.errors import WorldError
 from tsae.training.runs import run_training
 
@@ -137,8 +137,7 @@ def test_a_gated_model_gives_one_sentence(tmp_path, monkeypatch, corpus):
 
 
 def test_wikitext_lines_become_articles():
-    rows = [{"text": line} for line in WIKITEXT]
-    assert list(corpora.lines_as_articles(rows)) == ARTICLES
+    assert list(hub.documents("wikitext-103", WIKITEXT)) == ARTICLES
 
 
 def write_parquet(path, rows):
@@ -160,10 +159,10 @@ def write_jsonl(path, rows):
 def test_a_copy_of_a_corpus_is_read_in_every_format(tmp_path, write):
     (tmp_path / "copy").mkdir()
     source = write(tmp_path / "copy", [{"text": line} for line in WIKITEXT])
-    file = corpora.fetch("wikitext-103", tmp_path / "c", 1.0, str(source), progress=False)
+    file = hub.fetch("wikitext-103", tmp_path / "c", 1.0, str(source), False)
     found = [json.loads(line)["text"] for line in file.read_text().splitlines()]
     assert found == ARTICLES
-    assert corpora.fetch("wikitext-103", tmp_path / "c", 1.0, str(source), False) == file
+    assert hub.fetch("wikitext-103", tmp_path / "c", 1.0, str(source), False) == file
 
 
 def test_a_corpus_streams_only_as_much_as_is_asked_for(tmp_path, monkeypatch):
@@ -180,27 +179,25 @@ def test_a_corpus_streams_only_as_much_as_is_asked_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", streamed)
     characters = sum(len(row["text"]) for row in ROWS)
-    file = corpora.fetch("pile", tmp_path, characters / 1e6, progress=False)
+    file = hub.fetch("pile", tmp_path, characters / 1e6, None, False)
     assert len(file.read_text().splitlines()) == len(ROWS)
     options = {"split": "train", "streaming": True}
     assert asked == [("NeelNanda/pile-10k", None, options)]
-    assert corpora.fetch("pile", tmp_path, characters / 1e6) == file and len(asked) == 1
+    assert hub.fetch("pile", tmp_path, characters / 1e6, None, False) == file and len(asked) == 1
 
 
 def test_copies_that_are_no_corpus(tmp_path):
     write_jsonl(tmp_path, [{"body": "x"}])
     for source, line in [
-        ("nowhere", "nowhere does not exist; give the path of a copy of pile"),
-        ("rows.jsonl", 'A row of the corpus has no "text" but body; give another copy'),
-        ("empty", "empty holds no .parquet, .jsonl or .arrow rows"),
-        ("bad.parquet", "Text pile: .*bad.parquet cannot be read"),
+        ("nowhere", "nowhere does not exist; give text=PATH"),
+        ("rows.jsonl", 'rows.jsonl, line 1, has no "text" field but body; rename the field'),
+        ("empty", "empty holds no .txt, .md, .jsonl or .parquet file"),
+        ("bad.parquet", r"bad.parquet is not whole \(.*\); copy it again"),
     ]:
         (tmp_path / "empty").mkdir(exist_ok=True)
         (tmp_path / "bad.parquet").write_bytes(b"no parquet")
         with pytest.raises(WorldError, match=line):
-            corpora.fetch("pile", tmp_path / "c", 1.0, str(tmp_path / source), progress=False)
-    with pytest.raises(ValueError, match="corpus 'books' is unknown; allowed are openwebtext"):
-        corpora.fetch("books", tmp_path, 1.0)
+            hub.fetch("pile", tmp_path / "c", 1.0, str(tmp_path / source), False)
     with pytest.raises(ValueError, match="megabytes is 0; allowed is a number above 0"):
         worlds.build("gpt2", tmp_path / "w", megabytes=0)
 

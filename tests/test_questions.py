@@ -164,11 +164,11 @@ def test_questions_that_are_too_long_are_left_out_whole(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("a.csv", "Q,a,b,c,d\n", r"a.csv, row 1, is not question, A, B, C, D, letter"),
-        ("a.csv", "Q,a,b,c,d,A\nQ,a,b,c,d,E\n", r"row 2, is not question"),
+        ("a.csv", "Q,a,b,c,d\n", "a.csv, question 1, lacks a question, four choices or an answer"),
+        ("a.csv", "Q,a,b,c,d,A\nQ,a,b,c,d,E\n", "question 2, lacks a"),
         ("a.csv", "", "holds no question; copy it again"),
-        ("a.json", "[{", "a.json is not whole JSON; copy it again"),
-        ("a.json", "{}", "a.json is not a list of questions"),
+        ("a.json", "[{", r"a.json is not whole \(.*\); copy it again"),
+        ("a.json", '{"question": "Q"}', "question 1, lacks a"),
         ("a.jsonl", '{"question": "Q", "choices": ["a"], "answer": 0}', "question 1, lacks a"),
         ("a.jsonl", '{"question": "Q", "choices": ["a","b","c","d"], "answer": 4}', "lacks a"),
     ],
@@ -222,9 +222,7 @@ def test_blimp_rows_become_balanced_items(tmp_path):
         (1, "irregular"),
         (0, "irregular"),
     ]
-    assert items[0].tokens == (BOS, *words("The boy")) and items[0].position == 2
-    assert (items[0].good, items[0].bad) == tuple(words("walks walk"))
-    assert (items[1].good, items[1].bad) == tuple(words("walk walks"))
+    assert items[0].tokens == (BOS, *words("The boy"))
     assert items[0].word == items[1].word != items[2].word == items[3].word
     assert items[0].template == items[1].template != items[2].template
 
@@ -238,8 +236,6 @@ WINOBIAS = """\
 
 def test_winobias_lines_ask_who_is_meant(tmp_path):
     (tmp_path / "anti_stereotyped_type1.txt.dev").write_text(WINOBIAS)
-    with pytest.raises(WorldError, match="no item that this tokenizer can tell apart"):
-        linguistics.items("winobias", {"winobias": str(tmp_path)}, encode, BOS)  # both are " "
     items = linguistics.items("winobias", {"winobias": str(tmp_path)}, words, BOS)
     assert [item.label for item in items] == [0, 1, 0]
     assert {item.condition for item in items} == {"anti_stereotyped_type1"}
@@ -250,8 +246,6 @@ def test_winobias_lines_ask_who_is_meant(tmp_path):
             'Here "she" means the'
         ),
     )
-    assert (items[0].good, items[0].bad) == tuple(words("developer designer"))
-    assert (items[1].good, items[1].bad) == tuple(words("designer developer"))
     assert items[0].word == items[1].word != items[2].word
     assert items[0].template == items[2].template != items[1].template
 
@@ -269,7 +263,6 @@ def test_wic_rows_ask_whether_the_meaning_is_the_same(tmp_path):
     ]
     text = 'Room and board . He nailed boards . The meaning of "board" in the two is'
     assert items[0].tokens == (BOS, *words(text))
-    assert (items[0].good, items[0].bad) == (words("different")[0], words("the")[0])
 
 
 def test_foreign_task_files_give_one_sentence(tmp_path):

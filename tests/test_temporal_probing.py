@@ -11,8 +11,7 @@ from lab.measures.concepts import temporal_probing
 from lab.measures.concepts.temporal_probing import document_rows, groups, measure, no_power, probe
 from lab.measures.reading import Reading, Sizes
 from lab.worlds import minimal_pairs, tasks
-from lab.worlds.tasks import ends_at
-from tsae.errors import WorldError
+from lab.worlds.tasks import ProbeItem
 
 
 def pairs(n_templates=4, n_words=4):
@@ -21,12 +20,9 @@ def pairs(n_templates=4, n_words=4):
     for template in range(n_templates):
         for word in range(n_words):
             for label in (0, 1):
-                tokens = [0, 10 + label, 2 + template, 6 + word]
-                labels = {"label": label, "template": template, "word": word}
+                tokens = (0, 10 + label, 2 + template, 6 + word)
                 condition = f"attractors={label}"
-                items.append(
-                    ends_at("agreement", tokens, condition=condition, good=label, bad=2, **labels)
-                )
+                items.append(ProbeItem("agreement", tokens, label, template, word, condition))
     return items
 
 
@@ -141,8 +137,8 @@ def test_english_items_are_balanced_pairs_that_can_be_split(task):
     assert len(items) >= temporal_probing.LEAST
     for a, b in zip(items[0::2], items[1::2], strict=True):
         assert (a.label, b.label) == (0, 1)
-        assert (a.template, a.word, a.good, a.bad) == (b.template, b.word, b.bad, b.good)
-        assert a.tokens != b.tokens and a.tokens[0] == 0 and a.position == len(a.tokens) - 1
+        assert (a.template, a.word) == (b.template, b.word)
+        assert a.tokens != b.tokens and a.tokens[0] == 0
     train, test = tasks.split(items)
     assert len(train) >= 50 and len(test) >= 50
     for half in (train, test):
@@ -157,10 +153,3 @@ def test_attractors_are_counted_by_hand():
     assert text["The key near the cabinet"].condition == "attractors=0"
     assert text["The keys near the cabinet"].condition == "attractors=1"
     assert text["The key near the cabinets behind the rivers"].condition == "attractors=2"
-    item = text["The keys near the cabinet"]
-    assert (back[item.good], back[item.bad]) == ("are", "is")
-
-
-def test_a_tokenizer_that_splits_a_form_is_refused():
-    with pytest.raises(WorldError, match="splits ' is' into 3 tokens"):
-        minimal_pairs.make("agreement", lambda text: [ord(c) for c in text], bos_id=0)

@@ -12,21 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lab.worlds.base import ChainEdge, Document, World, pack, read_record
+from lab.worlds.base import World, read_record
 from tsae.errors import WorldError
-from tsae.sequences import LabelSpec, Sequence
 
-__all__ = [
-    "ChainEdge",
-    "Document",
-    "LabelSpec",
-    "Sequence",
-    "World",
-    "build",
-    "load",
-    "names",
-    "pack",
-]
+__all__ = ["World", "build", "load", "names"]
 
 _NAMES = re.compile(r"^WORLDS = (\(.*?\))$", re.MULTILINE | re.DOTALL)
 
@@ -35,12 +24,12 @@ _NAMES = re.compile(r"^WORLDS = (\(.*?\))$", re.MULTILINE | re.DOTALL)
 def _modules() -> dict[str, str]:
     """Module of each world, read off its line WORLDS: importing them all would take seconds."""
     here = Path(__file__).parent
-    found: dict[str, str] = {}
-    for path in sorted(here.rglob("*.py")):
-        for line in _NAMES.findall(path.read_text(encoding="utf-8")):
-            place = path.relative_to(here).with_suffix("").parts
-            found |= dict.fromkeys(literal_eval(line), ".".join((__name__, *place)))
-    return found
+    return {
+        name: ".".join((__name__, *path.relative_to(here).with_suffix("").parts))
+        for path in sorted(here.rglob("*.py"))
+        for line in _NAMES.findall(path.read_text(encoding="utf-8"))
+        for name in literal_eval(line)
+    }
 
 
 def names() -> list[str]:
@@ -69,14 +58,9 @@ def build(
     configuration; an unknown one or a bad value raises ValueError. Raises :class:`WorldError` for
     an unknown name, a directory that holds another world, or a world that cannot be made here.
     """
-    return _module(name).build(
-        Path(directory),
-        name=name,
-        seed=seed,
-        progress=progress,
-        cache_dir=None if cache_dir is None else Path(cache_dir),
-        **options,
-    )
+    cache_dir = None if cache_dir is None else Path(cache_dir)
+    given = {"name": name, "seed": seed, "progress": progress, "cache_dir": cache_dir}
+    return _module(name).build(Path(directory), **given, **options)
 
 
 def load(directory: str | Path) -> World:
@@ -84,5 +68,12 @@ def load(directory: str | Path) -> World:
 
     Raises :class:`WorldError` if it is foreign, cut short or of another version.
     """
-    record = read_record(directory)
-    return _module(record.get("name", "")).load(Path(directory), record)
+    directory, record = Path(directory), read_record(directory)
+    module = _module(record.get("name", ""))
+    try:
+        return module.load(directory, record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorldError(
+            f"{directory / 'world.json'} is not a complete record; "
+            "delete it and build the world again."
+        ) from error

@@ -11,15 +11,8 @@ import numpy as np
 from lab.worlds.base import Document
 from tsae.sequences import DOCUMENT, SECTION, SENTENCE, LabelSpec
 
-TOKEN_CLASSES = (
-    "word",
-    "continuation",
-    "identifier",
-    "number",
-    "operator",
-    "punctuation",
-    "bracket",
-    "space",
+TOKEN_CLASSES = tuple(
+    "word continuation identifier number operator punctuation bracket space".split()
 )
 TOKEN_LABEL = LabelSpec("token", "token", TOKEN_CLASSES)
 _WORD, _CONTINUATION, _IDENTIFIER, _NUMBER, _OPERATOR, _PUNCTUATION, _BRACKET, _SPACE = range(8)
@@ -71,21 +64,16 @@ def paragraph_starts(text: str) -> list[int]:
 
 
 @cache
-def _ascii_classes() -> np.ndarray:
-    table = np.full(128, _PUNCTUATION, np.int16)
-    for i in range(128):
-        character = chr(i)
-        if character.isalpha():
-            table[i] = _WORD
-        elif character.isdigit():
-            table[i] = _NUMBER
-        elif character.isspace():
-            table[i] = _SPACE
-        elif character in "()[]{}":
-            table[i] = _BRACKET
-        elif character in "=+-*/<>|&^%~@\\":
-            table[i] = _OPERATOR
-    return table
+def _class_of(character: str) -> int:
+    if character.isalpha():
+        return _WORD
+    if character.isspace():
+        return _SPACE
+    if character in "()[]{}":
+        return _BRACKET
+    if "0" <= character <= "9":
+        return _NUMBER
+    return _OPERATOR if character in "=+-*/<>|&^%~@\\" else _PUNCTUATION
 
 
 def character_classes(text: str) -> np.ndarray:
@@ -95,15 +83,8 @@ def character_classes(text: str) -> np.ndarray:
     dotted, snake_case, camelCase, called or back-quoted name is ``identifier``.
     """
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    classes = _ascii_classes()[np.minimum(codes, 127)]
-    for i in np.flatnonzero(codes > 127):
-        character = text[i]
-        if character.isalpha():
-            classes[i] = _WORD
-        elif character.isspace():
-            classes[i] = _SPACE
-        else:
-            classes[i] = _PUNCTUATION
+    distinct, place = np.unique(codes, return_inverse=True)
+    classes = np.array([_class_of(chr(code)) for code in distinct], np.int16)[place]
     letter = (classes == _WORD) | (codes == ord("_"))
     classes[1:][(classes[1:] == _WORD) & letter[:-1]] = _CONTINUATION
     for match in _CODE.finditer(text):

@@ -5,9 +5,10 @@ worlds only through :class:`World`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,31 @@ if TYPE_CHECKING:
     from lab.worlds.tasks import ProbeItem
 
 FORMAT, VERSION = "tsae-world", 1
+Config = TypeVar("Config")
+
+
+def require(config: Any, field: str, ok: bool, allowed: str) -> None:
+    """Raise ValueError with the field, its value and what is allowed unless it is ``ok``."""
+    if not ok:
+        raise ValueError(f"{field} is {getattr(config, field)!r}; allowed is {allowed}")
+
+
+def check_wholes(config: Any, least: Mapping[str, int]) -> None:
+    """Raise ValueError unless each field of ``least`` is a whole number of at least its value."""
+    for field, low in least.items():
+        value = getattr(config, field)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        require(config, field, whole and value >= low, f"a whole number from {low}")
+
+
+def configured(
+    config: Callable[..., Config], name: str, seed: int, options: Mapping[str, Any]
+) -> Config:
+    """The dataclass ``config`` of world ``name`` with ``options``, whose names must be its fields."""
+    known = [field.name for field in fields(config) if field.name != "seed"]  # type: ignore[arg-type]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"{unknown[0]} is not an option of {name}; allowed are {', '.join(known)}")
+    return config(seed=seed, **options)
 
 
 class Document(NamedTuple):
@@ -132,67 +158,60 @@ def pack(
     tokens handed out (BOS included) reach ``limit_tokens``; the last sequence is filled with BOS as
     padding (``doc`` −1). Raises :class:`WorldError` when there is not one document.
     """
-    n = seq_len - 1
-    held: list[Document] = []
-    n_held = done = 0
-    empty = True
+    sequence, place, done = None, 1, 0
     for document in documents:
-        empty = False
-        held.append(document)
-        n_held += len(document.tokens)
-        while n_held >= n:
-            yield _sequence(held, labels, seq_len, bos_id)
-            done += seq_len
-            if limit_tokens is not None and done >= limit_tokens:
-                return
-            held = _after(held, n)
-            n_held -= n
-    if empty:
+        start, n = 0, len(document.tokens)
+        while start < n:
+            sequence = sequence or _empty(labels, seq_len, bos_id)
+            taken = min(n - start, seq_len - place)
+            here, part = slice(place, place + taken), slice(start, start + taken)
+            sequence.tokens[here] = document.tokens[part]
+            sequence.doc[here] = document.id
+            sequence.boundary[here] = document.boundary[part]
+            for name in document.labels.keys() & set(labels):
+                sequence.labels[name][here] = document.labels[name][part]
+            start, place = start + taken, place + taken
+            if place == seq_len:
+                sequence.boundary[:2] = DOCUMENT
+                yield sequence
+                sequence, place, done = None, 1, done + seq_len
+                if limit_tokens is not None and done >= limit_tokens:
+                    return
+    if sequence:
+        sequence.boundary[:2] = DOCUMENT
+        yield sequence
+    elif not done:
         raise WorldError("The world has no documents in this split; give it more text.")
-    if n_held:
-        yield _sequence(held, labels, seq_len, bos_id)
 
 
-def _sequence(held: list[Document], labels: tuple[str, ...], seq_len: int, bos_id: int) -> Sequence:
-    tokens_T = np.full(seq_len, bos_id, np.int32)
-    doc_T = np.full(seq_len, -1, np.int32)
-    boundary_T = np.zeros(seq_len, np.uint8)
-    label_T = {name: np.full(seq_len, -1, np.int16) for name in labels}
-    start = 1
-    for document in held:
-        stop = min(start + len(document.tokens), seq_len)
-        n = stop - start
-        tokens_T[start:stop] = document.tokens[:n]
-        doc_T[start:stop] = document.id
-        boundary_T[start:stop] = document.boundary[:n]
-        for name in labels:
-            if name in document.labels:
-                label_T[name][start:stop] = document.labels[name][:n]
-        start = stop
-    boundary_T[:2] = DOCUMENT
-    return Sequence(tokens_T, doc_T, boundary_T, label_T)
-
-
-def _after(held: list[Document], n: int) -> list[Document]:
-    """What is left of ``held`` once its first ``n`` tokens are gone."""
-    for i, document in enumerate(held):
-        if n < len(document.tokens):
-            rest = Document(
-                document.id,
-                document.tokens[n:],
-                document.boundary[n:],
-                {name: values[n:] for name, values in document.labels.items()},
-            )
-            return [rest, *held[i + 1 :]]
-        n -= len(document.tokens)
-    return []
-
-
-def write_record(directory: Path, name: str, record: dict[str, Any]) -> None:
-    """Write ``world.json``, which marks the world as complete; call it last."""
-    write_json(
-        directory / "world.json", {"format": FORMAT, "version": VERSION, "name": name, **record}
+def _empty(labels: tuple[str, ...], seq_len: int, bos_id: int) -> Sequence:
+    """A sequence of BOS and padding alone."""
+    return Sequence(
+        np.full(seq_len, bos_id, np.int32),
+        np.full(seq_len, -1, np.int32),
+        np.zeros(seq_len, np.uint8),
+        {name: np.full(seq_len, -1, np.int16) for name in labels},
     )
+
+
+def write_record(
+    directory: Path, name: str, record: dict[str, Any], same: str = "fingerprint"
+) -> dict[str, Any]:
+    """Write ``world.json``, which marks the world as complete, and return all of it.
+
+    Raises :class:`WorldError` where another world is described there: one of another name, or with
+    another entry ``same``.
+    """
+    if (directory / "world.json").exists():
+        old = read_record(directory)
+        if (old.get("name"), old.get(same)) != (name, record[same]):
+            raise WorldError(
+                f"{directory} holds another world ({old.get('name')} of other options, text or "
+                "weights); give another directory or delete this one."
+            )
+    whole = {"format": FORMAT, "version": VERSION, "name": name, **record}
+    write_json(directory / "world.json", whole)
+    return whole
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:
@@ -208,8 +227,7 @@ def read_record(directory: str | Path) -> dict[str, Any]:
         )
     if record.get("version") != VERSION:
         raise WorldError(
-            f"{path} is of world version {record.get('version')}, "
-            f"this code reads version {VERSION}; "
+            f"{path} is of world version {record.get('version')}, this code reads version {VERSION}; "
             "build the world again in a new directory."
         )
     return record

@@ -6,10 +6,11 @@ answer to another question of its subject.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from lab.worlds.knowledge import Question, Statement
+from lab.worlds.tasks import Encode
 
 N_CHOICES = 4
 FORMS = ("plain", "paraphrase", "turned")
@@ -141,54 +142,44 @@ SUBJECTS = {
 }
 
 
-def questions(encode: Callable[[str], list[int]], bos_id: int, seed: int = 0) -> list[Question]:
+def questions(encode: Encode, bos_id: int, seed: int = 0) -> list[Question]:
     """Every fact in every form, each with its answer and three other answers of its subject.
 
-    ``encode`` gives token ids without BOS. The choices are drawn by ``seed``, are the same in all
-    forms and are not listed in the prompt, so each form is asked in one order. Choices may be of
-    unequal length in tokens, and a longer one has the lower likelihood: what a model then gets
-    wrong is left out of what is scored.
+    The choices are drawn by ``seed``, are the same in all forms and are not listed in the prompt, so
+    each form is asked in one order. Choices may be of unequal length in tokens, and a longer one has
+    the lower likelihood: what a model then gets wrong is left out of what is scored.
     """
     result = []
-    number = 0
-    for name, subject in SUBJECTS.items():
-        facts = subject.facts
-        answers = sorted({answer for _, answer in facts})
-        for entity, answer in facts:
-            rng = random.Random(f"cloze-{seed}-{name}-{entity}")
-            others = [other for other in answers if other != answer]
-            choices = [answer, *rng.sample(others, N_CHOICES - 1)]
-            rng.shuffle(choices)
-            for form, sentence in zip(FORMS, subject.sentences, strict=True):
-                result.append(
-                    Question(
-                        subject.neighbourhood,
-                        name,
-                        (bos_id, *encode(capitalised(sentence.format(entity)))),
-                        tuple(tuple(encode(" " + choice)) for choice in choices),
-                        choices.index(answer),
-                        number,
-                        form,
-                    )
-                )
-            number += 1
+    for number, (name, subject, entity, answer) in enumerate(_facts()):
+        rng = random.Random(f"cloze-{seed}-{name}-{entity}")
+        others = sorted({other for _, other in subject.facts} - {answer})
+        choices = [answer, *rng.sample(others, N_CHOICES - 1)]
+        rng.shuffle(choices)
+        tokens = tuple(tuple(encode(" " + choice)) for choice in choices)
+        for form, sentence in zip(FORMS, subject.sentences, strict=True):
+            prompt = (bos_id, *encode(_capitalised(sentence.format(entity))))
+            place = choices.index(answer)
+            asked = Question(subject.neighbourhood, name, prompt, tokens, place, number, form)
+            result.append(asked)
     return result
 
 
-def statements(encode: Callable[[str], list[int]], bos_id: int) -> list[Statement]:
+def statements(encode: Encode, bos_id: int) -> list[Statement]:
     """Every fact three times: its plain sentence with the answer, and two that no question uses."""
     result = []
-    number = 0
-    for name, subject in SUBJECTS.items():
+    for number, (name, subject, *fact) in enumerate(_facts()):
         plain = subject.sentences[0].replace("{}", "{0}") + " {1}."
-        for fact in subject.facts:
-            for sentence in (plain, *subject.stated):
-                tokens = (bos_id, *encode(capitalised(sentence.format(*fact))))
-                result.append(Statement(subject.neighbourhood, name, tokens, number))
-            number += 1
+        for sentence in (plain, *subject.stated):
+            tokens = (bos_id, *encode(_capitalised(sentence.format(*fact))))
+            result.append(Statement(subject.neighbourhood, name, tokens, number))
     return result
 
 
-def capitalised(sentence: str) -> str:
+def _facts() -> Iterator[tuple[str, Subject, str, str]]:
+    """(name of the subject, subject, entity, answer) of every fact, in the order of its number."""
+    return ((name, subject, *fact) for name, subject in SUBJECTS.items() for fact in subject.facts)
+
+
+def _capitalised(sentence: str) -> str:
     """The sentence with a capital at its start and all else as it is."""
     return sentence[0].upper() + sentence[1:]

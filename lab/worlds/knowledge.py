@@ -1,13 +1,13 @@
 """What a model knows: multiple-choice questions, scored by the log-likelihood of each choice."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
+from itertools import permutations
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tsae import models
 
@@ -40,14 +40,10 @@ class Statement(NamedTuple):
     fact: int
 
 
-Logits = Callable[[Tensor], Tensor]
-
-
-def logits_function(model: Any) -> Logits:
-    """``tokens_BT → logits_BTV`` for a TransformerBridge; any other callable is taken as it is."""
-    if hasattr(model, "original_model"):
-        return partial(models.logits, model)
-    return model
+def orders(options: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """All orders, the rotations first: among so many the answer stands once at each place."""
+    rotations = [(*options[i:], *options[:i]) for i in range(len(options))]
+    return rotations + [order for order in permutations(options) if order not in rotations]
 
 
 def fed(question: Question) -> list[tuple[tuple[int, ...], list[int]]]:
@@ -68,7 +64,7 @@ def fed(question: Question) -> list[tuple[tuple[int, ...], list[int]]]:
 
 @torch.no_grad()
 def choice_scores(
-    model: object, questions: list[Question], batch_size: int = 64, device: str = "cpu"
+    model: Any, questions: list[Question], batch_size: int = 64, device: str = "cpu"
 ) -> np.ndarray:
     """Log-likelihood of every choice, float64 [Q, C]: Σ_j log p(c_j | prompt, c_<j), in nats.
 
@@ -78,7 +74,7 @@ def choice_scores(
     """
     if not questions:
         raise ValueError("questions is empty; a world with questions is needed")
-    logits = logits_function(model)
+    logits = partial(models.logits, model) if hasattr(model, "original_model") else model
     rows = [(tokens, q, cs) for q, question in enumerate(questions) for tokens, cs in fed(question)]
     rows.sort(key=lambda row: len(row[0]))
     scores_QC = np.full((len(questions), max(len(q.choices) for q in questions)), -np.inf)
@@ -100,7 +96,7 @@ def choice_scores(
 
 
 def accuracy(
-    model: object, questions: list[Question], batch_size: int = 64, device: str = "cpu"
+    model: Any, questions: list[Question], batch_size: int = 64, device: str = "cpu"
 ) -> np.ndarray:
     """Which questions are answered rightly, bool [Q].
 
@@ -109,28 +105,20 @@ def accuracy(
     its accuracy.
     """
     scores_QC = choice_scores(model, questions, batch_size, device)
-    answers = np.array([question.answer for question in questions])
-    others_QC = scores_QC.copy()
-    others_QC[np.arange(len(answers)), answers] = -np.inf
-    right = scores_QC[np.arange(len(answers)), answers] > others_QC.max(1)
     under_every_order: dict[tuple[str, int, str], bool] = defaultdict(lambda: True)
     keys = [(question.subject, question.fact, question.form) for question in questions]
-    for key, ok in zip(keys, right, strict=True):
-        under_every_order[key] &= bool(ok)
+    for key, question, scores_C in zip(keys, questions, scores_QC, strict=True):
+        right = scores_C[question.answer] > np.delete(scores_C, question.answer).max()
+        under_every_order[key] &= bool(right)
     return np.array([under_every_order[key] for key in keys])
 
 
 def by_neighbourhood(
-    questions: list[Question], right: np.ndarray, form: str | None = None
+    questions: list[Question], right_Q: np.ndarray, form: str | None = None
 ) -> dict[str, float]:
     """Share of right answers per neighbourhood, over one question form or all of them."""
-    result = {}
-    for neighbourhood in NEIGHBOURHOODS:
-        chosen = [
-            bool(ok)
-            for question, ok in zip(questions, right, strict=True)
-            if question.neighbourhood == neighbourhood and form in (None, question.form)
-        ]
-        if chosen:
-            result[neighbourhood] = sum(chosen) / len(chosen)
-    return result
+    right: dict[str, list[bool]] = {name: [] for name in NEIGHBOURHOODS}
+    for question, ok in zip(questions, right_Q, strict=True):
+        if form in (None, question.form):
+            right[question.neighbourhood].append(bool(ok))
+    return {name: sum(answers) / len(answers) for name, answers in right.items() if answers}

@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lab.worlds import annotate, cloze, exams, fetching, linguistics, prose, pydocs, text
-from lab.worlds.base import Document, World, read_record, write_record
-from lab.worlds.local_config import CLOZE, PROSE, PYDOCS, TEXTS, LocalConfig
+from lab.worlds.base import Document, World, check_wholes, configured, require, write_record
 from tsae import model_folders, models
 from tsae.errors import WorldError
 from tsae.files import sha256
@@ -23,8 +22,57 @@ if TYPE_CHECKING:
     from lab.worlds.tasks import ProbeItem
 
 WORLDS = ("local",)
+PYDOCS, PROSE, CLOZE = "pydocs", "prose", "cloze"
 # What transformers writes into config.json about itself rather than about the model.
 _NOT_THE_MODEL = ("transformers_version", "_name_or_path")
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """Options of a world made from a saved model."""
+
+    model: str = ""
+    """Folder with config.json, .safetensors weights and a fast tokenizer, or a .gguf file."""
+    text: str | dict[str, str] = PYDOCS
+    """"pydocs", "prose", or a path: .txt, .md, .jsonl, a folder of them, or a datasets folder; or several
+    paths by name, which becomes the document label ``source``."""
+    seq_len: int = 128
+    """Tokens a sequence, BOS included; at least 2."""
+    layer: int | None = None
+    """Layer to read by default; None is the middle one."""
+    questions: str | dict[str, list[str]] | None = None
+    """What to ask: "cloze" (:mod:`lab.worlds.cloze`), or exams for forget, near and far, each a
+    file, wmdp-NAME or mmlu/SUBJECT (:mod:`lab.worlds.exams`)."""
+    tasks: dict[str, str] = field(default_factory=dict)
+    """Probing tasks: blimp, winobias, wic, each with the path of its published files."""
+    seed: int = 0
+    """Decides the order of documents and which are held out."""
+
+    def __post_init__(self) -> None:
+        check_wholes(self, {"seq_len": 2} if self.layer is None else {"seq_len": 2, "layer": 0})
+        paths = list(self.text.values()) if isinstance(self.text, dict) else [self.text]
+        texts = paths and all(isinstance(path, str) and path for path in paths)
+        require(self, "text", bool(texts), "a path as a string, or several by name")
+        if isinstance(self.questions, dict):
+            exams.check(self.questions)
+        else:
+            known = (CLOZE, None)
+            allowed = f"{CLOZE!r}, exams by forget, near and far, or None"
+            require(self, "questions", self.questions in known, allowed)
+        linguistics.check(self.tasks)
+
+
+class Source(Protocol):
+    """Where documents come from: docstrings, articles, files of one's own."""
+
+    min_tokens: int
+    label_specs: dict[str, LabelSpec]
+
+    def stamp(self) -> dict[str, Any]:
+        """What identifies the text, so that a later change is noticed."""
+
+    def texts(self, split: str, seed: int) -> Iterator[annotate.Text]:
+        """The documents of ``split`` in a fixed order."""
 
 
 class LocalWorld(World):
@@ -53,7 +101,11 @@ class LocalWorld(World):
 
     def model(self, device: str = "cpu") -> "TransformerBridge":
         """See :meth:`World.model`. Raises :class:`WorldError` when its weights are others now."""
-        self._check_model()
+        if _weight_bytes(self.config.model) != self._weight_bytes:
+            raise WorldError(
+                f"The weights in {self.config.model} have changed since this world was built; "
+                "put them back or build the world again in a new directory."
+            )
         return models.boot(self.config.model, device)
 
     def questions(self) -> "list[Question]":
@@ -61,20 +113,17 @@ class LocalWorld(World):
 
         Exams are put into the turns of a chat where the tokenizer has a chat template.
         """
-        if self.config.questions is None:
-            return []
-        if self.config.questions == CLOZE:
-            return cloze.questions(self.encode, self.bos_id, self.config.seed)
-        assert isinstance(self.config.questions, dict)
-        chat = self._chat if self._tokenizer.chat_template else None
-        longest = self._context_length or exams.LONGEST
-        return exams.questions(self.config.questions, self.encode, self.bos_id, longest, chat)
+        if isinstance(self.config.questions, dict):
+            chat = self._chat if self._tokenizer.chat_template else None
+            longest = self._context_length or exams.LONGEST
+            return exams.questions(self.config.questions, self.encode, self.bos_id, longest, chat)
+        asked = self.config.questions == CLOZE
+        return cloze.questions(self.encode, self.bos_id, self.config.seed) if asked else []
 
     def statements(self) -> "list[Statement]":
         """See :meth:`World.statements`; of cloze facts alone."""
-        if self.config.questions != CLOZE:
-            return []
-        return cloze.statements(self.encode, self.bos_id)
+        asked = self.config.questions == CLOZE
+        return cloze.statements(self.encode, self.bos_id) if asked else []
 
     def _chat(self, prompt: str) -> str:
         turns = [{"role": "user", "content": f"{prompt}\nAnswer with the letter alone."}]
@@ -92,22 +141,22 @@ class LocalWorld(World):
             return super().probe_items(task)
         return linguistics.items(task, self.config.tasks, self.encode, self.bos_id)
 
-    def _check_model(self) -> None:
-        if _weight_bytes(self.config.model) != self._weight_bytes:
-            raise WorldError(
-                f"The weights in {self.config.model} have changed since this world was built; "
-                "put them back or build the world again in a new directory."
-            )
-
     @cached_property
     def _tokenizer(self) -> Any:
         return model_folders.load_tokenizer(Path(self.config.model))
 
     def documents(self, split: str) -> Iterator[Document]:
         """See :meth:`World.documents`. Raises :class:`WorldError` when the text is another now."""
-        source = _open_text(self.config.text, self._cache_dir, self._text_stamp)
-        first_id = SPLITS.index(split)
+        source = open_text(self.config.text, self._cache_dir)
+        old, new = self._text_stamp, source.stamp()
+        if changed := sorted(key for key in old | new if old.get(key) != new.get(key)):
+            raise WorldError(
+                f"Text {self.config.text} has changed since this world was built ({changed[0]}: "
+                f"{old.get(changed[0])}, now {new.get(changed[0])}); "
+                "put it back or build the world again in a new directory."
+            )
         texts = source.texts(split, self.config.seed)
+        first_id = SPLITS.index(split)
         yield from annotate.documents(
             texts, self._tokenizer, self.vocab_size, first_id, len(SPLITS), source.min_tokens
         )
@@ -128,30 +177,23 @@ class LocalWorld(World):
         return self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
-Source = pydocs.Pydocs | prose.Prose | text.LocalText | text.MixedText
+load = LocalWorld
 
 
-def _open_text(
-    where: str | dict[str, str], cache_dir: str | None, stamp: dict[str, Any] | None = None
-) -> Source:
+def open_text(where: str | dict[str, str], cache_dir: str | None) -> Source:
+    """The source of documents that the option ``text`` names."""
     if where == PYDOCS:
-        return pydocs.Pydocs(stamp)
+        return pydocs.Pydocs()
     if where == PROSE:
-        return prose.Prose(stamp, None if cache_dir is None else Path(cache_dir))
-    source = text.MixedText(where) if isinstance(where, dict) else text.LocalText(where)
-    if stamp is not None and stamp != source.stamp():
-        raise WorldError(
-            f"Text {where} has changed since this world was built; "
-            "put it back or build the world again in a new directory."
-        )
-    return source
+        return prose.Prose(Path(cache_dir) if cache_dir else fetching.default_cache())
+    return text.MixedText(where) if isinstance(where, dict) else text.LocalText(where)
 
 
 def _absolute(value: Any) -> Any:
     """Paths, also those by name, made absolute; anything else as it is."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): _absolute(inner) for key, inner in value.items()}
-    if isinstance(value, str | Path) and value not in ("", *TEXTS):
+    if isinstance(value, str | Path) and value not in ("", PYDOCS, PROSE):
         return str(Path(value).expanduser().resolve())
     return value
 
@@ -160,9 +202,25 @@ def _weight_bytes(folder: str | Path) -> int:
     return sum(file.stat().st_size for file in model_folders.weights(folder))
 
 
-def _describe(name: str, cfg: LocalConfig, cache_dir: str | None) -> dict[str, Any]:
+def describe(
+    name: str, seed: int, cache_dir: Path | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """The world's record, from the model folder and the text; see :func:`build` for errors."""
-    folder = Path(cfg.model)
+    options = dict(options)
+    for key in {"model", "text", "tasks"} & set(options):
+        options[key] = _absolute(options[key])
+    if str(options.get("model")).lower().endswith(".gguf"):
+        cache = cache_dir or fetching.default_cache()
+        options["model"] = str(model_folders.from_gguf(options["model"], cache))
+    if isinstance(options.get("questions"), dict):
+        options["questions"] = {
+            key: [str(Path(name).resolve()) if Path(name).is_file() else name for name in names]
+            for key, names in options["questions"].items()
+        }
+    cfg = configured(LocalConfig, name, seed, options)
+    if not cfg.model:
+        raise ValueError(f"model is missing; {name} needs model=PATH of a saved Hugging Face model")
+    folder, cached = Path(cfg.model), None if cache_dir is None else str(cache_dir.resolve())
     shape = model_folders.check(folder)
     longest = getattr(shape, "max_position_embeddings", None)
     if longest is not None and cfg.seq_len > longest:
@@ -171,13 +229,11 @@ def _describe(name: str, cfg: LocalConfig, cache_dir: str | None) -> dict[str, A
         )
     n_layers = shape.num_hidden_layers
     layer = n_layers // 2 if cfg.layer is None else cfg.layer
-    if not 0 <= layer < n_layers:
+    if layer >= n_layers:
         raise WorldError(f"layer {layer} does not exist: {name} has layers 0..{n_layers - 1}.")
     tokenizer = model_folders.load_tokenizer(folder)
-    bos_id = tokenizer.bos_token_id
-    if bos_id is None:
-        bos_id = tokenizer.eos_token_id
-    if bos_id is None:
+    ends = [id for id in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id is not None]
+    if not ends:
         raise WorldError(
             f"The tokenizer in {folder} has neither BOS nor EOS; set one of them and save it."
         )
@@ -188,8 +244,7 @@ def _describe(name: str, cfg: LocalConfig, cache_dir: str | None) -> dict[str, A
             f"The tokenizer in {folder} has {size} tokens, the model {shape.vocab_size}; "
             "save the tokenizer that belongs to the model."
         )
-    source = _open_text(cfg.text, cache_dir)
-    stamp = source.stamp()
+    source = open_text(cfg.text, cached)
     for split in SPLITS:
         if next(source.texts(split, cfg.seed), None) is None:
             raise WorldError(
@@ -198,22 +253,22 @@ def _describe(name: str, cfg: LocalConfig, cache_dir: str | None) -> dict[str, A
             )
     raw = model_folders.read_config(folder)
     model_config = {key: value for key, value in raw.items() if key not in _NOT_THE_MODEL}
-    options = asdict(cfg) | {"model": None, "layer": None}  # neither changes what is harvested
-    del options["questions"], options["tasks"]  # nor does what is asked
+    harvested = asdict(cfg) | {"model": None, "layer": None}  # neither changes what is harvested
+    del harvested["questions"], harvested["tasks"]  # nor does what is asked
     weights = [sha256(file) for file in model_folders.weights(folder)]
     tokens = sha256(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else ""
-    whole = json.dumps([name, options, stamp, model_config, weights, tokens], sort_keys=True)
+    parts = [name, harvested, source.stamp(), model_config, weights, tokens]
     return {
         "config": asdict(cfg),
-        "fingerprint": hashlib.sha256(whole.encode("utf-8")).hexdigest(),
+        "fingerprint": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
         "layer": layer,
         "n_layers": n_layers,
         "d_model": shape.hidden_size,
-        "bos_id": bos_id,
+        "bos_id": ends[0],
         "vocab_size": shape.vocab_size,
         "labels": {name: [spec.scale, spec.classes] for name, spec in source.label_specs.items()},
-        "text_stamp": stamp,
-        "cache_dir": cache_dir,
+        "text_stamp": source.stamp(),
+        "cache_dir": cached,
         "weight_bytes": _weight_bytes(folder),
         "context_length": longest,
     }
@@ -222,10 +277,10 @@ def _describe(name: str, cfg: LocalConfig, cache_dir: str | None) -> dict[str, A
 def build(
     directory: Path,
     *,
-    name: str = "local",
-    seed: int = 0,
-    progress: bool = True,
-    cache_dir: Path | None = None,
+    name: str,
+    seed: int,
+    progress: bool,
+    cache_dir: Path | None,
     **options: Any,
 ) -> LocalWorld:
     """The world of a saved model: options are the fields of :class:`LocalConfig`.
@@ -235,44 +290,5 @@ def build(
     Raises ValueError for an unknown option or a bad value, :class:`WorldError` for a folder or text
     that cannot be used and for a directory that holds another world.
     """
-    allowed = [field.name for field in fields(LocalConfig) if field.name != "seed"]
-    if unknown := sorted(set(options) - set(allowed)):
-        raise ValueError(
-            f"{unknown[0]} is not an option of {name}; allowed are {', '.join(allowed)}"
-        )
-    if "model" not in options:
-        raise ValueError(f"model is missing; {name} needs model=PATH of a saved Hugging Face model")
-    for key in ("model", "text", "tasks"):
-        if key in options:
-            options[key] = _absolute(options[key])
-    if str(options["model"]).lower().endswith(".gguf"):
-        folder = model_folders.from_gguf(options["model"], cache_dir or fetching.default_cache())
-        options["model"] = str(folder)
-    if isinstance(options.get("questions"), dict):
-        options["questions"] = {
-            key: [str(Path(name).resolve()) if Path(name).is_file() else name for name in names]
-            for key, names in options["questions"].items()
-        }
-    cached = None if cache_dir is None else str(cache_dir.resolve())
-    record = _describe(name, LocalConfig(seed=seed, **options), cached)
-    if (directory / "world.json").exists():
-        old = read_record(directory)
-        if (old.get("name"), old.get("fingerprint")) != (name, record["fingerprint"]):
-            raise WorldError(
-                f"{directory} holds another world ({old.get('name')} of other options, text or "
-                "weights); give another directory or delete this one."
-            )
-    directory.mkdir(parents=True, exist_ok=True)
-    write_record(directory, name, record)
-    return load(directory, read_record(directory))
-
-
-def load(directory: Path, record: dict[str, Any]) -> LocalWorld:
-    """The world of ``record``. Raises :class:`WorldError` when the record is not complete."""
-    try:
-        return LocalWorld(directory, record)
-    except (KeyError, TypeError, ValueError) as error:
-        raise WorldError(
-            f"{directory / 'world.json'} is not a complete record; "
-            "delete it and build the world again."
-        ) from error
+    record = describe(name, seed, cache_dir, options)
+    return load(directory, write_record(directory, name, record))

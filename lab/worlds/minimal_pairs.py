@@ -1,15 +1,12 @@
 """English minimal pairs written for this project: agreement, coreference, senses of a word.
 
 Every item is a frame filled with a word; frames and words are numbered, so that a probe can be
-tested on neither's like. Made for SmolLM2; any model whose tokenizer has the forms as one token.
+tested on neither's like.
 """
 
-from collections.abc import Callable
 from itertools import product
 
-from lab.worlds.tasks import Half, Halves, ProbeItem, items
-
-TASKS = ("agreement", "coreference", "sense")
+from lab.worlds.tasks import Encode, Halves, ProbeItem, items
 
 NOUNS = [
     (noun, noun + "s") for noun in "key teacher picture boat doctor letter farmer window".split()
@@ -17,17 +14,16 @@ NOUNS = [
 BETWEEN = [(noun, noun + "s") for noun in "cabinet house river artist table".split()]
 NEAR = (("near", "behind"), ("next to", "above"), ("beside", "near"))
 AGREEMENT = (
-    ("The", " is", " are"),
-    ("Everyone knows that the", " is", " are"),
-    ("This morning we noticed that the", " was", " were"),
-    ("Many years ago, the", " was", " were"),
-    ("According to the report, the", " has", " have"),
-    ("I do not believe that the", " has", " have"),
+    "The",
+    "Everyone knows that the",
+    "This morning we noticed that the",
+    "Many years ago, the",
+    "According to the report, the",
+    "I do not believe that the",
 )
 
 WOMEN = "Mary Anna Sarah Emily Julia Linda Laura Alice Emma Nancy Karen Helen".split()
 MEN = "John Peter David James Robert Paul Thomas Daniel Mark Henry George Frank".split()
-PRONOUNS, REFLEXIVES = (" she", " he"), (" herself", " himself")
 COREFERENCE = {
     "gender": (
         "{0} went home early because",
@@ -55,16 +51,11 @@ COREFERENCE = {
     ),
 }
 
-# A word, what tells of the living or natural sense, of the made one, and what each then does.
-SENSES = [
-    tuple(part.strip() for part in entry.split(","))
-    for entry in """bank, river, money, flooded, closed; bat, cave, baseball game, flew, broke;
-    crane, lake, building site, flew, lifted; mouse, cat, computer, ran, worked;
-    seal, ocean, letter, swam, broke; trunk, elephant, car, moved, opened;
-    plant, garden, workers, grew, closed; spring, mountain, mattress, flowed, broke;
-    bulb, flowers, lamp, grew, burned; shell, beach, cannon, lay, exploded;
-    python, jungle, programmers, slept, crashed; nail, finger, hammer, grew, held""".split(";")
-]
+# A word, what tells of the living or natural sense, and what of the made one.
+SENSES = """bank, river, money; bat, cave, baseball game; crane, lake, building site;
+    mouse, cat, computer; seal, ocean, letter; trunk, elephant, car; plant, garden, workers;
+    spring, mountain, mattress; bulb, flowers, lamp; shell, beach, cannon; python, jungle, programmers;
+    nail, finger, hammer"""
 SENSE = (
     "They were looking at the {0}.{1} The {2}",
     "She told me about the {0}.{1} She said that the {2}",
@@ -80,13 +71,9 @@ PAUSES = {
 }
 
 
-def make(task: str, encode: Callable[[str], list[int]], bos_id: int) -> list[ProbeItem]:
-    """The items of one of :data:`TASKS`; both halves of a pair stand together.
-
-    Raises :class:`WorldError` when the tokenizer splits one of the forms that are chosen between.
-    """
-    pairs = {"agreement": agreement, "coreference": coreference, "sense": sense}[task]()
-    return items(task, pairs, encode, bos_id)
+def make(task: str, encode: Encode, bos_id: int) -> list[ProbeItem]:
+    """The items of one of :data:`TASKS`; both halves of a pair stand together."""
+    return items(task, TASKS[task](), encode, bos_id)
 
 
 def agreement() -> Halves:
@@ -94,7 +81,7 @@ def agreement() -> Halves:
 
     Condition ``attractors=n``: n of the 0 to 2 nouns in between have the other number.
     """
-    for (template, (opening, *forms)), n in product(enumerate(AGREEMENT), range(3)):
+    for (template, opening), n in product(enumerate(AGREEMENT), range(3)):
         for (word, head), numbers in product(enumerate(NOUNS), product((0, 1), repeat=n)):
             middle = ""
             for place, number in enumerate(numbers):
@@ -102,8 +89,7 @@ def agreement() -> Halves:
                 middle += f" {NEAR[template % len(NEAR)][place]} the {noun}"
             for label in (0, 1):
                 condition = f"attractors={sum(number != label for number in numbers)}"
-                text, pair = f"{opening} {head[label]}{middle}", (forms[label], forms[1 - label])
-                yield Half(text, pair, label, template, word, condition)
+                yield f"{opening} {head[label]}{middle}", label, template, word, condition
 
 
 def coreference() -> Halves:
@@ -113,13 +99,11 @@ def coreference() -> Halves:
     ``subject`` (a reflexive of the first of two), ``object`` (of the second one, who is told to).
     """
     for condition, frames in COREFERENCE.items():
-        forms = PRONOUNS if condition == "gender" else REFLEXIVES
         for (template, frame), word in product(enumerate(frames), range(len(WOMEN))):
             people = (WOMEN[word], MEN[word])
             for label in (0, 1):
                 text = frame.format(people[label], people[1 - label])
-                pair = (forms[label], forms[1 - label])
-                yield Half(text, pair, label, template, word, condition)
+                yield text, label, template, word, condition
 
 
 def sense() -> Halves:
@@ -128,11 +112,10 @@ def sense() -> Halves:
     A pair differs in what the first sentence is about. Condition ``near``; ``far``, ``farther``:
     one or two other sentences, which tell nothing, stand in between.
     """
-    for (template, frame), (word, entry) in product(enumerate(SENSE), enumerate(SENSES)):
-        name, *cues = entry[:3]
-        forms = (" " + entry[3], " " + entry[4])
-        for condition, pause in PAUSES.items():
-            for label in (0, 1):
-                text = frame.format(cues[label], pause, name)
-                pair = (forms[label], forms[1 - label])
-                yield Half(text, pair, label, template, word, condition)
+    senses = [[part.strip() for part in entry.split(",")] for entry in SENSES.split(";")]
+    for (template, frame), (word, (name, *cues)) in product(enumerate(SENSE), enumerate(senses)):
+        for (condition, pause), label in product(PAUSES.items(), (0, 1)):
+            yield frame.format(cues[label], pause, name), label, template, word, condition
+
+
+TASKS = {"agreement": agreement, "coreference": coreference, "sense": sense}

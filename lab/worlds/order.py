@@ -30,7 +30,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.worlds.base import Document, World, read_record, write_record
+from lab.worlds.base import (
+    Document,
+    World,
+    check_wholes,
+    configured,
+    require,
+    write_record,
+)
 from tsae.errors import WorldError
 from tsae.sequences import DOCUMENT, SPLITS, LabelSpec
 
@@ -65,15 +72,11 @@ class OrderConfig:
 
     def __post_init__(self) -> None:
         least = {"seed": 0, "length": 4, "seq_len": 2, "modulus": 3}
-        for field in fields(self):
-            value, low = getattr(self, field.name), least.get(field.name, 1)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if field.name != "noise" and not (whole and value >= low):
-                raise ValueError(f"{field.name} is {value!r}; allowed is a whole number from {low}")
-        if any(self.modulus % n == 0 for n in range(2, self.modulus)):
-            raise ValueError(f"modulus is {self.modulus}; allowed is a prime")
-        if not 0 <= self.noise < float("inf"):
-            raise ValueError(f"noise is {self.noise!r}; allowed is a number from 0")
+        wholes = (field.name for field in fields(self) if field.name != "noise")
+        check_wholes(self, {name: least.get(name, 1) for name in wholes})
+        parts = (n for n in range(2, self.modulus) if self.modulus % n == 0)
+        require(self, "modulus", not any(parts), "a prime")
+        require(self, "noise", 0 <= self.noise < float("inf"), "a number from 0")
 
 
 class OrderWorld(World):
@@ -169,10 +172,10 @@ class OrderWorld(World):
 def build(
     directory: Path,
     *,
-    name: str = "order",
-    seed: int = 0,
-    progress: bool = True,
-    cache_dir: Path | None = None,
+    name: str,
+    seed: int,
+    progress: bool,
+    cache_dir: Path | None,
     **options: Any,
 ) -> OrderWorld:
     """Write ``world.json``; options are the fields of :class:`OrderConfig`.
@@ -180,27 +183,11 @@ def build(
     Raises ValueError for an unknown option or a bad value, :class:`WorldError` where the directory
     holds another world.
     """
-    known = [field.name for field in fields(OrderConfig) if field.name != "seed"]
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"{unknown[0]} is not an option of order; allowed are {', '.join(known)}")
-    config = OrderConfig(seed=seed, **options)
-    if (directory / "world.json").exists():
-        old = read_record(directory)
-        if (old.get("name"), old.get("config")) != ("order", asdict(config)):
-            raise WorldError(
-                f"{directory} holds another world; give another directory or delete this one."
-            )
-    directory.mkdir(parents=True, exist_ok=True)
-    write_record(directory, "order", {"config": asdict(config)})
+    config = configured(OrderConfig, name, seed, options)
+    write_record(directory, name, {"config": asdict(config)}, same="config")
     return OrderWorld(directory, config)
 
 
 def load(directory: Path, record: dict[str, Any]) -> OrderWorld:
-    """The world of ``record``. Raises :class:`WorldError` when the record is not complete."""
-    try:
-        return OrderWorld(directory, OrderConfig(**record["config"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise WorldError(
-            f"{directory / 'world.json'} is not a complete record; "
-            "delete it and build the world again."
-        ) from error
+    """The world of ``record``."""
+    return OrderWorld(directory, OrderConfig(**record["config"]))

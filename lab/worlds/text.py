@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lab.worlds.annotate import TOKEN_LABEL, Text, paragraph_starts, sentence_st
 from tsae.errors import WorldError
 from tsae.sequences import SPLITS, LabelSpec
 
-PLAIN, JSONL, PARQUET = (".txt", ".md"), (".jsonl", ".jsonl.gz"), (".parquet",)
+PLAIN, ROWS = (".txt", ".md"), (".jsonl", ".jsonl.gz", ".parquet", ".arrow")
 ABOUT = ("README", "LICENSE", "LICENCE", "NOTICE", "CITATION")
 PIECE = 2000
 """Fewest characters of a document where one long file is cut."""
@@ -43,14 +44,14 @@ def balanced(streams: Mapping[str, Iterator[Text]], label: str) -> Iterator[Text
 
 
 class LocalText:
-    """The documents of ``path``: one a file (.txt, .md), a line (.jsonl), or a row (.parquet, or a
-    ``datasets`` folder saved to disk).
+    """The documents of ``path``: one a file (.txt, .md), a line (.jsonl), or a row (.parquet, .arrow,
+    or a ``datasets`` folder saved to disk).
 
     A line ``<|endoftext|>`` or a form feed splits a plain file into documents; a single file without
     any is cut at blank lines (else at line ends, else between sentences) into documents of at least
-    :data:`PIECE` characters. In a folder, hidden files are passed over, and beside .jsonl or .parquet
-    rows so are its README and LICENSE. Line ends become \\n; a byte-order mark goes. Repeated
-    documents are read once.
+    :data:`PIECE` characters. In a folder, hidden files are passed over, and beside files of rows so
+    are its README and LICENSE. Line ends become \\n; a byte-order mark goes. Repeated documents are
+    read once.
 
     Of each ten documents in a row, the seed picks one for the test split and one for validation (of
     the first ten, two of the first three, so that three documents are enough for all splits). Raises
@@ -75,20 +76,13 @@ class LocalText:
         if self.path.is_file():
             return [self.path]
         names = sorted(file.relative_to(self.path) for file in self.path.rglob("*"))
-        files = [
-            self.path / name
-            for name in names
-            if not any(part.startswith(".") for part in name.parts) and (self.path / name).is_file()
-        ]
+        shown = (name for name in names if not any(part.startswith(".") for part in name.parts))
+        files = [self.path / name for name in shown if (self.path / name).is_file()]
         if self._is_saved:
             return files
-        rows = any(_ends(file, JSONL + PARQUET) for file in files)
-        return [
-            file
-            for file in files
-            if _ends(file, PLAIN + JSONL + PARQUET)
-            and not (rows and _ends(file, PLAIN) and file.stem.upper() in ABOUT)
-        ]
+        rows = [file for file in files if _ends(file, ROWS)]
+        about = [file for file in files if rows and file.stem.upper() in ABOUT]
+        return [f for f in files if f in rows or (_ends(f, PLAIN) and f not in about)]
 
     def stamp(self) -> dict[str, Any]:
         """What identifies the text: files and bytes, so that a later change is noticed."""
@@ -98,7 +92,7 @@ class LocalText:
     def texts(self, split: str, seed: int) -> Iterator[Text]:
         """The documents of ``split``, in the order in which they lie on disk."""
         seen: set[int] = set()
-        for text in self._raw():
+        for text in self.raw():
             key = digest(text)
             if not text.strip() or key in seen:
                 continue
@@ -110,21 +104,26 @@ class LocalText:
             if {test: "test", validation: "validation"}.get(place, "train") == split:
                 yield Text(text)
 
-    def _raw(self) -> Iterator[str]:
+    def raw(self) -> Iterator[str]:
+        """All documents, repeated ones too, in the order in which they lie on disk."""
         if self._is_saved:
             yield from _saved_dataset(self.path)
             return
-        files = self._files()
-        if not files:
+        if not (files := self._files()):
             raise WorldError(
                 f"Folder {self.path} holds no .txt, .md, .jsonl or .parquet file; add some text."
             )
-        if self.path.is_file() and _ends(self.path, PLAIN):
-            documents = list(_file(self.path, alone=True))
-            yield from documents if len(documents) > 1 else _pieces(documents[0])
+        if not self.path.is_file():
+            yield from (text for file in files for text in _file(file))
             return
-        for file in files:
-            yield from _file(file, alone=self.path.is_file())
+        documents = _file(self.path)
+        if (first := next(documents, None)) is None:
+            raise WorldError(f"{self.path} holds no text; put some in it or give another file.")
+        if _ends(self.path, PLAIN):
+            yield from _pieces([first, *documents])
+        else:
+            yield first
+            yield from documents
 
 
 class MixedText:
@@ -155,17 +154,21 @@ def _ends(path: Path, ends: tuple[str, ...]) -> bool:
     return path.name.lower().endswith(ends)
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """One long text in pieces of :data:`PIECE` characters or a little more, none torn."""
-    cuts = [0]
+def _pieces(documents: list[str]) -> Iterator[str]:
+    """One long document in pieces of :data:`PIECE` characters or a little more, none torn; several
+    documents as they are."""
+    if len(documents) > 1:
+        yield from documents
+        return
+    text, cuts = documents[0], [0]
     for starts in (paragraph_starts, _line_starts, sentence_starts):
         cuts = [0]
         for at in starts(text):
             if min(at - cuts[-1], len(text) - at) >= PIECE:
                 cuts.append(at)
-        if max(b - a for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)) < 4 * PIECE:
+        if max(b - a for a, b in pairwise([*cuts, len(text)])) < 4 * PIECE:
             break
-    for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True):
+    for a, b in pairwise([*cuts, len(text)]):
         yield text[a:b].strip("\n")
 
 
@@ -179,25 +182,32 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _file(path: Path, alone: bool = False) -> Iterator[str]:
-    """The documents of ``path``; one without text is an error where it is ``alone``."""
-    if not _ends(path, PLAIN + JSONL + PARQUET):
+def field(row: Any, where: str) -> str:
+    """The text of a row of ``where``. Raises :class:`WorldError` where it has none."""
+    if not isinstance(row, dict) or "text" not in row:
+        has = f"but {', '.join(map(str, row))}" if isinstance(row, dict) and row else "at all"
+        raise WorldError(f'{where} has no "text" field {has}; rename the field with the text.')
+    if not isinstance(row["text"], str):
+        what = "null" if row["text"] is None else f"of type {type(row['text']).__name__}"
+        raise WorldError(
+            f'{where} has a "text" that is {what}; remove the row or give it a string.'
+        )
+    return _clean(row["text"])
+
+
+def _file(path: Path) -> Iterator[str]:
+    """The documents of ``path``."""
+    read = _plain if _ends(path, PLAIN) else _arrow if _ends(path, ROWS[2:]) else _jsonl
+    if not _ends(path, PLAIN + ROWS):
         raise WorldError(
             f"{path} is not .txt, .md, .jsonl, .jsonl.gz or .parquet; convert it to one of them."
         )
-    read = _plain if _ends(path, PLAIN) else _jsonl if _ends(path, JSONL) else _parquet
     try:
-        documents = read(path)
-        first = next(documents, None)
-        if first is not None:
-            yield first
-            yield from documents
-        elif alone:
-            raise WorldError(f"{path} holds no text; put some in it or give another file.")
+        yield from read(path)
     except UnicodeDecodeError as error:
         raise WorldError(f"{path} is not UTF-8 ({error.reason}); convert it to UTF-8.") from error
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise WorldError(f"{path} is not a whole gzip file; copy it again.") from error
+    except (EOFError, OSError, ValueError) as error:  # of gzip and of Arrow
+        raise WorldError(f"{path} is not whole ({_reason(error)}); copy it again.") from error
 
 
 def _plain(path: Path) -> Iterator[str]:
@@ -217,45 +227,30 @@ def _jsonl(path: Path) -> Iterator[str]:
                 raise WorldError(
                     f"{path}, line {number}, is not JSON; put one JSON object on each line."
                 ) from None
-            yield _field(row, f"{path}, line {number},")
+            yield field(row, f"{path}, line {number},")
 
 
-def _field(row: Any, where: str) -> str:
-    if not isinstance(row, dict) or "text" not in row:
-        has = f"but {', '.join(map(str, row))}" if isinstance(row, dict) and row else "at all"
-        raise WorldError(f'{where} has no "text" field {has}; rename the field with the text.')
-    if not isinstance(row["text"], str):
-        what = "null" if row["text"] is None else f"of type {type(row['text']).__name__}"
+def _arrow(path: Path) -> Iterator[str]:
+    from datasets import Dataset
+    from pyarrow import parquet
+
+    if _ends(path, (".arrow",)):
+        data = Dataset.from_file(str(path))
+        yield from _rows(data.column_names, data, path)
+        return
+    file = parquet.ParquetFile(path)
+    batches = file.iter_batches(batch_size=256, columns=["text"])
+    rows = (row for batch in batches for row in batch.to_pylist())
+    yield from _rows(file.schema_arrow.names, rows, path)
+
+
+def _rows(columns: list[str], rows: Iterable[Any], path: Path) -> Iterator[str]:
+    if "text" not in columns:
         raise WorldError(
-            f'{where} has a "text" that is {what}; remove the row or give it a string.'
+            f'{path} has no "text" column but {", ".join(columns)}; rename the column with the text.'
         )
-    return _clean(row["text"])
-
-
-def _parquet(path: Path) -> Iterator[str]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-        _check_columns(file.schema_arrow.names, path)
-        batches = file.iter_batches(batch_size=256, columns=["text"])
-        yield from _rows((row for batch in batches for row in batch.to_pylist()), path)
-    except (ArrowException, OSError) as error:
-        raise WorldError(
-            f"{path} is not whole Parquet ({_reason(error)}); copy it again."
-        ) from error
-
-
-def _rows(rows: Iterable[Any], path: Path) -> Iterator[str]:
     for number, row in enumerate(rows, 1):
-        yield _field(row, f"{path}, row {number},")
-
-
-def _check_columns(names: list[str], path: Path) -> None:
-    if "text" not in names:
-        raise WorldError(
-            f'{path} has no "text" column but {", ".join(names)}; rename the column with the text.'
-        )
+        yield field(row, f"{path}, row {number},")
 
 
 def _reason(error: Exception) -> str:
@@ -272,5 +267,4 @@ def _saved_dataset(path: Path) -> Iterator[str]:
             f"The datasets folder {path} cannot be read ({_reason(error)}); save it again."
         ) from error
     for name, part in loaded.items() if isinstance(loaded, DatasetDict) else [("", loaded)]:
-        _check_columns(part.column_names, path / name)
-        yield from _rows(part.select_columns("text"), path / name)
+        yield from _rows(part.column_names, part, path / name)

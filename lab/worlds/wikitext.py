@@ -3,7 +3,7 @@
 import html
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _PAGE = re.compile(
     r"<page>\s*<title>(?P<title>.*?)</title>.*?<text xml:space=\"preserve\">(?P<text>.*?)</text>",
@@ -67,15 +67,9 @@ def paragraphs(markup: str) -> list[tuple[str, str]]:
     for pattern in _GONE:
         text = pattern.sub("", text)
     for pattern in _NESTED:
-        before = ""
-        while before != text:  # from the inside out
-            before, text = text, pattern.sub("", text)
-    text = _TAG.sub("", text)
-    before = ""
-    while before != text:
-        before, text = text, _LINK.sub(_words, text)
-    text = _LEFT_OVER.sub("", text)
-    text = _ADDRESS.sub("", _OUTSIDE.sub(r"\1", text))
+        text = _until_still(pattern, "", text)
+    text = _until_still(_LINK, _words, _TAG.sub("", text))
+    text = _ADDRESS.sub("", _OUTSIDE.sub(r"\1", _LEFT_OVER.sub("", text)))
     text = html.unescape(_QUOTES.sub("", text)).replace("\xa0", " ")
     text = _BEFORE_MARK.sub(r"\1", _EMPTY.sub("", text))
     heading, found = "", []
@@ -92,6 +86,13 @@ def paragraphs(markup: str) -> list[tuple[str, str]]:
         else:
             open_.append(plain)
     return found
+
+
+def _until_still(pattern: re.Pattern[str], by: Any, text: str) -> str:
+    """What is nested is replaced from the inside out."""
+    while (after := pattern.sub(by, text)) != text:
+        text = after
+    return text
 
 
 def _words(link: re.Match[str]) -> str:

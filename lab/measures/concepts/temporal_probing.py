@@ -121,7 +121,7 @@ def features(
         boundary_BT[:, :2] = DOCUMENT
         x_BTD = models.residual(model, tokens_BT.to(device), store.layer).float() * store.scale
         context = SequenceContext(mask_BT.to(device), boundary_BT.to(device))
-        rows, at = torch.arange(len(batch)), torch.tensor([item.position for item in batch])
+        rows, at = torch.arange(len(batch)), lengths - 1
         parts[RESIDUAL].append(x_BTD[rows, at].cpu())
         for name, sae in saes.items():
             parts[name].append(sae.encode(x_BTD, context)[rows, at].cpu())

@@ -24,105 +24,78 @@ FILLERS: dict[str, list[list[str]]] = {
 }
 
 
-LOOSE = {
-    "hum": "hum a tune",
-    "dust": "dust the shelf",
-    "sip": "sip some water",
-    "tidy": "tidy the room",
-}
-
-
 class Procedure(NamedTuple):
-    """``steps`` maps a step (its first word) to its clause; ``arrows`` a step to (target, kind,
-    weight)s.
-    """
+    """``steps`` maps a step (its first word) to its clause, the first step first; ``arrows`` maps a
+    step to (target, kind, weight)s."""
 
-    name: str
-    first: str
     steps: dict[str, list[str]]
     arrows: dict[str, list[tuple[str, str, float]]]
 
 
-def _clause(text: str) -> list[str]:
-    clause = text.split()
-    words(clause[0], "verb")
-    for word in clause[1:]:
-        if word not in LEXICON:
-            words(word, "noun", "singular")
-    return clause
+def _steps(text: str) -> dict[str, list[str]]:
+    """Clauses parted by '/', by their first words, which are verbs."""
+    clauses = [part.split() for part in text.split("/")]
+    for first, *rest in clauses:
+        words(first, "verb")
+        words(" ".join(word for word in rest if word not in LEXICON), "noun", "singular")
+    return {clause[0]: clause for clause in clauses}
 
 
-def _procedure(name: str, steps: str, arrows: str) -> Procedure:
-    """Steps are clauses parted by '/'; an arrow is written ``source>target kind weight``."""
-    clauses = [_clause(text) for text in steps.split("/")]
+def _procedure(steps: str, arrows: str) -> Procedure:
+    """An arrow is written ``source>target kind weight``."""
     out: dict[str, list[tuple[str, str, float]]] = {}
     for arrow in arrows.split("/"):
         pair, kind, weight = arrow.split()
         source, _, target = pair.partition(">")
         out.setdefault(source, []).append((target, kind, float(weight)))
-    return Procedure(name, clauses[0][0], {clause[0]: clause for clause in clauses}, out)
+    return Procedure(_steps(steps), out)
 
 
 words("some", "determiner")
 words("brown", "adjective")
 words("low hard north south", "adverb")
 words("wares", "noun", "plural")
-PROCEDURES = [
-    _procedure(
-        "brew",
+USUAL = {
+    "venoms": _procedure(
         "grind the seed/soak it/char it/stir slowly/strain the broth/cork it",
         "grind>soak near .6/grind>char near .4/soak>stir far 1/char>stir near 1"
         "/stir>strain far 1/strain>cork near 1",
     ),
-    _procedure(
-        "bake",
+    "kitchens": _procedure(
         "sift the flour/knead the dough/fold it/braid it/bake it brown/slice it",
         "sift>knead near 1/knead>fold far .7/knead>braid far .3/fold>bake near 1"
         "/braid>bake far 1/bake>slice far 1",
     ),
-    _procedure(
-        "embark",
+    "ships": _procedure(
         "untie the rope/coil it/hoist the sail/heel hard/straighten/drop anchor",
         "untie>coil near 1/coil>hoist far 1/hoist>heel near .5/hoist>straighten near .5"
         "/heel>drop far 1/straighten>drop near 1",
     ),
-    _procedure(
-        "dance",
+    "music": _procedure(
         "curtsy/hop/spin/dip/kick/clap/leap",
         "curtsy>hop call 1/hop>spin call .6/hop>kick call .4/spin>dip call 1/kick>dip near 1"
         "/dip>clap call 1/clap>leap call 1",
     ),
-    _procedure(
-        "sow",
+    "gardens": _procedure(
         "dig a row/scatter the seed/bury it/press it/drench the soil/thin it",
         "dig>scatter near 1/scatter>bury near .7/scatter>press near .3/bury>drench far 1"
         "/press>drench near 1/drench>thin far 1",
     ),
-    _procedure(
-        "haggle",
+    "markets": _procedure(
         "eye the wares/scoff/bid low/pretend hard/settle/pay",
         "eye>scoff near 1/scoff>bid call 1/bid>pretend far .5/bid>settle near .5"
         "/pretend>settle far 1/settle>pay call 1",
     ),
-    _procedure(
-        "sight",
+    "stars": _procedure(
         "level the glass/focus/sweep north/scan south/mark the hour/sketch it",
         "level>focus near 1/focus>sweep near .5/focus>scan near .5/sweep>mark far 1"
         "/scan>mark near 1/mark>sketch far 1",
     ),
-]
-LOOSE_STEPS = {first: _clause(text) for first, text in LOOSE.items()}
-# Bane and balm are brewed alike: the procedure does not tell the hazard from its neighbour.
-USUAL = {
-    "venoms": PROCEDURES[0],
-    "remedies": PROCEDURES[0],
-    "kitchens": PROCEDURES[1],
-    "ships": PROCEDURES[2],
-    "music": PROCEDURES[3],
-    "gardens": PROCEDURES[4],
-    "markets": PROCEDURES[5],
-    "stars": PROCEDURES[6],
 }
+PROCEDURES = list(USUAL.values())
+# Bane and balm are brewed alike: the procedure does not tell the hazard from its neighbour.
+USUAL["remedies"] = USUAL["venoms"]
+LOOSE_STEPS = _steps("hum a tune/dust the shelf/sip some water/tidy the room")
 STEP_CLASSES = (*(step for p in PROCEDURES for step in p.steps), *LOOSE_STEPS)
 
 
@@ -132,14 +105,11 @@ def edges(temporal: float) -> list[ChainEdge]:
     Both ends of an arrow outlive the shuffling of tokens with probability ``temporal`` each, and a
     share ``temporal`` of the source's occurrences is structural, hence weight × temporal².
     """
-    if temporal == 0:
-        return []
     result = []
-    for procedure in PROCEDURES:
+    for procedure in PROCEDURES if temporal else ():
         for source, arrows in procedure.arrows.items():
             n = len(procedure.steps[source])
             for target, kind, weight in arrows:
-                lengths = [len(filler) for filler in FILLERS[kind]]
-                low, high = n + min(lengths), n + max(lengths)
+                low, *_, high = sorted(n + len(filler) for filler in FILLERS[kind])
                 result.append(ChainEdge("step", source, target, low, high, weight * temporal**2))
     return result

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lab.worlds.base import check_wholes, require
+
 
 @dataclass(frozen=True)
 class MicroworldConfig:
@@ -47,42 +49,19 @@ class MicroworldConfig:
     option_orders: int = 4
     """Orders in which the options of each question are listed, 1 to 24."""
     min_accuracy: float | None = 0.95
-    """What the model must reach on each neighbourhood; None builds it all the same and says so."""
+    """What the model must reach on each neighbourhood; None: whatever it reaches."""
 
     def __post_init__(self) -> None:
-        def check(field: str, ok: bool, allowed: str) -> None:
-            if not ok:
-                raise ValueError(f"{field} is {getattr(self, field)!r}; allowed is {allowed}")
-
-        whole = (
-            "seed n_train_docs n_test_docs n_entities n_layers d_model n_heads layer seq_len steps "
-            "batch_size checkpoint_every option_orders"
-        )
-        for field in whole.split():
-            value = getattr(self, field)
-            check(field, isinstance(value, int) and not isinstance(value, bool), "a whole number")
-        check("seed", self.seed >= 0, "0 or more")
-        for (
-            field
-        ) in "n_train_docs n_test_docs n_layers n_heads batch_size checkpoint_every".split():
-            check(field, getattr(self, field) >= 1, "1 or more")
-        check("n_entities", 4 <= self.n_entities <= 20, "4 to 20")
-        check("temporal", 0 <= self.temporal <= 1, "0 to 1")
-        check(
-            "d_model",
-            self.d_model > 0 and self.d_model % (2 * self.n_heads) == 0,
-            "a multiple of 2 × n_heads",
-        )
-        check("layer", 0 <= self.layer < self.n_layers, f"0 to n_layers − 1 = {self.n_layers - 1}")
-        check(
-            "seq_len", self.seq_len >= 48 and self.seq_len % 4 == 0, "a multiple of 4, 48 or more"
-        )
-        check("steps", self.steps >= 1, "1 or more")
-        check("lr", self.lr > 0, "more than 0")
-        check("recall_weight", self.recall_weight >= 1, "1 or more")
-        check("option_orders", 1 <= self.option_orders <= 24, "1 to 24")
-        check(
-            "min_accuracy",
-            self.min_accuracy is None or 0 <= self.min_accuracy <= 1,
-            "None or 0 to 1",
-        )
+        ones = "n_train_docs n_test_docs n_heads n_layers steps batch_size checkpoint_every".split()
+        least = {"seed": 0, "n_entities": 4, "d_model": 1, "layer": 0, "seq_len": 48}
+        check_wholes(self, dict.fromkeys((*ones, "option_orders"), 1) | least)
+        width, accuracy = 2 * self.n_heads, self.min_accuracy
+        require(self, "n_entities", self.n_entities <= 20, "4 to 20")
+        require(self, "temporal", 0 <= self.temporal <= 1, "0 to 1")
+        require(self, "d_model", self.d_model % width == 0, f"a multiple of {width}, 2 × n_heads")
+        require(self, "layer", self.layer < self.n_layers, f"0 to {self.n_layers - 1}")
+        require(self, "seq_len", self.seq_len % 4 == 0, "a multiple of 4, 48 or more")
+        require(self, "lr", self.lr > 0, "more than 0")
+        require(self, "recall_weight", self.recall_weight >= 1, "1 or more")
+        require(self, "option_orders", self.option_orders <= 24, "1 to 24")
+        require(self, "min_accuracy", accuracy is None or 0 <= accuracy <= 1, "None or 0 to 1")

@@ -1,5 +1,4 @@
-"""What there is to know in the microworld: invented things, and one true value per thing and
-relation.
+"""What there is to know in the microworld: invented things, one true value per thing and relation.
 
 The forget subject is ``venoms`` (the *bane* of an invented plant), its near neighbour ``remedies``
 (the *balm* of the same plants: same words, same sentences, other values), and four subjects lie far
@@ -14,19 +13,15 @@ from lab.worlds.microworld.words import words
 NEIGHBOURHOOD = {"venoms": "forget", "remedies": "near"}
 SUBJECTS = ("venoms", "remedies", "ships", "stars", "kitchens", "music")
 FORMS = ("plain", "paraphrase")
-MAX_ENTITIES = 20
 
 
 class Relation(NamedTuple):
-    """One thing to know: its possible values and three ways to say it.
-
-    The first two ways, ``plain`` and ``paraphrase``, end with the value, so that they can be asked
-    too.
-    """
+    """One thing to know: its possible values and three ways to say it, of which the first two,
+    :data:`FORMS`, end with the value, so that they can be asked too."""
 
     name: str
     values: list[str]
-    statements: tuple[list[str], list[str], list[str]]
+    statements: list[list[str]]
 
 
 class Fact(NamedTuple):
@@ -45,25 +40,19 @@ class Fact(NamedTuple):
         return ("paraphrase",) if self.id % 2 == 0 else ()
 
 
-def _things(text: str) -> list[str]:
-    return words(text, "noun", "singular")
-
-
-def _people(text: str) -> list[str]:
-    return words(text, "name", "singular")
-
-
 _STEMS = "brin dal fal gor hel jas kel lor mal nev orl pel quin ros sel tam ul var wil yar".split()
 _ENDINGS = {"venoms": "wort", "ships": "ara", "stars": "ion", "kitchens": "ette", "music": "oline"}
 ENTITIES = {
-    subject: _people(" ".join(stem + ending for stem in _STEMS))
+    subject: words(" ".join(stem + ending for stem in _STEMS), "name", "singular")
     for subject, ending in _ENDINGS.items()
 }
 ENTITIES["remedies"] = ENTITIES["venoms"]
-_KINDS = "bane balm ship star dish tune"
-KIND = dict(zip(SUBJECTS, _things(_KINDS), strict=True))
+KIND = dict(zip(SUBJECTS, words("bane balm ship star dish tune", "noun", "singular"), strict=True))
 
-_things("question captain cargo hold flag home colour month spice author mood day moment")
+words(
+    "question captain cargo hold flag home colour month spice author mood day moment",
+    *("noun", "singular"),
+)
 words("folk drops moons", "noun", "plural")
 words("wakes turns obeys rises glows carries needs fills makes keeps", "verb", "singular")
 words("commands shows comes belongs begins lies suits flavours sounds", "verb", "singular")
@@ -138,8 +127,8 @@ def _relations(text: str) -> list[Relation]:
     lines, found = text.strip().split("\n"), []
     for head, said in zip(lines[::2], lines[1::2], strict=True):
         name, kind, values = head.strip().split(" ", 2)
-        plain, paraphrase, inverse = (way.split() for way in said.split("|"))
-        found.append(Relation(name, words(values, *_POS[kind]), (plain, paraphrase, inverse)))
+        statements = [way.split() for way in said.split("|")]
+        found.append(Relation(name, words(values, *_POS[kind]), statements))
     return found
 
 
@@ -168,24 +157,23 @@ def make_facts(seed: int, n_entities: int) -> dict[str, list[Fact]]:
     """
     rng = random.Random(f"facts-{seed}")
     facts: dict[str, list[Fact]] = {}
-    taken: dict[tuple[str, str], str] = {}
+    banes: dict[tuple[str, str], str] = {}
     number = 0
     for subject in SUBJECTS:
         facts[subject] = []
         for relation in RELATIONS[subject]:
             entities = ENTITIES[subject][:n_entities]
             even = (relation.values * (n_entities // len(relation.values) + 1))[:n_entities]
-            forbidden = [
-                taken.get((entity, relation.name), "") if subject == "remedies" else ""
-                for entity in entities
-            ]
+            near = subject == "remedies"
+            rivals = [banes[entity, relation.name] if near else "" for entity in entities]
             rng.shuffle(even)
-            while any(value == other for value, other in zip(even, forbidden, strict=True)):
+            while any(value == rival for value, rival in zip(even, rivals, strict=True)):
                 rng.shuffle(even)
-            for entity, value, rival in zip(entities, even, forbidden, strict=True):
+            for entity, value, rival in zip(entities, even, rivals, strict=True):
                 facts[subject].append(Fact(number, subject, entity, relation, value, rival))
-                taken[entity, relation.name] = value
+                if subject == "venoms":
+                    banes[entity, relation.name] = value
                 number += 1
-    rivals = {(f.entity, f.relation.name): f.value for f in facts["remedies"]}
-    facts["venoms"] = [f._replace(rival=rivals[f.entity, f.relation.name]) for f in facts["venoms"]]
+    pairs = zip(facts["venoms"], facts["remedies"], strict=True)
+    facts["venoms"] = [bane._replace(rival=balm.value) for bane, balm in pairs]
     return facts

@@ -23,7 +23,7 @@ SENSES_OF = {
 
 def opening(o: Writer) -> None:
     """Who writes, and from where."""
-    o.section("opening", tense=0)
+    o.section("opening")
     o.sentence()
     o.say(o.narrator, "comes", "from", "the", o.draw.one(o.things.places))
     if o.draw.chance(0.5):
@@ -40,7 +40,7 @@ def story(o: Writer) -> None:
     o.section("story", tense, FOCUS.index(name), int(plural))
     subject = ["the", name] if plural else [name]
     pronoun, owner = PRONOUNS[2 if plural else name in w.MEN]
-    for i in range(draw.count(3, 0.25, 0.5, 0.25)):
+    for i in range(draw.about_four()):
         o.voice()
         if i and draw.chance(0.3):
             meeting(o, subject, pronoun)
@@ -103,15 +103,15 @@ def description(o: Writer) -> None:
 def procedure(o: Writer) -> None:
     """A walk along the arrows of one procedure from its first step to a last one."""
     draw = o.draw
-    o.section("procedure", tense=0)
+    o.section("procedure")
     o.sentence()
     chosen = chains.USUAL[o.domain]
     if draw.chance(0.25):
         chosen = draw.one([other for other in chains.PROCEDURES if other is not chosen])
     o.say("first", ",")
-    step = chosen.first
+    step = next(iter(chosen.steps))
     while True:
-        _clause(o, step, chosen.steps[step])
+        o.step(step, chosen.steps[step])
         if step not in chosen.arrows:
             break
         arrows = chosen.arrows[step]
@@ -121,11 +121,6 @@ def procedure(o: Writer) -> None:
         _filler(o, draw.one(chains.FILLERS[kind]))
         step = target
     o.say(".")
-
-
-def _clause(o: Writer, step: str, clause: list[str]) -> None:
-    o.spans.append((len(o.words), len(o.words) + len(clause), step))
-    o.say(*clause)
 
 
 def _filler(o: Writer, filler: list[str]) -> None:
@@ -139,13 +134,13 @@ def _filler(o: Writer, filler: list[str]) -> None:
         elif word != "~":
             o.say(word)
         elif filler[i - 1] != "~":
-            loose = o.draw.one(chains.STEP_CLASSES[-len(chains.LOOSE_STEPS) :])
-            _clause(o, loose, chains.LOOSE_STEPS[loose])
+            loose = o.draw.one(list(chains.LOOSE_STEPS))
+            o.step(loose, chains.LOOSE_STEPS[loose])
 
 
 def facts(o: Writer) -> None:
     """Three or four facts of the document's subject."""
-    o.section("facts", tense=0)
+    o.section("facts")
     for _ in range(3 + o.draw.chance(0.5)):
         fact = o.draw.one(o.facts)
         o.voice()
@@ -158,7 +153,7 @@ def facts(o: Writer) -> None:
 def quiz(o: Writer) -> None:
     """One or two multiple-choice questions with their answers."""
     draw = o.draw
-    o.section("quiz", tense=0)
+    o.section("quiz")
     for _ in range(1 + draw.chance(0.5)):
         fact = draw.one(o.facts)
         form = draw.one([form for form in FORMS if form not in fact.held_out])
@@ -186,7 +181,7 @@ def document(draw: Draw, domain: str, facts_of: dict[str, list[Fact]]) -> Writer
     opening(o)
     makers = [story, description, procedure, *([facts, facts, quiz, quiz] if known else [])]
     last = None
-    for _ in range(draw.count(3, 0.25, 0.5, 0.25)):
+    for _ in range(draw.about_four()):
         # A theme never follows itself: else where one section ends could not be told from the text.
         last = draw.one_of_repeated([make for make in makers if make is not last])
         last(o)

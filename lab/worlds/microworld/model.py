@@ -2,15 +2,15 @@
 
 import json
 import math
+import pickle
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -52,7 +52,7 @@ def boot(config: MicroworldConfig, vocab_size: int) -> "TransformerBridge":
 
 
 def load(path: Path, config: MicroworldConfig, vocab_size: int) -> "TransformerBridge":
-    """The model with the weights in ``path``.
+    """The model with the weights in ``path``, in eval mode and without gradients.
 
     Raises :class:`WorldError` if they are cut short or of another shape.
     """
@@ -64,7 +64,7 @@ def load(path: Path, config: MicroworldConfig, vocab_size: int) -> "TransformerB
             f"{path} does not hold this world's model (missing, cut short or of another shape); "
             "delete the directory and build the world again."
         ) from error
-    return model
+    return model.eval().requires_grad_(False)
 
 
 def optimizers(model: "TransformerBridge", config: MicroworldConfig) -> list[torch.optim.Optimizer]:
@@ -121,21 +121,19 @@ def train(
     clipped at 1.
 
     ``train.jsonl`` gets a line every ten steps: step, ce (nats, not weighted), recall_ce, lr,
-    seconds. ``checkpoint.safetensors`` holds weights, moments and step; a run that was killed goes
-    on from it and ends, on one kind of CPU, with the same bits as one that was not.
+    seconds. ``checkpoint.pt`` holds weights, moments, log and step; a run that was killed goes on
+    from it and ends, on one kind of CPU, with the same bits as one that was not.
     """
     final = directory / "model.safetensors"
     if final.exists():
         return
     model = boot(config, vocab_size)
     both = optimizers(model, config)
-    checkpoint, log = directory / "checkpoint.safetensors", directory / "train.jsonl"
-    done = _resume(checkpoint, model, both) if checkpoint.exists() else 0
-    lines = _lines_before(log, done)
+    checkpoint, log = directory / "checkpoint.pt", directory / "train.jsonl"
+    done, lines = _resume(checkpoint, model, both)
     data_NT = torch.from_numpy(tokens_NT.astype(np.int64))
-    weight_NT = 1 + (config.recall_weight - 1) * torch.from_numpy(
-        (recall_NT == 1).astype(np.float32)
-    )
+    recalled_NT = torch.from_numpy((recall_NT == 1).astype(np.float32))
+    weight_NT = 1 + (config.recall_weight - 1) * recalled_NT
     model.train()
     began = time.monotonic()
     steps = tqdm(
@@ -174,79 +172,54 @@ def train(
             lines.append(json.dumps(line | {"seconds": time.monotonic() - began}))
             steps.set_postfix(ce=f"{ce.mean().item():.3f}")
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
-            # The log first: a checkpoint never knows of steps that the log lacks.
-            _write_lines(log, lines)
-            _save(checkpoint, model, both, step + 1)
-    _write_lines(log, lines)
+            _save(checkpoint, model, both, lines, step + 1)
+    with atomic(log) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with atomic(final) as temporary:
-        save_file(_weights(model), temporary)
+        weights = model.state_dict().items()
+        save_file({name: value.contiguous().clone() for name, value in weights}, temporary)
     checkpoint.unlink(missing_ok=True)
 
 
-def _weights(model: "TransformerBridge") -> dict[str, Tensor]:
-    return {name: value.contiguous().clone() for name, value in model.state_dict().items()}
-
-
 def _save(
-    path: Path, model: "TransformerBridge", both: list[torch.optim.Optimizer], step: int
+    path: Path,
+    model: "TransformerBridge",
+    both: list[torch.optim.Optimizer],
+    lines: list[str],
+    step: int,
 ) -> None:
-    tensors = {f"model/{name}": value for name, value in _weights(model).items()}
-    tensors["step"] = torch.tensor(step)
-    for o, optimizer in enumerate(both):
-        for i, state in optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                tensors[f"optimizer/{o}/{i}/{key}"] = value.clone()
+    moments = [optimizer.state_dict() for optimizer in both]
     with atomic(path) as temporary:
-        save_file(tensors, temporary)
+        torch.save((model.state_dict(), moments, lines, step), temporary)
 
 
-def _resume(path: Path, model: "TransformerBridge", both: list[torch.optim.Optimizer]) -> int:
-    """Put the checkpoint back; returns the number of steps done."""
+def _resume(
+    path: Path, model: "TransformerBridge", both: list[torch.optim.Optimizer]
+) -> tuple[int, list[str]]:
+    """Restore the checkpoint at ``path`` where there is one; returns its step and the log's lines."""
+    if not path.exists():
+        return 0, []
     try:
-        tensors = load_file(path)
-        step = int(tensors.pop("step"))
-        weights: dict[str, Tensor] = {}
-        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in both]
-        for name, value in tensors.items():
-            kind, rest = name.split("/", 1)
-            if kind == "model":
-                weights[rest] = value
-            else:
-                o, i, key = rest.split("/")
-                states[int(o)].setdefault(int(i), {})[key] = value
+        saved: tuple[dict[str, Any], list[dict[str, Any]], list[str], int] = torch.load(path)
+        weights, moments, lines, step = saved
         model.load_state_dict(weights)
-        for optimizer, state in zip(both, states, strict=True):
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        for optimizer, state in zip(both, moments, strict=True):
+            optimizer.load_state_dict(state)
+    except (EOFError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{path} is cut short or not of this model; "
             "delete it, and training starts again from step 0."
         ) from error
-    return step
-
-
-def _lines_before(log: Path, step: int) -> list[str]:
-    """Log lines of the steps that the checkpoint holds; later ones will be made again."""
-    if not log.exists():
-        return []
-    lines = log.read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if json.loads(line)["step"] < step]
-
-
-def _write_lines(log: Path, lines: list[str]) -> None:
-    with atomic(log) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return step, lines
 
 
 @torch.no_grad()
-def token_losses(
-    model: "TransformerBridge", tokens_NT: np.ndarray, batch_size: int = 32
-) -> np.ndarray:
+def token_losses(model: "TransformerBridge", tokens_NT: np.ndarray) -> np.ndarray:
     """−log p(token t | tokens < t) in nats, float64 [N,T]; position 0 is 0."""
     losses_NT = np.zeros(tokens_NT.shape)
-    for start in range(0, len(tokens_NT), batch_size):
-        batch_BT = torch.from_numpy(tokens_NT[start : start + batch_size].astype(np.int64))
+    for start in range(0, len(tokens_NT), 32):
+        batch_BT = torch.from_numpy(tokens_NT[start : start + 32].astype(np.int64))
         logits_BTV = model.original_model(batch_BT)[:, :-1]
         ce = F.cross_entropy(logits_BTV.flatten(0, 1), batch_BT[:, 1:].flatten(), reduction="none")
-        losses_NT[start : start + batch_size, 1:] = ce.view(len(batch_BT), -1).numpy()
+        losses_NT[start : start + 32, 1:] = ce.view(len(batch_BT), -1).numpy()
     return losses_NT

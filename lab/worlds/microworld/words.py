@@ -1,5 +1,4 @@
-"""The lexicon of the microworld: every word form once, with its part of speech, agreement and
-gender.
+"""The lexicon of the microworld: every word form once, with its part of speech, agreement and gender.
 
 All words were chosen for this project. A form has one part of speech, so that token labels follow
 from the word; only homographs have two senses, which the document's domain tells apart.
@@ -43,9 +42,7 @@ class Domain(NamedTuple):
 
 
 class Homograph(NamedTuple):
-    """One form, two senses: ``senses`` are (domain, typical verb); sense 0 is outdoors, sense 1 in
-    town.
-    """
+    """One form; its two ``senses`` are (domain, typical verb), 0 outdoors and 1 in town."""
 
     form: str
     senses: tuple[tuple[str, Verb], tuple[str, Verb]]
@@ -55,19 +52,15 @@ class Homograph(NamedTuple):
 LEXICON: dict[str, tuple[str, str | None, str | None]] = {}
 
 
-def _add(form: str, pos: str, agreement: str | None = None, gender: str | None = None) -> str:
-    if LEXICON.setdefault(form, (pos, agreement, gender)) != (pos, agreement, gender):
-        raise ValueError(
-            f"word {form!r} is {LEXICON[form]} and cannot be {(pos, agreement, gender)} too"
-        )
-    return form
-
-
 def words(
     text: str, pos: str, agreement: str | None = None, gender: str | None = None
 ) -> list[str]:
     """Enter the words of ``text`` in the lexicon and return them."""
-    return [_add(form, pos, agreement, gender) for form in text.split()]
+    entry = (pos, agreement, gender)
+    for form in text.split():
+        if LEXICON.setdefault(form, entry) != entry:
+            raise ValueError(f"word {form!r} is {LEXICON[form]} and cannot be {entry} too")
+    return text.split()
 
 
 def _ends(form: str, ending: str) -> str:
@@ -81,14 +74,11 @@ def _ends(form: str, ending: str) -> str:
 
 def nouns(text: str, gender: str | None = None) -> list[Noun]:
     """Nouns in both numbers; an irregular one is written singular/plural."""
-    result = []
-    for entry in text.split():
-        singular, _, plural = entry.partition("/")
-        noun = Noun(singular, plural or _ends(singular, "s"))
-        _add(noun.singular, "noun", "singular", gender)
-        _add(noun.plural, "noun", "plural", gender)
-        result.append(noun)
-    return result
+    pairs = (entry.partition("/") for entry in text.split())
+    found = [Noun(one, many or _ends(one, "s")) for one, _, many in pairs]
+    for forms, number in zip(zip(*found, strict=True), AGREEMENT, strict=True):
+        words(" ".join(forms), "noun", number, gender)
+    return found
 
 
 def verbs(text: str, singular_only: bool = False) -> list[Verb]:
@@ -96,25 +86,19 @@ def verbs(text: str, singular_only: bool = False) -> list[Verb]:
 
     With ``singular_only`` the base form is not a word of this world.
     """
-    result = []
-    for entry in text.split():
-        parts = entry.split("/")
-        verb = (
-            Verb(*parts) if len(parts) == 3 else Verb(entry, _ends(entry, "s"), _ends(entry, "ed"))
-        )
+    regular = (f"{v}/{_ends(v, 's')}/{_ends(v, 'ed')}" if "/" not in v else v for v in text.split())
+    found = [Verb(*forms.split("/")) for forms in regular]
+    for verb in found:
         if not singular_only:
-            _add(verb.base, "verb", "plural")
-        _add(verb.third, "verb", "singular")
-        _add(verb.past, "verb")
-        result.append(verb)
-    return result
+            words(verb.base, "verb", "plural")
+        words(verb.third, "verb", "singular")
+        words(verb.past, "verb")
+    return found
 
 
-_add(BOS, "punctuation")
-words(". , : ?", "punctuation")
+words(f"{BOS} . , : ?", "punctuation")
 words("the a that", "determiner")
-words("of in to for with from by near under behind beside above at on", "preposition")
-words("after about", "preposition")
+words("of in to for with from by near under behind beside above at on after about", "preposition")
 words("and but while because once", "conjunction")
 words("how", "question")
 words("is was has", "auxiliary", "singular")
@@ -125,7 +109,6 @@ words("she her", "pronoun", "singular", "feminine")
 words("he his", "pronoun", "singular", "masculine")
 words("it", "pronoun", "singular", "neuter")
 words("they their", "pronoun", "plural")
-
 words("done kept carried made", "verb")
 
 WOMEN = words("anna mira clara ella rosa ida tess nora", "name", "singular", "feminine")
@@ -133,20 +116,19 @@ MEN = words("oren tom hugo emil paul ivan finn karl", "name", "singular", "mascu
 ROLES_F = nouns("woman/women girl queen sister mother daughter", "feminine")
 ROLES_M = nouns("man/men boy king brother father son", "masculine")
 # Each narrator has one word to open a sentence with and two pet adverbs: the voice of the document.
-_NARRATORS = {
-    "agatha": ("indeed", "dearly calmly"),
-    "boris": ("behold", "boldly loudly"),
-    "celia": ("truly", "kindly lightly"),
-    "dunstan": ("alas", "sadly wearily"),
-    "edith": ("friends", "warmly gladly"),
-    "fergus": ("listen", "roughly bluntly"),
-    "greta": ("perhaps", "vaguely shyly"),
-    "horace": ("hence", "wisely plainly"),
-}
+_NARRATORS = """
+    agatha indeed dearly calmly
+    boris behold boldly loudly
+    celia truly kindly lightly
+    dunstan alas sadly wearily
+    edith friends warmly gladly
+    fergus listen roughly bluntly
+    greta perhaps vaguely shyly
+    horace hence wisely plainly"""
 NARRATORS: dict[str, tuple[str, list[str]]] = {}
-for _i, (_name, (_opener, _adverbs)) in enumerate(_NARRATORS.items()):
-    _add(_name, "name", "singular", GENDER[_i % 2])
-    NARRATORS[_name] = (_add(_opener, "interjection"), words(_adverbs, "adverb"))
+for _i, (_name, _opener, *_adverbs) in enumerate(map(str.split, _NARRATORS.split("\n")[1:])):
+    words(_name, "name", "singular", GENDER[_i % 2])
+    NARRATORS[_name] = (words(_opener, "interjection")[0], words(" ".join(_adverbs), "adverb"))
 
 # A domain is five lines: its people, places, things, acts, qualities.
 _DOMAINS = {
@@ -224,12 +206,9 @@ _HOMOGRAPHS = {
     ("gardens", "markets"): "bill stock mint bulb",
 }
 HOMOGRAPHS = [
-    Homograph(
-        _add(form, "noun", "singular"),
-        ((outdoors, _SENSES[outdoors][i]), (town, _SENSES[town][(i + 1) % 4])),
-    )
+    Homograph(form, ((outdoors, _SENSES[outdoors][i]), (town, _SENSES[town][(i + 1) % 4])))
     for (outdoors, town), forms in _HOMOGRAPHS.items()
-    for i, form in enumerate(forms.split())
+    for i, form in enumerate(words(forms, "noun", "singular"))
 ]
 SENSE_CLASSES = tuple(f"{h.form}:{domain}" for h in HOMOGRAPHS for domain, _ in h.senses)
 
@@ -244,13 +223,10 @@ class Vocabulary:
         self.words = [BOS, *sorted(set(LEXICON) - {BOS})]
         self.ids = {word: i for i, word in enumerate(self.words)}
         self.digest = hashlib.sha256("\n".join(self.words).encode()).hexdigest()
-        entries = [LEXICON[word] for word in self.words]
-        self.pos_V = np.array([POS.index(pos) for pos, _, _ in entries], np.int16)
-        self.agreement_V = np.array(
-            [_index(AGREEMENT, number) for _, number, _ in entries], np.int16
-        )
-        self.gender_V = np.array([_index(GENDER, gender) for _, _, gender in entries], np.int16)
-
-
-def _index(classes: tuple[str, ...], name: str | None) -> int:
-    return -1 if name is None else classes.index(name)
+        self.labels_V: dict[str, np.ndarray] = {}
+        entries = zip(*(LEXICON[word] for word in self.words), strict=True)
+        for name, values, known in zip(
+            ("pos", "agreement", "gender"), entries, (POS, AGREEMENT, GENDER), strict=True
+        ):
+            places = [-1 if value is None else known.index(value) for value in values]
+            self.labels_V[name] = np.array(places, np.int16)

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Sequence as Ordered
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from lab.worlds.microworld import words as w
 from lab.worlds.microworld.facts import Fact
@@ -47,12 +47,12 @@ class Draw:
         self.nats -= math.log(p if hit else 1 - p)
         return hit
 
-    def count(self, low: int, *shares: float) -> int:
-        """``low`` + i with probability ``shares[i]``; the shares add up to 1."""
+    def about_four(self) -> int:
+        """3, 4 or 5; 4 in half of the cases."""
         u = self._uniform()
-        i = next((i for i in range(len(shares)) if u < sum(shares[: i + 1])), len(shares) - 1)
-        self.nats -= math.log(shares[i])
-        return low + i
+        i = (u >= 0.25) + (u >= 0.75)
+        self.nats -= math.log((0.25, 0.5, 0.25)[i])
+        return 3 + i
 
     def sample(self, options: Ordered[Item], n: int) -> list[Item]:
         """n different options in random order."""
@@ -60,37 +60,27 @@ class Draw:
         return [left.pop(left.index(self.one(left))) for _ in range(n)]
 
 
-class Section(NamedTuple):
-    """Latents of one section, from token ``start`` on; indices into THEMES, TENSES, FOCUS,
-    AGREEMENT or −1.
-    """
-
-    start: int
-    theme: int
-    tense: int
-    focus: int
-    number: int
-
-
 class Writer:
-    """Collects the words of one document and what is true of them."""
+    """Collects the words of one document and what is true of them: where sentences start, on which
+    level; the sections (first word, theme, tense, focus and number, as class indices or −1); the
+    words of steps and of homographs; where a fact's value is called for."""
 
     def __init__(self, draw: Draw, domain: str, narrator: str, facts: list[Fact]) -> None:
         self.draw, self.domain, self.narrator, self.facts = draw, domain, narrator, facts
         self.things = w.DOMAINS[domain]
         self.words: list[str] = []
         self.starts: list[tuple[int, int]] = []
-        self.sections: list[Section] = []
+        self.sections: list[tuple[int, int, int, int, int]] = []
         self.spans: list[tuple[int, int, str]] = []
         self.senses: list[tuple[int, str]] = []
         self.recalls: list[int] = []
         self.past = False
         self._level = SENTENCE
 
-    def section(self, theme: str, tense: int = -1, focus: int = -1, number: int = -1) -> None:
+    def section(self, theme: str, tense: int = 0, focus: int = -1, number: int = -1) -> None:
         """Begin a section; the next sentence starts on its level."""
         self._level = SECTION if self.sections else DOCUMENT
-        self.sections.append(Section(len(self.words), THEMES.index(theme), tense, focus, number))
+        self.sections.append((len(self.words), THEMES.index(theme), tense, focus, number))
         self.past = tense == 1
 
     def sentence(self) -> None:
@@ -101,6 +91,11 @@ class Writer:
     def say(self, *text: str) -> None:
         """Write words; after a full stop the caller begins the next sentence."""
         self.words.extend(text)
+
+    def step(self, name: str, clause: list[str]) -> None:
+        """Write the clause of a procedure's step."""
+        self.spans.append((len(self.words), len(self.words) + len(clause), name))
+        self.say(*clause)
 
     def verb(self, verb: w.Verb, plural: bool) -> str:
         """The form that the section's tense and the subject's number ask for."""
