@@ -1,0 +1,122 @@
+"""``tsae/pretrained/`` from the dictionaries of a finished run: half precision, a card each.
+
+python -m lab.runs.pretrained              every dictionary of CHOSEN in results/laptop/train
+python -m lab.runs.pretrained --hub DIR    the same as folders ready for a hub, with SAELens files
+"""
+
+import argparse
+import hashlib
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from lab.results.systems import SYSTEMS, display
+from tsae import dictionaries, saes
+from tsae.errors import UserError
+from tsae.files import atomic
+from tsae.interop.saelens import save_saelens
+
+ROOT = Path(__file__).resolve().parents[2]
+CHOSEN = {"microworld": tuple(SYSTEMS), "smollm2": ("topk", "contrastive", "slowfast")}
+"""The variants of each world that are kept."""
+SHOWN = {"fve": "FVE", "l0": "L0", "ap": "AP"}
+"""Metrics of a card."""
+LICENCES = {
+    "microworld": "MIT, as this repository; the text and the model were made by it",
+    "smollm2": "MIT, as this repository; of activations of SmolLM2-135M-Instruct (Apache-2.0)",
+}
+
+
+def trained(world: str, variant: str, folder: Path) -> Path:
+    """The finished stage of the first seed. Raises :class:`UserError` when there is none."""
+    found = sorted(folder.glob(f"{world}-{variant}-*-s0-*/sae/cfg.json"))
+    if not found:
+        raise UserError(f"{folder} has no {variant} of {world}; make it with ./run_all.sh.")
+    return found[-1].parent
+
+
+def measured(results: pd.DataFrame, world: str, variant: str) -> list[str]:
+    """Lines ``| metric | value |`` of the test split, the first seed's own codes."""
+    rows = results.query("world == @world and variant == @variant and seed == 0")
+    rows = rows[(rows["ablation"] == "") & (rows["reading"] == "")]
+    lines = []
+    for row in rows.itertuples():
+        if row.metric == "ap" or (row.metric in SHOWN and row.group == "all"):
+            of = f" of {row.group}" if row.metric == "ap" else ""
+            lines.append(f"| {SHOWN[row.metric]}{of} | {row.value:.3f} |")
+    return lines
+
+
+def card(sae: saes.SAE, world: str, weights: Path, lines: list[str]) -> str:
+    """The Markdown of one dictionary."""
+    run = sae.meta["run"]
+    tokens = run["train.steps"] * run["train.batch_tokens"]
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    table = "\n".join(["| measure (test split, one seed) | value |", "| --- | --: |", *lines])
+    name = f"{world}/{sae.name}"
+    return f"""# {display(sae.name)} on {world}, layer {sae.meta["layer"]}
+
+{sae.cfg.d_sae} latents on a residual stream of {sae.cfg.d_in} dimensions, {sae.cfg.k} active a token;
+trained for {run["train.steps"]} steps, {tokens:,} tokens. Weights in half precision.
+
+```python
+from tsae import load
+z_BTF = load("{name}").encode(x_BTD)  # x: the raw residual stream, in the order of the text
+```
+
+{table}
+
+Data: world `{world}` of this repository (store {sae.meta["fingerprint"][:12]}). Licence: {LICENCES[world]}.
+SHA-256 of `sae.safetensors`: `{digest}`.
+"""
+
+
+def export(stage: Path, world: str, results: pd.DataFrame, out: Path, hub: bool = False) -> None:
+    """Write one dictionary into ``out``: ``cfg.json``, ``sae.safetensors`` and ``README.md``; for a
+    hub also ``saelens/``, which names what it leaves out."""
+    sae = saes.load(stage)
+    halved = {
+        name: tensor.half() if tensor.dtype == torch.float32 else tensor
+        for name, tensor in load_file(stage / "sae.safetensors").items()
+    }
+    with atomic(out) as temporary:
+        temporary.mkdir()
+        shutil.copyfile(stage / "cfg.json", temporary / "cfg.json")
+        save_file(halved, temporary / "sae.safetensors")
+        lines = measured(results, world, sae.name)
+        text = card(sae, world, temporary / "sae.safetensors", lines)
+        (temporary / "README.md").write_text(text, encoding="utf-8")
+        if hub:
+            save_saelens(saes.load(temporary), temporary / "saelens")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 2 for one clear line on stderr."""
+    parser = argparse.ArgumentParser(prog="lab.runs.pretrained", description=__doc__)
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "laptop")
+    parser.add_argument("--hub", type=Path, help="a folder for a hub instead of tsae/pretrained/")
+    given = parser.parse_args(arguments)
+    try:
+        path = given.results / "results.parquet"
+        if not path.exists():
+            raise UserError(f"{path} is not there; make it with ./run_all.sh.")
+        results = pd.read_parquet(path)
+        for world, variants in CHOSEN.items():
+            for variant in variants:
+                stage = trained(world, variant, given.results / "train")
+                out = (given.hub or dictionaries.FOLDER) / world / variant
+                out.parent.mkdir(parents=True, exist_ok=True)
+                export(stage, world, results, out, given.hub is not None)
+                print(f"wrote {out}")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
