@@ -136,22 +136,3 @@ def leaky_mean(
     s_BTF = torch.where(valid_BT[..., None], torch.addcmul(e_BTF, r_BTF, delta_F), r_BTF)
     m_BTF = s_BTF * share_NF[(n_BT - 1).clamp_min(0)] * (n_BT > 0)[..., None]
     return m_BTF, LeakySum(s_BTF[:, -1], n_BT[:, -1])
-
-
-def leaky_mean_reference(
-    e_BTF: Tensor,
-    delta_F: Tensor,
-    keep_BT: Tensor,
-    valid_BT: Tensor,
-    prior_F: Tensor | float = 0.0,
-) -> Tensor:
-    """:func:`leaky_mean` one token at a time in plain torch."""
-    total_BF = weight_BF = torch.zeros_like(e_BTF[:, 0])
-    means = []
-    for e_BF, keep_B, valid_B in zip(e_BTF.unbind(1), keep_BT.t(), valid_BT.t(), strict=True):
-        total_BF, weight_BF = keep_B[:, None] * total_BF, keep_B[:, None] * weight_BF
-        valid_B1 = valid_B[:, None]
-        total_BF = torch.where(valid_B1, delta_F * total_BF + e_BF, total_BF)
-        weight_BF = torch.where(valid_B1, delta_F * weight_BF + 1.0, weight_BF)
-        means.append(total_BF / (prior_F + weight_BF.clamp_min(1.0)))
-    return torch.stack(means, 1)

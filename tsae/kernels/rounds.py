@@ -27,11 +27,11 @@ FLOOR = 0.05
 class _Project(torch.autograd.Function):
     @staticmethod
     @sparse.in_float32
-    def forward(ctx, reference, shape, rows, cols, crow, r_ND, W_dec):
-        pattern = Codes(r_ND.new_empty(len(cols)), rows, cols, crow, shape)
+    def forward(ctx, shape, rows, cols, crow, r_ND, W_dec):
         ctx.save_for_backward(rows, cols, crow, r_ND, W_dec)
-        ctx.shape, ctx.reference = shape, reference
-        return sparse._sampled(pattern, r_ND, W_dec.t(), reference)
+        ctx.shape = shape
+        pattern = Codes(r_ND.new_empty(len(cols)), rows, cols, crow, shape)
+        return sparse._sampled(pattern, r_ND, W_dec.t())
 
     @staticmethod
     @sparse.as_forward
@@ -39,25 +39,21 @@ class _Project(torch.autograd.Function):
     def backward(ctx, grad):
         rows, cols, crow, r_ND, W_dec = ctx.saved_tensors
         pattern = Codes(grad, rows, cols, crow, ctx.shape)
-        need_r, need_W = ctx.needs_input_grad[5:]
-        grad_r = sparse._matmul(pattern, grad, W_dec, ctx.reference) if need_r else None
-        grad_W = sparse._transposed_matmul(pattern, grad, r_ND, ctx.reference) if need_W else None
-        return None, None, None, None, None, grad_r, grad_W
+        need_r, need_W = ctx.needs_input_grad[4:]
+        grad_r = sparse._matmul(pattern, grad, W_dec) if need_r else None
+        grad_W = sparse._transposed_matmul(pattern, grad, r_ND) if need_W else None
+        return None, None, None, None, grad_r, grad_W
 
 
-def projected(codes: Codes, r_ND: Tensor, W_dec: Tensor, reference: bool | None = None) -> Tensor:
+def projected(codes: Codes, r_ND: Tensor, W_dec: Tensor) -> Tensor:
     """``r W_dec^T`` at the entries of ``codes`` alone [nnz]; differentiable once in r and W_dec."""
-    if reference is None:
-        reference = not sparse.has_sparse_products(W_dec.device)
-    return _Project.apply(reference, codes.shape, codes.rows, codes.cols, codes.crow, r_ND, W_dec)
+    return _Project.apply(codes.shape, codes.rows, codes.cols, codes.crow, r_ND, W_dec)
 
 
-def corrected(
-    codes: Codes, r_ND: Tensor, W_dec: Tensor, eta: Tensor, reference: bool | None = None
-) -> Codes:
+def corrected(codes: Codes, r_ND: Tensor, W_dec: Tensor, eta: Tensor) -> Codes:
     """The codes after the joint correction; ``r_ND`` [N, d] is what they leave of the target."""
-    step = projected(codes, r_ND, W_dec, reference)
-    return codes._replace(values=torch.maximum(codes.values + eta * step, FLOOR * codes.values))
+    moved = codes.values + eta * projected(codes, r_ND, W_dec)
+    return codes._replace(values=torch.maximum(moved, FLOOR * codes.values))
 
 
 def dense_corrected(z_NF: Tensor, r_ND: Tensor, W_dec: Tensor, eta: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ code is ``z = relu(pre) on S`` and ``x_hat = z W_dec``. Both gradients are spars
 
     dW_j = u_j^T dz,    du_j = dz W_j^T,    dz = (dx_hat W_dec^T) on S,    dW_dec = z^T dx_hat
 
-so each costs O(N k d) in place of O(N F d). On CPU the products run as weighted bags of rows
-(``embedding_bag``, 3 to 4 times as fast as MKL's CSR product at k = 32, d = 576), on CUDA as CSR
-products (cuSPARSE); elsewhere the same sums run through gathers (``reference=True``).
+so each costs O(N k d) in place of O(N F d). The products run as weighted bags of rows
+(``embedding_bag``, 3 to 4 times as fast as MKL's CSR product at k = 32, d = 576), and entries on
+the selection as a sampled product of MKL or cuSPARSE; where there is neither, as gathers.
 """
 
 import warnings
@@ -67,42 +67,26 @@ def has_sparse_products(device: torch.device) -> bool:
     return device.type == "cuda" or (device.type == "cpu" and torch.backends.mkl.is_available())
 
 
-def _bags(values: Tensor, cols: Tensor, crow: Tensor, dense: Tensor) -> Tensor:
-    """``out[n] = sum of values[i] dense[cols[i]]`` over ``crow[n] <= i < crow[n+1]``."""
-    return nn.functional.embedding_bag(
-        cols,
-        dense.contiguous(),
-        crow,
-        mode="sum",
-        per_sample_weights=values,
-        include_last_offset=True,
-    )
-
-
-def _matmul(pattern: Codes, values: Tensor, dense: Tensor, reference: bool) -> Tensor:
+def _matmul(pattern: Codes, values: Tensor, dense: Tensor) -> Tensor:
     """``A @ dense`` for the CSR matrix A: [N, F] @ [F, d] -> [N, d]."""
-    if not reference:
-        if dense.device.type == "cpu":
-            return _bags(values, pattern.cols, pattern.crow, dense)
-        return pattern.csr(values) @ dense
-    out = dense.new_zeros(pattern.shape[0], dense.shape[1])
-    return out.index_add_(0, pattern.rows, values[:, None] * dense[pattern.cols])
+    return _bags(values, pattern.cols, pattern.crow, dense)
 
 
-def _transposed_matmul(pattern: Codes, values: Tensor, dense: Tensor, reference: bool) -> Tensor:
+def _transposed_matmul(pattern: Codes, values: Tensor, dense: Tensor) -> Tensor:
     """``A^T @ dense``: [F, N] @ [N, d] -> [F, d]."""
-    if not reference:
-        if dense.device.type == "cpu":
-            order, crow = by_column(pattern.cols, pattern.shape[1])
-            return _bags(values[order], pattern.rows[order], crow, dense)
-        return pattern.csr(values).t().to_sparse_csr() @ dense
-    out = dense.new_zeros(pattern.shape[1], dense.shape[1])
-    return out.index_add_(0, pattern.cols, values[:, None] * dense[pattern.rows])
+    order, begin_F = by_column(pattern.cols, pattern.shape[1])
+    return _bags(values[order], pattern.rows[order], begin_F, dense)
 
 
-def _sampled(pattern: Codes, left: Tensor, right_DF: Tensor, reference: bool) -> Tensor:
+def _bags(values: Tensor, places: Tensor, begin: Tensor, dense: Tensor) -> Tensor:
+    """``out[n] = sum of values[i] dense[places[i]]`` over ``begin[n] <= i < begin[n+1]``."""
+    weighted = {"mode": "sum", "per_sample_weights": values, "include_last_offset": True}
+    return nn.functional.embedding_bag(places, dense.contiguous(), begin, **weighted)
+
+
+def _sampled(pattern: Codes, left: Tensor, right_DF: Tensor) -> Tensor:
     """Entries of ``left @ right`` on the pattern: [N, d] @ [d, F] -> [nnz]."""
-    if not reference:
+    if has_sparse_products(left.device):
         empty = pattern.csr(torch.zeros_like(pattern.values))
         return torch.sparse.sampled_addmm(empty, left, right_DF, beta=0.0).values()
     return (left[pattern.rows] * right_DF.t()[pattern.cols]).sum(-1)
@@ -116,7 +100,7 @@ as_forward = torch.amp.custom_bwd(device_type="cuda")
 class _Encode(torch.autograd.Function):
     @staticmethod
     @in_float32
-    def forward(ctx, select, reference, first, bias, *pairs):
+    def forward(ctx, select, first, bias, *pairs):
         inputs, weights = pairs[0::2], pairs[1::2]
         pre = first.pop() if first else torch.addmm(bias, inputs[0], weights[0])
         for u, W in zip(inputs[1:], weights[1:], strict=True):
@@ -124,7 +108,7 @@ class _Encode(torch.autograd.Function):
         rows, cols, crow = select(pre)
         values = pre.view(-1).index_select(0, rows * pre.shape[1] + cols).clamp_min_(0.0)
         ctx.save_for_backward(values, rows, cols, crow, *pairs)
-        ctx.shape, ctx.reference = tuple(pre.shape), reference
+        ctx.shape = tuple(pre.shape)
         ctx.mark_non_differentiable(rows, cols, crow, pre)
         ctx.set_materialize_grads(False)
         return values, rows, cols, crow, pre
@@ -134,28 +118,27 @@ class _Encode(torch.autograd.Function):
     def backward(ctx, grad_values, *_):
         values, rows, cols, crow, *pairs = ctx.saved_tensors
         if grad_values is None:
-            return (None,) * (4 + len(pairs))
+            return (None,) * (3 + len(pairs))
         grad = torch.where(values > 0, grad_values, 0.0)
         pattern = Codes(values, rows, cols, crow, ctx.shape)
         grads = []
         for position in range(0, len(pairs), 2):
             u, W = pairs[position], pairs[position + 1]
-            need_u, need_W = ctx.needs_input_grad[4 + position : 6 + position]
-            grads.append(_matmul(pattern, grad, W.t(), ctx.reference) if need_u else None)
-            grad_W = _transposed_matmul(pattern, grad, u, ctx.reference).t() if need_W else None
-            grads.append(grad_W)
+            need_u, need_W = ctx.needs_input_grad[3 + position : 5 + position]
+            grads.append(_matmul(pattern, grad, W.t()) if need_u else None)
+            grads.append(_transposed_matmul(pattern, grad, u).t() if need_W else None)
         grad_bias = grad.new_zeros(ctx.shape[1]).index_add_(0, cols, grad)
-        return None, None, None, grad_bias, *grads
+        return None, None, grad_bias, *grads
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
     @in_float32
-    def forward(ctx, reference, shape, values, rows, cols, crow, W_dec):
+    def forward(ctx, shape, values, rows, cols, crow, W_dec):
         pattern = Codes(values, rows, cols, crow, shape)
         ctx.save_for_backward(values, rows, cols, crow, W_dec)
-        ctx.shape, ctx.reference = shape, reference
-        return _matmul(pattern, values, W_dec, reference)
+        ctx.shape = shape
+        return _matmul(pattern, values, W_dec)
 
     @staticmethod
     @as_forward
@@ -163,33 +146,25 @@ class _Decode(torch.autograd.Function):
         values, rows, cols, crow, W_dec = ctx.saved_tensors
         pattern = Codes(values, rows, cols, crow, ctx.shape)
         grad_x = grad_x.contiguous()
-        grad_values = _sampled(pattern, grad_x, W_dec.t(), ctx.reference)
-        grad_W = (
-            _transposed_matmul(pattern, values, grad_x, ctx.reference)
-            if ctx.needs_input_grad[6]
-            else None
-        )
-        return None, None, grad_values, None, None, None, grad_W
+        grad_values = _sampled(pattern, grad_x, W_dec.t())
+        grad_W = _transposed_matmul(pattern, values, grad_x) if ctx.needs_input_grad[5] else None
+        return None, grad_values, None, None, None, grad_W
 
 
 def encode(
     select: Callable[[Tensor], Selection],
     bias_F: Tensor,
     pairs: list[tuple[Tensor, Tensor]],
-    reference: bool | None = None,
     first: list[Tensor] | None = None,
     added: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Codes, Tensor]:
     """Codes of ``pre = sum_j u_j W_j + b`` on the latents that ``select(pre)`` names.
 
     ``pairs``: (u [N, d_j], W [d_j, F]). Returns the codes and the pre-activations [N, F], the
-    latter without gradient. ``reference`` forces (True) or forbids (False) the gather form; by
-    default it is used only where torch has no sparse products. ``first``: a list from which u_0 W_0
-    + b is taken, and changed, where the caller has it. ``added``: a matrix [N, F] without gradient
-    that joins pre, and a scalar that it is multiplied by.
+    latter without gradient. ``first``: a list from which u_0 W_0 + b is taken, and changed, where
+    the caller has it. ``added``: a matrix [N, F] without gradient that joins pre, and a scalar that
+    it is multiplied by.
     """
-    if reference is None:
-        reference = not has_sparse_products(bias_F.device)
     flat = [tensor for pair in pairs for tensor in pair]
     dense_NF, strength = added
 
@@ -199,7 +174,7 @@ def encode(
             pre_NF.addcmul_(dense_NF, scale)
         return select(pre_NF)
 
-    values, rows, cols, crow, pre = _Encode.apply(choose, reference, first, bias_F, *flat)
+    values, rows, cols, crow, pre = _Encode.apply(choose, first, bias_F, *flat)
     if dense_NF is not None and strength is not None:
         # Its gradient, and the number 0.
         slope = dense_NF[rows, cols] * (values > 0)
@@ -207,13 +182,9 @@ def encode(
     return Codes(values, rows, cols, crow, (len(pre), pre.shape[1])), pre
 
 
-def decode(codes: Codes, W_dec: Tensor, reference: bool | None = None) -> Tensor:
+def decode(codes: Codes, W_dec: Tensor) -> Tensor:
     """``z W_dec`` [N, d] from sparse codes; gradients as in the module's equations."""
-    if reference is None:
-        reference = not has_sparse_products(W_dec.device)
-    return _Decode.apply(
-        reference, codes.shape, codes.values, codes.rows, codes.cols, codes.crow, W_dec
-    )
+    return _Decode.apply(codes.shape, codes.values, codes.rows, codes.cols, codes.crow, W_dec)
 
 
 def lag_dots(codes: Codes, lags: tuple[int, ...], group_F: Tensor, n_groups: int) -> Tensor:

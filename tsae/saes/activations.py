@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tsae.kernels.selection import above, largest
+from tsae.kernels.selection import largest, positions
 from tsae.kernels.sparse import Selection, rows_to_crow
 from tsae.training import distributed
 
@@ -81,10 +81,10 @@ class TopK(Counting):
 def valid_above(pre_NF: Tensor, mask_N: Tensor, bound: Tensor | float) -> tuple[Tensor, Tensor]:
     """Flat positions, ascending, of the valid tokens' entries above ``bound``; their values."""
     flat = pre_NF.detach().reshape(-1)
-    positions = above(flat, bound)
+    found = positions(flat > bound)
     if not mask_N.all():
-        positions = positions[mask_N[positions // pre_NF.shape[1]]]
-    return positions, flat[positions]
+        found = found[mask_N[found // pre_NF.shape[1]]]
+    return found, flat[found]
 
 
 def candidates(
