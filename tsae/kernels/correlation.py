@@ -5,9 +5,9 @@ For every source j, over its occurrences (t, slot) and the active latents i at t
     sum[i] = Σ trunc(2^19 R),    n[j→i] ← 2^-19 sum[i] + decay_j n[j→i]
 
 and the S largest stay. Sums are of whole numbers, so their order does not matter and the result is
-the same, bit for bit, as that of ``TemporalCorrelationTracker.merge``, which sorts events in plain
-torch. Occurrences are brought into rows by a counting sort; a row's sums live in one array of F
-numbers, cleared by the list of what was touched. Source: this project.
+the same, bit for bit, as that of ``TemporalCorrelationTracker.follow`` in plain torch. Occurrences
+are brought into rows by a counting sort; a row's sums live in one array of F numbers, cleared by the
+list of what was touched. Source: this project.
 """
 
 import numpy as np
@@ -83,16 +83,16 @@ def sum_events(R_PM, order_O, now_ids_NM, sums_F, touched):
 
 
 @compiled
-def keep_largest(ids_N, values_N, n_held, keys_N, dropped, ids_S, values_S):
+def keep_largest(ids_N, values_N, n_held, keys_N, ids_S, values_S):
     """Put the S largest entries first to last by id; the first ``n_held`` ids ascend already."""
     n, least, bits_N = len(ids_N), np.int64(-1), values_N.view(np.int32)
     if n > len(ids_S):
         for u in range(n):
-            keys_N[u] = (np.int64(bits_N[u] >> dropped) << 20) | (LAST - ids_N[u])
+            keys_N[u] = (np.int64(bits_N[u]) << 20) | (LAST - ids_N[u])
         least = least_of_largest(keys_N[:n], len(ids_S))
     m = 0
     for u in range(n):
-        key = (np.int64(bits_N[u] >> dropped) << 20) | (LAST - ids_N[u])
+        key = (np.int64(bits_N[u]) << 20) | (LAST - ids_N[u])
         if key < least:
             continue
         v = m
@@ -107,13 +107,13 @@ def keep_largest(ids_N, values_N, n_held, keys_N, dropped, ids_S, values_S):
 
 @compiled
 def update_rows(
-    R_PM, past_ids_NM, past_NM, now_ids_NM, decay_F, dropped,
+    R_PM, past_ids_NM, past_NM, now_ids_NM, decay_F,
     successors_FS, count_FS, seen_F, updates,
 ):  # fmt: skip
     """Move one lag's n, in place, by the relations ``R_PM`` of n M past slots with M present ones.
 
-    Past slots whose code is 0 do not count; for present ones R has to be 0. ``dropped``: lowest
-    bits of a value that do not decide which entries stay; among equals the lowest ids do.
+    Past slots whose code is 0 do not count; for present ones R has to be 0. The largest entries
+    stay, among equals those of the lowest ids.
     """
     n_latents, S = count_FS.shape
     begin_F, order_P = rows_of(past_ids_NM, past_NM, n_latents)
@@ -143,5 +143,5 @@ def update_rows(
             if value >= least:
                 ids[n], values[n] = touched[u], value
                 n += 1
-        keep_largest(ids[:n], values[:n], n_held, keys, dropped, successors_FS[j], count_FS[j])
+        keep_largest(ids[:n], values[:n], n_held, keys, successors_FS[j], count_FS[j])
         seen_F[j] = updates

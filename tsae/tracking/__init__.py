@@ -4,21 +4,7 @@ from tsae.tracking.active import Active, Lagged, history, strongest
 from tsae.tracking.buffer import CircularFeatureBuffer
 from tsae.tracking.correlation import TemporalCorrelationTracker
 from tsae.tracking.learning import track
-from tsae.tracking.quantise import dequantise, quantise, remembered
-from tsae.tracking.reference import dense_update
 from tsae.tracking.relation import Relation
 
-__all__ = [
-    "Active",
-    "CircularFeatureBuffer",
-    "Lagged",
-    "Relation",
-    "TemporalCorrelationTracker",
-    "dense_update",
-    "dequantise",
-    "history",
-    "quantise",
-    "remembered",
-    "strongest",
-    "track",
-]
+__all__ = ["Active", "CircularFeatureBuffer", "Lagged", "Relation", "TemporalCorrelationTracker",
+           "history", "strongest", "track"]  # fmt: skip

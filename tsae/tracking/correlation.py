@@ -12,54 +12,22 @@ kept. Rows whose j did not occur are not touched: (1 − α)^age is applied when
 Source: this project.
 """
 
-import numpy as np
 import scipy.sparse
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from tsae.tracking.active import Active, Lagged, history
 from tsae.tracking.quantise import remembered
 from tsae.tracking.relation import Relation
 
-FRACTION = 23
-"""Bits of R in a sorted word."""
 UNIT = 2.0**19
-"""R, below 16, is counted in units of 2^-19, so that sums are exact and unordered."""
+"""R, at most 16, is counted in units of 2^-19, so that sums are exact and unordered."""
+MOST_COUNTED = 2**23 - 1
 SHRINK = 4.0
 """κ."""
-LARGEST = 2**19
-"""Most latents whose pair key fits beside R in 63 bits."""
-BLOCK = 4096
-"""Occurrences of sources that are merged at a time."""
+LARGEST = 2**20
+"""Most latents: the compiled update orders a row by a value's 31 bits and an id's 20."""
 TINY = torch.finfo(torch.float32).tiny
-
-
-def sort_words(words: Tensor) -> Tensor:
-    """Ascending int64 words. NumPy's vectorised sort is four times as fast as torch's on a CPU."""
-    if words.device.type == "cpu":
-        return torch.from_numpy(np.sort(words.numpy()))
-    return words.sort().values
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Where a flat mask is True; NumPy is the faster one here too."""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.nonzero()[:, 0]
-
-
-def places(rows: Tensor, n_rows: int) -> Tensor:
-    """The place of each element within its row, for ascending ``rows``."""
-    begin = pad(torch.bincount(rows, minlength=n_rows).cumsum(0), (1, 0))
-    return torch.arange(len(rows), device=rows.device) - begin.index_select(0, rows)
-
-
-def starts_of(groups: Tensor) -> Tensor:
-    """Mask of the first element of each run of equal values."""
-    first = torch.ones(len(groups), dtype=torch.bool, device=groups.device)
-    torch.ne(groups[1:], groups[:-1], out=first[1:])
-    return first
 
 
 class TemporalCorrelationTracker(nn.Module):
@@ -95,7 +63,6 @@ class TemporalCorrelationTracker(nn.Module):
                 f"n_latents={n_latents} is not allowed; n_latents must be at most {LARGEST}."
             )
         self.n_latents, self.window, self.bits = n_latents, window, bits
-        self.width = max(1, (n_latents - 1).bit_length())
         self.alpha, self.tau = alpha, tau
         self.relation = Relation(n_latents, window, rank, spread)
         shape = (window, n_latents, min(successors, n_latents))
@@ -112,11 +79,6 @@ class TemporalCorrelationTracker(nn.Module):
     def nbytes(self) -> int:
         """Bytes of everything held between updates, U, s and V included."""
         return sum(t.nbytes for t in (*self.parameters(), *self.buffers()))
-
-    @property
-    def order_bits(self) -> int:
-        """Highest bits of a value that decide which entries of a row stay."""
-        return min(31, 62 - 2 * self.width)
 
     # ---- update ---------------------------------------------------------------------------
 
@@ -152,111 +114,61 @@ class TemporalCorrelationTracker(nn.Module):
         """
         from tsae.kernels.correlation import update_rows  # Numba is slow to import
 
-        N, M = active.ids_NM.shape
-        kept_NM = self.past(active).values_NM
-        pairs = self.relation.gathered(active)
-        now_ids_NM = active.ids_NM.to(torch.uint32).numpy()
-        out_NMM = active.values_NM.new_empty(N, M, M)
-        for level in range(min(self.window, N - 1)):
-            lag = level + 1
+        kept_NM, ids_NM, now_NM = self.past(active).values_NM, active.ids_NM, active.values_NM
+        now_ids_NM = ids_NM.to(torch.uint32).numpy()
+        V_NMR, U_NMR = (W[ids_NM] for W in (self.relation.V_FR, self.relation.U_FR))
+        for lag in range(1, min(self.window, len(ids_NM) - 1) + 1):
+            level = lag - 1
             # Pairs of two documents keep their places, so that nothing is copied, but count as 0.
             linked_N = document_N[lag:] == document_N[:-lag]
             past_NM = kept_NM[:-lag] * linked_N[:, None]
-            R_PM = self.relation.at_lag(lag, past_NM, active.values_NM[lag:], pairs, out_NMM)
+            R = self.relation.related(V_NMR[:-lag], past_NM, U_NMR[lag:], now_NM[lag:], lag)
             fires_P = (past_NM > 0).flatten().to(self.fired_F)
-            self.sources_LF[level].index_add_(0, active.ids_NM[:-lag].flatten(), fires_P)
+            self.sources_LF[level].index_add_(0, ids_NM[:-lag].flatten(), fires_P)
             update_rows(
-                R_PM.flatten(0, 1).numpy(), active.ids_NM[:-lag].numpy(), past_NM.numpy(),
-                now_ids_NM[lag:], self.decay(level).numpy(), 31 - self.order_bits,
+                R.flatten(0, 1).numpy(), ids_NM[:-lag].numpy(), past_NM.numpy(),
+                now_ids_NM[lag:], self.decay(level).numpy(),
                 self.successors_LFS[level].numpy(), self.count_LFS[level].numpy(),
                 self.seen_LF[level].numpy(), int(self.updates),
             )  # fmt: skip
 
     def follow(self, lagged: Lagged) -> None:
         """Move one lag's n by its pairs of tokens, in plain torch on any device."""
-        now, past = lagged.now, self.usual(lagged.past)
-        R_PM = self.relation(past, now, lagged.lag).flatten(0, 1)
-        fired = past.values_NM.flatten().nonzero()[:, 0]
-        source, order = past.ids_NM.flatten()[fired].sort(stable=True)
-        fired = fired[order]
-        token = fired // past.ids_NM.shape[1]
-        count_F = torch.bincount(source, minlength=self.n_latents)
-        self.sources_LF[lagged.lag - 1] += count_F
-        end_F = count_F.cumsum(0)
-        # Blocks of rows with about BLOCK occurrences: what is sorted stays in the cache.
-        low, done = 0, 0
-        while done < len(source):
-            high = int(torch.searchsorted(end_F, min(done + BLOCK, len(source)))) + 1
-            stop = int(end_F[high - 1])
-            R = R_PM.index_select(0, fired[done:stop])
-            fixed = (R * UNIT).to(torch.int64).clamp_(max=2**FRACTION - 1)
-            word = now.ids_NM.index_select(0, token[done:stop])
-            word = word.add_(((source[done:stop] - low) << self.width)[:, None])
-            word = (word << (FRACTION + 1)).bitwise_or_(fixed)
-            self.merge(lagged.lag - 1, low, high, word.flatten(), count_F[low:high])
-            low, done = high, stop
-
-    def merge(self, level: int, low: int, high: int, words: Tensor, count_B: Tensor) -> None:
-        """Add events to rows low … high-1 of one lag's n.
-
-        ``words``: row - low, target, a bit 0 and R, from high bits to low; ``count_B``: n_j.
-        """
-        S, n_rows = self.count_LFS.shape[2], high - low
-        ids_BS = self.successors_LFS[level, low:high]
-        touched_B = count_B > 0
-        decayed_BS = self.count_LFS[level, low:high] * self.decay(level, low, high)[:, None]
-        held_e = positions(((decayed_BS > 0) & touched_B[:, None]).flatten())
-        # A held entry joins the sort as a mark above all values of R. Both lists ascend by key, so
-        # the n-th mark belongs to the n-th held entry and no look-up is needed.
-        key_e = ((held_e // S) << self.width) | ids_BS.flatten().index_select(0, held_e)
-        words = sort_words(torch.cat([words, (key_e << (FRACTION + 1)) | (1 << FRACTION)]))
-        keys = words >> (FRACTION + 1)
-        first = starts_of(keys)
-        begin = positions(first)
-        mark_e = positions((words & (1 << FRACTION)) != 0)
-        total = (words & (2**FRACTION - 1)).cumsum(0)
-        end = torch.cat([begin[1:], begin.new_tensor([len(words)])]) - 1
-        sum_u = torch.diff(total.index_select(0, end), prepend=total.new_zeros(1))
-        key_u = keys.index_select(0, begin)
-        row_u = key_u >> self.width
-        value_u = (sum_u / UNIT).float()
-        group_e = first.cumsum(0).index_select(0, mark_e) - 1
-        value_u.index_add_(0, group_e, decayed_BS.flatten().index_select(0, held_e))
-        # In a full row, what is below the least held entry cannot stay.
-        least_B = decayed_BS.amin(1).clamp_min(TINY)
-        enters = positions(value_u >= least_B.index_select(0, row_u))
-        key_u, value_u = key_u.index_select(0, enters), value_u.index_select(0, enters)
-        keep = self.largest(key_u >> self.width, value_u, n_rows, S)
-        key_u, value_u = key_u.index_select(0, keep), value_u.index_select(0, keep)
-        row_u = key_u >> self.width
-        place = (row_u + low) * S + places(row_u, n_rows)
-        rows = positions(touched_B) + low
-        self.count_LFS[level].index_fill_(0, rows, 0.0)
-        self.count_LFS[level].view(-1)[place] = value_u
-        self.successors_LFS[level].view(-1)[place] = (key_u & (2**self.width - 1)).int()
+        level, F, S = lagged.lag - 1, self.n_latents, self.count_LFS.shape[2]
+        past = self.usual(lagged.past)
+        fired = past.values_NM > 0
+        source, token = past.ids_NM[fired], fired.nonzero()[:, 0]
+        self.sources_LF[level] += torch.bincount(source, minlength=F)
+        rows = source.unique()
+        held_RS = self.count_LFS[level, rows] * self.decay(level)[rows, None]
+        held_keys = (rows[:, None] * F + self.successors_LFS[level, rows])[held_RS > 0]
+        event_keys = (source[:, None] * F + lagged.now.ids_NM[token]).flatten()
+        key, at = torch.cat([event_keys, held_keys]).unique(return_inverse=True)
+        R_PM = self.relation(past, lagged.now, lagged.lag)[fired]
+        counted = (R_PM * UNIT).long().clamp_(max=MOST_COUNTED).flatten()
+        total = torch.zeros_like(key).index_add_(0, at[: len(counted)], counted)
+        value = (total / UNIT).float().index_add_(0, at[len(counted) :], held_RS[held_RS > 0])
+        # The S largest of each row, the lowest ids among equals: keys ascend by row, then by id.
+        key, value = key[value >= TINY], value[value >= TINY]
+        order = value.argsort(descending=True, stable=True)
+        order = order[(key[order] // F).argsort(stable=True)]
+        size_F = torch.bincount(key // F, minlength=F)
+        begin_F = size_F.cumsum(0) - size_F
+        place = torch.arange(len(key), device=key.device) - begin_F[key[order] // F]
+        kept = order[place < S].sort().values
+        key, value = key[kept], value[kept]
+        size_F = size_F.clamp_max(S)
+        place = torch.arange(len(key), device=key.device) - (size_F.cumsum(0) - size_F)[key // F]
+        self.count_LFS[level, rows] = 0.0
+        self.count_LFS[level, key // F, place] = value
+        self.successors_LFS[level, key // F, place] = (key % F).int()
         self.seen_LF[level, rows] = self.updates.int()
-
-    def largest(self, row_u: Tensor, value_u: Tensor, n_rows: int, S: int) -> Tensor:
-        """Positions of the S largest entries > 0 of each row (ties: the first ones), ascending.
-
-        ``row_u`` ascends. Row, value and place share a word, so above 65536 latents values are
-        ordered by their highest bits alone.
-        """
-        place_u = places(row_u, n_rows)
-        bits = self.order_bits
-        order_u = (value_u.view(torch.int32).long() >> (31 - bits)) ^ (2**bits - 1)
-        words = sort_words((((row_u << bits) | order_u) << self.width) | place_u)
-        # Sorted or not, rows come in the same order, so a word's place is now its rank.
-        words = words.index_select(0, positions(place_u < S))
-        begin_B = pad(torch.bincount(row_u, minlength=n_rows).cumsum(0), (1, 0))
-        start = begin_B.index_select(0, words >> (bits + self.width))
-        return sort_words(start + (words & (2**self.width - 1)))
 
     # ---- reading --------------------------------------------------------------------------
 
-    def decay(self, level: int, low: int = 0, high: int | None = None) -> Tensor:
-        """(1 − α)^age of rows low … high-1 of one lag, by default of all."""
-        age_F = (self.updates - self.seen_LF[level, low:high]).double()
+    def decay(self, level: int) -> Tensor:
+        """(1 − α)^age of the rows of one lag."""
+        age_F = (self.updates - self.seen_LF[level]).double()
         return torch.pow(1.0 - self.alpha, age_F).float()
 
     @torch.no_grad()

@@ -21,8 +21,6 @@ from torch.nn.functional import embedding_bag, pad, softplus
 from tsae.tracking.active import Active
 
 LEARNING = ("logistic", "norm")
-PART = 128
-"""Tokens whose relations are computed at a time."""
 MOST = 16.0
 """Largest R."""
 
@@ -43,41 +41,19 @@ class Relation(nn.Module):
     @torch.no_grad()
     def forward(self, past: Active, now: Active, lag: int) -> Tensor:
         """R [n, M, M]: entry (t, b, a) relates slot b of past to slot a of now; 0 if not active."""
-        left = self.V_FR[past.ids_NM] * (past.values_NM[..., None] * self.s_LR[lag - 1])
-        R = torch.bmm(left, self.U_FR[now.ids_NM].transpose(1, 2)).exp_().clamp_(max=MOST)
-        R *= (past.values_NM > 0)[:, :, None]
-        R *= (now.values_NM > 0)[:, None, :]
-        return R
+        V_NMR, U_NMR = self.V_FR[past.ids_NM], self.U_FR[now.ids_NM]
+        return self.related(V_NMR, past.values_NM, U_NMR, now.values_NM, lag)
 
-    @torch.no_grad()
-    def gathered(self, active: Active) -> tuple[Tensor, Tensor]:
-        """V and U of the latents of N tokens, both [N, M, r]: for all lags."""
-        at_P, shape = active.ids_NM.flatten(), (*active.ids_NM.shape, -1)
-        V_NMR, U_NMR = (W.index_select(0, at_P).view(shape) for W in (self.V_FR, self.U_FR))
-        return V_NMR, U_NMR
-
-    @torch.no_grad()
-    def at_lag(
-        self, lag: int, past_NM: Tensor, now_NM: Tensor, pairs: tuple[Tensor, Tensor], out: Tensor
+    def related(
+        self, V_NMR: Tensor, past_NM: Tensor, U_NMR: Tensor, now_NM: Tensor, lag: int
     ) -> Tensor:
-        """:meth:`forward` [n, M, M] of each :meth:`gathered` token with the ``lag``-th after it.
-
-        Written into the memory of ``out``, in parts that stay in the cache; rows of past codes that
-        are 0 are left as they come.
-        """
-        V_NMR, U_NMR = pairs
-        s_R = self.s_LR[lag - 1]
-        out = out[: len(past_NM)]
-        for part in torch.arange(len(past_NM)).split(PART):
-            here = slice(int(part[0]), int(part[-1]) + 1)
-            then = slice(here.start + lag, here.stop + lag)
-            left = V_NMR[here] * (past_NM[here, :, None] * s_R)
-            torch.bmm(left, U_NMR[then].transpose(1, 2), out=out[here])
-            out[here].exp_().clamp_(max=MOST)
-        silent_NM = now_NM == 0
-        if silent_NM.any():
-            out.masked_fill_(silent_NM[:, None, :], 0.0)
-        return out
+        """:meth:`forward` from the rows of V and U that the slots are of."""
+        left = V_NMR * (past_NM[..., None] * self.s_LR[lag - 1])
+        R = torch.bmm(left, U_NMR.transpose(1, 2)).exp_().clamp_(max=MOST)
+        for silent in ((past_NM == 0)[:, :, None], (now_NM == 0)[:, None, :]):
+            if silent.any():
+                R.masked_fill_(silent, 0.0)
+        return R
 
     def expected(self, past: Active, document_N: Tensor) -> Tensor:
         """[N, r] ``Σ_ℓ s_ℓ Σ_j V_j z̄_j[t−ℓ]`` over the earlier tokens of each token's document."""
