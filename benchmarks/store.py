@@ -1,11 +1,9 @@
 """The activation store from 10^5 to 10^7 tokens: cost a token, resident memory, shuffling.
 
-    python benchmarks/store.py [--sizes 100000 1000000 10000000] [--width 64] [--limit-mb 64]
 
 For each size a store of normal activations is written (float16, sequences of 128) and one epoch is
 read in shuffled batches of 2048 tokens. Printed: CPU microseconds a token of writing (without the
 model) and of reading; how much memory of the process is resident while reading, over that before
-(pages mapped by the store stay within ``--limit-mb``; batches come on top); and of the order:
 the mean distance of two sequences drawn one after the other as a share of the store (uniform: 1/3),
 and the rank correlation of a sequence's place in the store and in the epoch (uniform: 0 ± 1/sqrt n).
 """
@@ -57,7 +55,7 @@ def measure(n_tokens: int, args) -> dict:
     block = torch.randn(16, LENGTH, args.width, generator=torch.Generator().manual_seed(0))
     process = psutil.Process()
     with tempfile.TemporaryDirectory() as directory:
-        config = HarvestConfig({"train": n * LENGTH}, memory_limit_mb=args.limit_mb)
+        config = HarvestConfig({"train": n * LENGTH})
         began = time.process_time()
         store = harvest_with(
             lambda tokens_BT: block[: len(tokens_BT)],
@@ -89,11 +87,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**5, 10**6, 10**7])
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--limit-mb", type=float, default=64)
     parser.add_argument("--out", help="where to write the numbers as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"width {args.width}, float16, limit {args.limit_mb:g} MB")
+    print(f"width {args.width}, float16")
     rows = []
     for size in args.sizes:
         row = measure(size, args)

@@ -78,7 +78,7 @@ class Store:
     def n_sequences(self, split):
         return self.n
 
-    def batches(self, split, batch_size, shuffle=False, seed=0):
+    def batches(self, split, batch_size):
         g = torch.Generator().manual_seed({"train": 1, "test": 2, "validation": 3}[split])
         directions = torch.eye(8)
         for first in range(0, self.n, batch_size):

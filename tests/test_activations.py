@@ -11,7 +11,6 @@ from tsae import models
 from tsae.errors import StoreError, WorldError
 from tsae.sequences import Sequence
 from tsae.store import harvest, layout
-from tsae.store.config import HarvestConfig
 
 
 def test_everything_comes_back_in_order(tmp_path):
@@ -149,17 +148,6 @@ def test_dtype_is_chosen_by_what_was_seen(tmp_path, capsys):
     assert contents(tmp_path / "grown") == contents(tmp_path / "s")
     assert grown.n_sequences("test") == 7
     assert make(tmp_path / "half").manifest["dtype"] == "float16"
-
-
-def test_a_batch_is_as_large_as_the_memory_limit_lets_it_be(tmp_path):
-    def sequences(limit, d=2304):
-        config = HarvestConfig({"train": 1}, memory_limit_mb=limit)
-        return config.batch_for(FakeWorld(seq_len=512, d_model=d))
-
-    # 40 bytes an element: 45 MiB a sequence, beside 32 MiB and 1.75 MiB of small arrays.
-    assert [sequences(limit) for limit in (4096, 512, 80)] == [16, 10, 1]
-    with pytest.raises(ValueError, match="with batch_sequences 1 .* allowed is 79 or more"):
-        sequences(78)
 
 
 def test_world_without_labels(tmp_path):

@@ -1,23 +1,19 @@
-"""The order in which a store is read, and how much of it stays mapped."""
+"""The order in which a store is read."""
 
 import json
 
 import numpy as np
 import pytest
-from fake_world import D, FakeWorld, T, embed, make, one_sentence
+from fake_world import make, one_sentence
 
 from tsae.errors import CheckpointError
-from tsae.store import ActivationStore, Sampler, shard
+from tsae.store import Sampler
 
 
 def test_one_pass_sees_every_sequence_once(tmp_path):
     store = make(tmp_path / "s")
-    plain = [batch.doc_BT[:, 1].tolist() for batch in store.batches("train", 5)]
-    assert plain == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
-    shuffled = [batch.doc_BT[:, 1].tolist() for batch in store.batches("train", 5, True, seed=3)]
-    assert sum(shuffled, []) != sum(plain, []) and sorted(sum(shuffled, [])) == list(range(12))
-    again = [batch.doc_BT[:, 1].tolist() for batch in store.batches("train", 5, True, seed=3)]
-    assert again == shuffled
+    found = [batch.doc_BT[:, 1].tolist() for batch in store.batches("train", 5)]
+    assert found == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 30])
@@ -66,44 +62,3 @@ def test_ranks_share_every_batch(world_size):
         assert {len(share) for share in shares} == {6 // world_size}
         assert np.stack(shares, 1).flatten().tolist() == batch.tolist()
         assert all(rank.state_dict() == whole.state_dict() for rank in ranks)
-
-
-def test_mapped_windows_stay_within_the_limit(tmp_path, monkeypatch):
-    """Windows shrunk to 64 bytes: a limit of 24 windows, a store of 55, read in random order."""
-    monkeypatch.setattr(shard, "WINDOW", 64)
-    monkeypatch.setattr("tsae.store.reading.WINDOW", 64)
-    world = FakeWorld(seq_len=4)
-    limit = shard.least_mapped(T, D) * 2 / shard.MIB
-    make(tmp_path / "s", world, train=25 * T, test=0)
-    store = ActivationStore.open(tmp_path / "s", memory_limit_mb=limit)
-    size = sum(s["bytes"] for s in store.manifest["shards"]["train"])
-    assert size > 2 * limit * shard.MIB
-    mapped = []
-    sampler = store.sampler("train", 1, seed=0)
-    for _ in range(100):
-        index = sampler.next_indices()
-        batch = store.batch("train", index)
-        assert batch.doc_BT[0, 1] == index[0]
-        assert batch.x_BTD[0, 1].tolist() == pytest.approx(
-            (embed(batch.tokens_BT)[0, 1] * store.scale).tolist()
-        )
-        mapped.append(store.mapped_mb)
-    assert max(mapped) <= limit and min(mapped[20:]) < limit / 2 < max(mapped)
-
-
-def test_windows_of_a_row_cover_its_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard, "WINDOW", 64)
-    store = make(tmp_path / "s")
-    entry = store.manifest["shards"]["train"][0]
-    opened = shard.Shard(tmp_path / "s", entry, store.manifest)
-    # Row 2 of x is bytes 48..71: windows 0 and 1; tokens start at 128: bytes 160..175, window 2;
-    # doc at 256: window 4; boundary at 384: 6; validity at 448: 7; labels at 512 + 32: 8.
-    assert opened.windows(2) == {0, 1, 2, 4, 6, 7, 8}
-
-
-def test_few_files_are_open_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("tsae.store.reading.OPEN_SHARDS", 2)
-    store = make(tmp_path / "s", shard_tokens=T)
-    for index in (0, 7, 3, 11, 0):
-        assert store.batch("train", [index]).doc_BT[0, 1] == index
-        assert len(store._shards) <= 2

@@ -56,7 +56,7 @@ class World:
 class WordStore(Store):
     """x has the token's own direction: token v of 8 is e_v."""
 
-    def batches(self, split, batch_size, shuffle=False, seed=0):
+    def batches(self, split, batch_size):
         for batch in super().batches(split, batch_size):
             batch.tokens_BT = batch.tokens_BT % 8
             batch.x_BTD = torch.eye(8)[batch.tokens_BT]

@@ -113,7 +113,9 @@ def test_bad_options_are_named(tmp_path, options, line):
 
 
 def test_another_world_in_the_directory_is_refused(world):
-    with pytest.raises(WorldError, match=r"holds another world \(order of .*\); give another directory"):
+    with pytest.raises(
+        WorldError, match=r"holds another world \(order of .*\); give another directory"
+    ):
         worlds.build("order", world.directory, seed=1, **SMALL)
 
 

@@ -28,6 +28,8 @@ FORMAT, VERSION = "tsae-activations", 2
 MANIFEST = "store.json"
 OUTSIDE, VALID, MASSIVE = 0, 1, 2
 ALIGNMENT = 64
+SMALL = ("tokens", "doc", "boundary", "validity", "labels")
+"""The arrays beside ``x`` that every sequence has a row of."""
 KEYS = {
     "world": str,
     "fingerprint": str,
@@ -58,8 +60,7 @@ def sections(n: int, manifest: dict[str, Any]) -> dict[str, tuple[int, np.dtype,
         ("labels", np.int16, (n, n_labels, length)),
         ("statistics", np.float64, (d + 2,)),
     )
-    found: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
-    offset = 0
+    found, offset = {}, 0
     for name, kind, shape in arrays:
         found[name] = (offset, np.dtype(kind), shape)
         offset += math.prod(shape) * np.dtype(kind).itemsize
@@ -73,9 +74,14 @@ def shard_bytes(n: int, manifest: dict[str, Any]) -> int:
     return sections(n, manifest)["end"][0]
 
 
-def read_array(directory: Path, shard: dict[str, Any], name: str, manifest: dict) -> np.ndarray:
-    """One small array of a shard, read into memory (``x`` is mapped by the store instead)."""
+def read_array(
+    directory: Path, shard: dict[str, Any], name: str, manifest: dict, row: int | None = None
+) -> np.ndarray:
+    """An array of a shard, or one sequence's row of it, read into memory."""
     offset, kind, shape = sections(shard["sequences"], manifest)[name]
+    if row is not None:
+        shape = shape[1:]
+        offset += row * math.prod(shape) * kind.itemsize
     with open(directory / shard["file"], "rb") as file:
         return np.fromfile(file, kind, math.prod(shape), offset=offset).reshape(shape)
 

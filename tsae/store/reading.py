@@ -1,8 +1,7 @@
-"""Reading a store: memory-mapped shards, batches of whole sequences in normalised units."""
+"""Reading a store: batches of whole sequences in normalised units."""
 
 import bisect
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,7 @@ from torch import Tensor
 from tsae.errors import StoreError
 from tsae.sequences import FilledContext
 from tsae.store import layout
-from tsae.store.sampling import Sampler, permutation
-from tsae.store.shard import MIB, WINDOW, Shard, least_mapped
-
-OPEN_SHARDS = 256  # each holds a file descriptor, of which a process has about a thousand
+from tsae.store.sampling import Sampler
 
 
 @dataclass
@@ -34,27 +30,23 @@ class Batch:
     context: FilledContext
     labels: dict[str, Tensor]
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with every tensor changed."""
+        return Batch(
+            change(self.x_BTD),
+            change(self.tokens_BT),
+            change(self.doc_BT),
+            FilledContext(*map(change, self.context)),
+            {name: change(label_BT) for name, label_BT in self.labels.items()},
+        )
+
     def to(self, device: str | torch.device) -> "Batch":
         """The same batch with every tensor on ``device``."""
-        return Batch(
-            self.x_BTD.to(device),
-            self.tokens_BT.to(device),
-            self.doc_BT.to(device),
-            FilledContext(self.context.mask_BT.to(device), self.context.boundary_BT.to(device)),
-            {name: label_BT.to(device) for name, label_BT in self.labels.items()},
-        )
+        return self.each(lambda tensor: tensor.to(device))
 
     def first(self, length: int) -> "Batch":
         """The same sequences up to their first ``length`` positions."""
-        if length >= self.tokens_BT.shape[1]:
-            return self
-        return Batch(
-            self.x_BTD[:, :length],
-            self.tokens_BT[:, :length],
-            self.doc_BT[:, :length],
-            FilledContext(self.context.mask_BT[:, :length], self.context.boundary_BT[:, :length]),
-            {name: label_BT[:, :length] for name, label_BT in self.labels.items()},
-        )
+        return self.each(lambda tensor: tensor[:, :length])
 
 
 class ActivationStore:
@@ -69,11 +61,11 @@ class ActivationStore:
     raw = x / scale.
 
     ``massive_share`` is the share of train tokens (BOS and padding aside) whose norm is above 10
-    times the median. Pages mapped while reading stay within ``memory_limit_mb`` MiB, whatever the
-    store's size; a batch's own tensors come on top.
+    times the median. Residuals are read when they are asked for; tokens, documents, boundaries and
+    labels stay in memory once they have been.
     """
 
-    def __init__(self, directory: str | Path, memory_limit_mb: float = 512) -> None:
+    def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         self.manifest = manifest = layout.read_manifest(self.directory)
         if not manifest["complete"]:
@@ -96,20 +88,10 @@ class ActivationStore:
             split: np.cumsum([0, *(shard["sequences"] for shard in shards)]).tolist()
             for split, shards in manifest["shards"].items()
         }
-        self._shards: dict[tuple[str, int], Shard] = {}
-        self._limit = int(memory_limit_mb * MIB)
-        self._mapped: set[tuple[str, int, int]] = set()
-        least = least_mapped(self.seq_len, self.d_model)
-        if self._limit < least:
-            raise ValueError(
-                f"memory_limit_mb is {memory_limit_mb}; for sequences of {self.seq_len} × "
-                f"{self.d_model}, allowed is {math.ceil(least / MIB)} or more"
-            )
+        self._small: dict[tuple[str, int], dict[str, np.ndarray]] = {}
 
     @classmethod
-    def open(
-        cls, directory: str | Path, verify: str = "size", memory_limit_mb: float = 512
-    ) -> "ActivationStore":
+    def open(cls, directory: str | Path, verify: str = "size") -> "ActivationStore":
         """Open a complete store after checking each shard's size ("checksum": its SHA-256 too).
 
         Raises :class:`StoreError`, naming the shard and what to do, when one is missing, truncated
@@ -117,7 +99,7 @@ class ActivationStore:
         """
         if verify not in ("size", "checksum"):
             raise ValueError(f"verify is {verify!r}; allowed are 'size', 'checksum'")
-        store = cls(directory, memory_limit_mb)
+        store = cls(directory)
         for shards in store.manifest["shards"].values():
             for shard in shards:
                 expected = layout.shard_bytes(shard["sequences"], store.manifest)
@@ -141,11 +123,6 @@ class ActivationStore:
         """Tokens in ``split``: sequences times T, BOS and padding included."""
         return self.n_sequences(split) * self.seq_len
 
-    @property
-    def mapped_mb(self) -> float:
-        """Upper bound of what is mapped into memory now, MiB; never above the limit."""
-        return len(self._mapped) * WINDOW / MIB
-
     def batch(
         self, split: str, indices: Sequence[int] | np.ndarray | Tensor, device: str = "cpu"
     ) -> Batch:
@@ -154,54 +131,39 @@ class ActivationStore:
         Half-precision residuals travel to an accelerator as they are and are widened there. Raises
         IndexError outside 0 … n_sequences − 1.
         """
-        n, length, n_labels = self.n_sequences(split), self.seq_len, len(self.label_specs)
-        rows = [int(i) for i in indices]
+        n = self.n_sequences(split)
         on_cpu = torch.device(device).type == "cpu"
-        kind = torch.float32 if on_cpu else getattr(torch, self.dtype)
-        x_BTD = torch.empty((len(rows), length, self.d_model), dtype=kind)
-        tokens_BT = np.empty((len(rows), length), np.int64)
-        doc_BT = np.empty_like(tokens_BT)
-        boundary_BT = np.empty(tokens_BT.shape, np.uint8)
-        mask_BT = np.empty(tokens_BT.shape, bool)
-        labels_LBT = np.empty((n_labels, *tokens_BT.shape), np.int16)
-        for b, index in enumerate(rows):
+        half = getattr(torch, self.dtype)
+        shape = (len(indices), self.seq_len, self.d_model)
+        x_BTD = torch.empty(shape, dtype=torch.float32 if on_cpu else half)
+        rows: list[dict[str, np.ndarray]] = []
+        for b, index in enumerate(int(i) for i in indices):
             if not 0 <= index < n:
                 raise IndexError(f"sequence {index} of {split!r}: the store holds 0 … {n - 1}")
-            shard, row = self._locate(split, index)
-            x_BTD[b].copy_(shard.x[row])
+            number = bisect.bisect_right(self._starts[split], index) - 1
+            small, row = self.small(split, number), index - self._starts[split][number]
+            entry = self.manifest["shards"][split][number]
+            bits_TD = layout.read_array(self.directory, entry, "x", self.manifest, row)
+            x_BTD[b].copy_(torch.from_numpy(bits_TD).view(half))
             if on_cpu:
                 x_BTD[b].mul_(self.scale)  # while the row is still in the cache
-            tokens_BT[b] = shard.arrays["tokens"][row]
-            doc_BT[b] = shard.arrays["doc"][row]
-            boundary_BT[b] = shard.arrays["boundary"][row]
-            np.equal(shard.arrays["validity"][row], layout.VALID, out=mask_BT[b])
-            labels_LBT[:, b] = shard.arrays["labels"][row]
+            rows.append({name: array[row] for name, array in small.items()})
         if not on_cpu:
             x_BTD = x_BTD.to(device).float().mul_(self.scale)
-        return Batch(
-            x_BTD,
-            torch.from_numpy(tokens_BT).to(device),
-            torch.from_numpy(doc_BT).to(device),
-            FilledContext(
-                torch.from_numpy(mask_BT).to(device), torch.from_numpy(boundary_BT).to(device)
-            ),
-            {
-                name: torch.from_numpy(labels_LBT[i]).to(device)
-                for i, name in enumerate(self.label_specs)
-            },
-        )
 
-    def batches(
-        self, split: str, batch_size: int, shuffle: bool = False, seed: int = 0, device: str = "cpu"
-    ) -> Iterator[Batch]:
-        """Every sequence of ``split`` once; the last batch may be smaller."""
+        def stacked(name: str) -> Tensor:
+            return torch.from_numpy(np.stack([row[name] for row in rows])).to(device)
+
+        context = FilledContext(stacked("validity") == layout.VALID, stacked("boundary"))
+        labels = zip(self.label_specs, stacked("labels").unbind(1), strict=True)
+        return Batch(x_BTD, stacked("tokens").long(), stacked("doc").long(), context, dict(labels))
+
+    def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        """Every sequence of ``split`` once, in order; the last batch may be smaller."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; allowed are whole numbers from 1")
-        n = self.n_sequences(split)
-        order = permutation(n, seed, 0) if shuffle else np.arange(n)
-        return (
-            self.batch(split, order[i : i + batch_size], device) for i in range(0, n, batch_size)
-        )
+        order = np.arange(self.n_sequences(split))
+        return (self.batch(split, order[i : i + batch_size]) for i in order[::batch_size])
 
     def sampler(
         self, split: str, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
@@ -209,27 +171,14 @@ class ActivationStore:
         """Endless shuffled indices of ``split`` for :meth:`batch`; see :class:`Sampler`."""
         return Sampler(self.n_sequences(split), batch_size, seed, split, rank, world_size)
 
-    def _locate(self, split: str, index: int) -> tuple[Shard, int]:
-        """The shard and row of a sequence, after making room for it under the memory limit."""
-        number = bisect.bisect_right(self._starts[split], index) - 1
-        row = index - self._starts[split][number]
-        shard = self._shard(split, number)
-        windows = {(split, number, window) for window in shard.windows(row)}
-        if (len(self._mapped) + len(windows - self._mapped)) * WINDOW > self._limit:
-            self._unmap()
-            shard = self._shard(split, number)
-        self._mapped |= windows
-        return shard, row
-
-    def _shard(self, split: str, number: int) -> Shard:
-        if (split, number) not in self._shards:
-            if len(self._shards) == OPEN_SHARDS:
-                self._unmap()
+    def small(self, split: str, number: int) -> dict[str, np.ndarray]:
+        """All arrays of a shard but the residuals, by name."""
+        if (split, number) not in self._small:
             entry = self.manifest["shards"][split][number]
-            self._shards[split, number] = Shard(self.directory, entry, self.manifest)
-        return self._shards[split, number]
-
-    def _unmap(self) -> None:
-        """Give every mapped page and file back; the next read maps what it needs again."""
-        self._shards.clear()
-        self._mapped.clear()
+            if bad := layout.damage(self.directory, entry):
+                raise StoreError(f"Shard {entry['file']} of {self.directory} {bad}.")
+            self._small[split, number] = {
+                name: layout.read_array(self.directory, entry, name, self.manifest)
+                for name in layout.SMALL
+            }
+        return self._small[split, number]

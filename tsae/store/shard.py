@@ -1,7 +1,6 @@
-"""One shard file: written once, then mapped for reading. See ``layout`` for what it holds."""
+"""One shard file, written once. See ``layout`` for what it holds."""
 
 import hashlib
-import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,10 +16,6 @@ from tsae.store import layout
 from tsae.store.forward import Piece
 
 MASSIVE_FACTOR = 10
-# The kernel maps file pages in folios of up to this size: one touched byte may map them all.
-WINDOW = 1 << 21
-MIB = 1 << 20
-SMALL = ("tokens", "doc", "boundary", "validity", "labels")
 
 
 def write_shard(
@@ -34,7 +29,7 @@ def write_shard(
     """
     names = [label["name"] for label in manifest["labels"]]
     full = layout.sections(count, manifest)
-    arrays = {name: np.empty(full[name][2], full[name][1]) for name in SMALL}
+    arrays = {name: np.empty(full[name][2], full[name][1]) for name in layout.SMALL}
     norm_NT = np.empty((count, manifest["seq_len"]), np.float32)
     digest, n = hashlib.sha256(), 0
     with files.atomic(path) as temporary, open(temporary, "w+b") as file:
@@ -98,35 +93,3 @@ def _statistics(descriptor: int, valid_NT: np.ndarray, manifest: dict[str, Any])
         found[d] += x_TD.square().sum().item()
         found[d + 1] += len(x_TD)
     return found
-
-
-def least_mapped(seq_len: int, d_model: int) -> int:
-    """Bytes that reading one sequence may map when each of its arrays straddles windows."""
-    return WINDOW * (2 + 2 * seq_len * d_model // WINDOW + 2 * len(SMALL))
-
-
-class Shard:
-    """One shard file, memory-mapped: ``x`` a [n, T, d] tensor, the small arrays NumPy views."""
-
-    def __init__(self, directory: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> None:
-        bad = layout.damage(directory, entry)
-        if bad:
-            raise StoreError(f"Shard {entry['file']} of {directory} {bad}.")
-        with open(directory / entry["file"], "rb") as file:
-            # Copy-on-write: torch wants writable memory, and the file must stay as it is.
-            mapped = mmap.mmap(file.fileno(), entry["bytes"], access=mmap.ACCESS_COPY)
-        self.rows: dict[str, tuple[int, int]] = {}
-        self.arrays: dict[str, np.ndarray] = {}
-        for name, (offset, kind, shape) in layout.sections(entry["sequences"], manifest).items():
-            if name == "x" or name in SMALL:
-                self.arrays[name] = np.ndarray(shape, kind, mapped, offset)
-                self.rows[name] = (offset, self.arrays[name][0].nbytes)
-        self.x = torch.from_numpy(self.arrays["x"]).view(getattr(torch, manifest["dtype"]))
-
-    def windows(self, row: int) -> set[int]:
-        """Which windows of the file reading sequence ``row`` may map into memory."""
-        found: set[int] = set()
-        for offset, size in self.rows.values():
-            first = offset + row * size
-            found.update(range(first // WINDOW, (first + max(size, 1) - 1) // WINDOW + 1))
-        return found

@@ -35,19 +35,17 @@ def harvest(
     layer: int,
     tokens: dict[str, int],
     dtype: str | None = None,
-    shard_tokens: int = 65536,
-    batch_sequences: int | None = None,
-    memory_limit_mb: float = 512,
     device: str = "cpu",
     progress: bool = True,
+    **portions: int,
 ) -> ActivationStore:
     r"""Write the residuals at ``blocks.{layer}.hook_out`` and return the store.
 
-    For the settings see :class:`HarvestConfig`. What is there already is kept: the same call after
-    an interruption continues at the first missing shard and ends with the same bytes; a call for
-    more tokens appends shards; a missing or shortened shard is made again. A text that ends before
-    the tokens asked for is used as far as it goes, and a value beyond float16 starts a harvest of
-    no given dtype again in bfloat16; a line on stderr says so. The normalisation
+    For the settings and ``portions`` see :class:`HarvestConfig`. What is there already is kept: the
+    same call after an interruption continues at the first missing shard and ends with the same
+    bytes; a call for more tokens appends shards; a missing or shortened shard is made again. A text
+    that ends before the tokens asked for is used as far as it goes, and a value beyond float16
+    starts a harvest of no given dtype again in bfloat16; a line on stderr says so. The normalisation
 
         scale = sqrt(d / E‖x − E x‖²),   mean = scale · E x
 
@@ -60,7 +58,7 @@ def harvest(
     an activation is not finite or does not fit a float16 that was asked for.
     """
     models.check_layer(world, layer)
-    config = HarvestConfig(tokens, dtype, shard_tokens, batch_sequences, memory_limit_mb)
+    config = HarvestConfig(tokens, dtype, **portions)
 
     @cache
     def model() -> Any:
@@ -83,32 +81,34 @@ def harvest_with(
 ) -> ActivationStore:
     """:func:`harvest` with any ``residual``: tokens_BT int64 → x_BTD, in place of the model."""
     directory = Path(directory)
-    batch_sequences = config.batch_for(world)
-    with files.disk_full_is_clear(directory), _only_one(directory):
-        manifest = _begin(directory, world, layer, config.dtype)
-        jobs = _plan(directory, manifest, config.tokens, config.shard_tokens)
+    per_shard = config.sequences_a_shard(world)
+
+    def make(manifest: dict[str, Any], tokens: dict[str, int]) -> None:
+        jobs = _plan(directory, manifest, tokens, per_shard)
         if not manifest["shards"]["train"] and not any(job.split == "train" for job in jobs):
             raise ValueError(
-                f"tokens are {config.tokens}; the first harvest needs train tokens, because the "
+                f"tokens are {tokens}; the first harvest needs train tokens, because the "
                 "normalisation is theirs"
             )
         if jobs or not manifest["complete"]:
-            try:
-                _make(residual, directory, world, manifest, jobs, batch_sequences, progress)
-            except Overflow as error:
-                if config.dtype is not None:
-                    raise
-                print(f"{str(error).split(':')[0]}: stored as bfloat16.", file=sys.stderr)
-                tokens = config.tokens | {
-                    split: max(sum(s["sequences"] for s in shards) * world.seq_len, wanted)
-                    for split, shards in manifest["shards"].items()
-                    if (wanted := config.tokens.get(split, 0)) or shards
-                }
-                manifest = _begin(directory, world, layer, "bfloat16", manifest)
-                jobs = _plan(directory, manifest, tokens, config.shard_tokens)
-                _make(residual, directory, world, manifest, jobs, batch_sequences, progress)
+            _make(residual, directory, world, manifest, jobs, config.batch_sequences, progress)
             _complete(directory, manifest)
-    return ActivationStore.open(directory, memory_limit_mb=config.memory_limit_mb)
+
+    with files.disk_full_is_clear(directory), _only_one(directory):
+        manifest = _begin(directory, world, layer, config.dtype)
+        try:
+            make(manifest, config.tokens)
+        except Overflow as error:
+            if config.dtype is not None:
+                raise
+            print(f"{str(error).split(':')[0]}: stored as bfloat16.", file=sys.stderr)
+            tokens = config.tokens | {
+                split: max(sum(s["sequences"] for s in shards) * world.seq_len, wanted)
+                for split, shards in manifest["shards"].items()
+                if (wanted := config.tokens.get(split, 0)) or shards
+            }
+            make(_begin(directory, world, layer, "bfloat16", manifest), tokens)
+    return ActivationStore.open(directory)
 
 
 @contextmanager
@@ -176,11 +176,10 @@ def _begin(
 
 
 def _plan(
-    directory: Path, manifest: dict[str, Any], tokens: dict[str, int], shard_tokens: int
+    directory: Path, manifest: dict[str, Any], tokens: dict[str, int], per_shard: int
 ) -> list[Job]:
     """Shards to make: recorded ones whose file is not whole, then what ``tokens`` asks beyond."""
     jobs = []
-    per_shard = shard_tokens // manifest["seq_len"]
     for split in SPLITS:
         start = 0
         for index, shard in enumerate(manifest["shards"][split]):
