@@ -45,30 +45,6 @@ def test_sparse_encode_decode_equals_dense(kind, gathers, monkeypatch):
         torch.testing.assert_close(fast, plain)
 
 
-def test_lag_dots_and_energy_equal_dense():
-    act, mask = TopK(4), torch.ones(12, dtype=torch.bool)
-    group = (torch.arange(20) >= 12).long()
-    u, W, _, _, b, _ = dense_case()
-    gradients = []
-    for fast in (True, False):
-        weight = W.clone().requires_grad_()
-        codes, _ = sparse.encode(lambda p: act.select(p, mask), b, [(u, weight)])
-        if fast:
-            dots = sparse.lag_dots(codes, (1, 3, 12), group, 2)
-            energy = sparse.group_energy(codes, group, 2)
-        else:
-            z = codes.dense()
-            products = [z * torch.cat([torch.zeros(lag, 20), z[:-lag]]) for lag in (1, 3)]
-            products.append(torch.zeros_like(z))  # no token has one twelve before it
-            dots = torch.stack([p.split([12, 8], 1)[g].sum(1) for p in products for g in (0, 1)])
-            dots = dots.unflatten(0, (3, 2)).transpose(1, 2)
-            energy = torch.stack([z[:, :12].square().sum(1), z[:, 12:].square().sum(1)], 1)
-        (dots.sin().sum() + energy.cos().sum()).backward()
-        gradients.append((dots.detach(), energy.detach(), weight.grad))
-    for fast, plain in zip(*gradients, strict=True):
-        torch.testing.assert_close(fast, plain)
-
-
 @pytest.mark.parametrize("shift", [0.0, 2.0, -4.0])
 def test_the_batch_cut_keeps_exactly_the_largest_positive_entries(shift):
     g = torch.Generator().manual_seed(1)

@@ -76,21 +76,15 @@ def test_info_nce_by_hand():
     dot = (log(1 + exp(-2)) + log(1 + exp(-3))) / 2
     assert contrast(h, similarity="dot") == pytest.approx(dot)
     assert contrast(h, similarity="cosine") == pytest.approx(log(1 + 1 / e), rel=1e-3)
-    half = (log(1 + exp(-1)) + log(1 + exp(-1.5))) / 2
-    assert contrast(h, similarity="dot", temperature=2.0) == pytest.approx(half)
-
-
-def test_both_directions_count():
-    # h[t] = (1, 1), (0, 2) against h[t-1] = (1, 0), (0, 1): S = [[1, 1], [0, 2]].
+    # Both directions count. h[t] = (1, 1), (0, 2), h[t-1] = (1, 0), (0, 1): S = [[1, 1], [0, 2]].
     h = torch.tensor([[[1.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [0.0, 2.0]]])
     rows, columns = log(2) + log(1 + exp(-2)), 2 * log(1 + exp(-1))
     assert contrast(h, similarity="dot") == pytest.approx((rows + columns) / 4)
 
 
-def test_pairs_of_one_document_are_no_negatives_unless_asked():
+def test_pairs_of_one_document_are_no_negatives():
     h = torch.ones(1, 3, 2)  # two pairs of one document, all alike
     assert contrast(h, similarity="dot") == pytest.approx(0.0)
-    assert contrast(h, similarity="dot", same_document=True) == pytest.approx(log(2))
 
 
 @pytest.mark.parametrize("partner", ["previous", "earlier"])
@@ -111,8 +105,8 @@ def test_pairs_cross_neither_documents_nor_invalid_tokens(partner):
 
 
 def test_at_most_so_many_pairs_are_compared():
-    h = torch.ones(40, 3, 2)
-    assert contrast(h, pairs=16, same_document=True) == pytest.approx(log(16))
+    h = torch.ones(40, 2, 2)  # a pair a document
+    assert contrast(h, pairs=16) == pytest.approx(log(16))
     assert contrast(h[:1, :1]) == 0.0
 
 

@@ -24,7 +24,7 @@ OPTIONS = {
     "conv": [
         {"window": 3, "lag_rank": 2},
         {"window": 4, "lag_rank": None, "gate": "none"},
-        {"window": 4, "lag_rank": 3, "gate": "learned", "consistency": "l2", "nested": False},
+        {"window": 4, "lag_rank": 3, "gate": "learned", "consistency": "cosine", "nested": False},
         {"window": 2, "lag_rank": None, "consistency": "cosine"},
     ],
     "rounds": [{}, {"rounds": (0.25, 0.5, 0.25), "correct": False}],

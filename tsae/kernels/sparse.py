@@ -185,38 +185,3 @@ def encode(
 def decode(codes: Codes, W_dec: Tensor) -> Tensor:
     """``z W_dec`` [N, d] from sparse codes; gradients as in the module's equations."""
     return _Decode.apply(codes.shape, codes.values, codes.rows, codes.cols, codes.crow, W_dec)
-
-
-def lag_dots(codes: Codes, lags: tuple[int, ...], group_F: Tensor, n_groups: int) -> Tensor:
-    """``sum_{i in g} z_i[n] z_i[n - lag]`` [L, N, G] by lag and group; 0 for ``n < lag``.
-
-    In the order of (latent, token), the token ``lag`` before an entry is at most ``lag`` entries
-    before it, so shifted comparisons find all pairs without a dense copy of the codes. Rows are
-    consecutive tokens; pairs that cross a sequence must be dropped by the caller.
-    """
-    n, longest = codes.shape[0], max(lags, default=0)
-    key, order = (codes.cols * (n + longest) + codes.rows).sort()
-    values, rows = codes.values[order], codes.rows[order]
-    cell = rows * n_groups + group_F[codes.cols[order]]
-    later, earlier, cells = [], [], []
-    for shift in range(1, min(longest, len(key) - 1) + 1):
-        distance = key[shift:] - key[:-shift]
-        for place, lag in enumerate(lags):
-            if lag >= shift:
-                found = (distance == lag).nonzero()[:, 0]
-                earlier.append(found)
-                later.append(found + shift)
-                cells.append(cell[found + shift] + place * n * n_groups)
-    out = values.new_zeros(len(lags) * n * n_groups)
-    if later:
-        now, then = torch.cat(later), torch.cat(earlier)
-        products = values.index_select(0, now) * values.index_select(0, then)
-        out = out.index_add(0, torch.cat(cells), products)
-    return out.view(len(lags), n, n_groups)
-
-
-def group_energy(codes: Codes, group_F: Tensor, n_groups: int) -> Tensor:
-    """``sum_{i in g} z_i[n]^2`` [N, G]."""
-    flat = codes.values.new_zeros(codes.shape[0] * n_groups)
-    flat = flat.index_add(0, codes.rows * n_groups + group_F[codes.cols], codes.values.square())
-    return flat.view(codes.shape[0], n_groups)

@@ -1,10 +1,9 @@
 """How alike a group's codes are over time, and how often its latents are on."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tsae.kernels.sparse import Codes, group_energy, lag_dots
-from tsae.sequences import FilledContext
+from tsae.kernels.sparse import Codes
 
 
 def block(codes: Codes | Tensor, start: int, stop: int) -> Tensor:
@@ -28,52 +27,15 @@ def excess_rate(codes: Codes | Tensor, n: Tensor) -> Tensor:
     return ((count_F / n - 0.5).clamp_min(0.0) * ratio_F).sum()
 
 
-def distance(
-    codes: Codes | Tensor,
-    context: FilledContext,
-    sizes: list[int],
-    levels: tuple[int, ...],
-    weight_G: Tensor,
-    lags: tuple[int, ...],
-    kind: str,
+def cosine_distance(
+    z_NG: Tensor, segment_N: Tensor, mask_N: Tensor, lags: tuple[int, ...]
 ) -> Tensor:
-    """``sum_g w_g sum_lag mean_t D(z_g[t], z_g[t - lag])`` within the groups' own stretches.
-
-    ``cosine``: 1 - z.z' / (|z| |z'|). ``l2``: 1 - 2 z.z' / (|z|^2 + |z'|^2), which is scale-free.
-    """
-    mask, boundary = context.mask_BT.flatten(), context.boundary_BT.flatten()
-    segment_NG = torch.stack([boundary >= level for level in levels], 1).cumsum(0)
-    lags = tuple(lag for lag in lags if lag < context.mask_BT.shape[1])
-    energy_NG, total = energy(codes, sizes), weight_G.new_zeros(())
-    for lag, dots_NG in zip(lags, dots(codes, lags, sizes), strict=True):
-        keep_NG = (segment_NG[lag:] == segment_NG[:-lag]) & (mask[lag:] & mask[:-lag])[:, None]
-        now, then, both = energy_NG[lag:], energy_NG[:-lag], dots_NG[lag:]
-        if kind == "cosine":
-            # The epsilon keeps the root's gradient finite where a group is silent.
-            far = 1.0 - both / (now * then + 1e-6).sqrt()
-        else:
-            far = 1.0 - 2.0 * both / (now + then + 1e-6)
-        total = total + (far * keep_NG).sum(0) @ weight_G
-    return total / context.mask_BT.sum().clamp_min(1)
-
-
-def groups_of(sizes: list[int], device: torch.device) -> Tensor:
-    """The group [F] of every latent."""
-    return torch.arange(len(sizes), device=device).repeat_interleave(
-        torch.tensor(sizes, device=device)
-    )
-
-
-def energy(codes: Codes | Tensor, sizes: list[int]) -> Tensor:
-    """``|z_g|^2`` [N, G]."""
-    if isinstance(codes, Tensor):
-        return torch.stack([b.square().sum(1) for b in codes.split(sizes, 1)], 1)
-    return group_energy(codes, groups_of(sizes, codes.cols.device), len(sizes))
-
-
-def dots(codes: Codes | Tensor, lags: tuple[int, ...], sizes: list[int]) -> Tensor:
-    """``z_g[t] . z_g[t-lag]`` [L, N, G] for every lag."""
-    if not isinstance(codes, Tensor):
-        return lag_dots(codes, lags, groups_of(sizes, codes.cols.device), len(sizes))
-    products = [codes * nn.functional.pad(codes[:-lag], (0, 0, lag, 0)) for lag in lags]
-    return torch.stack([torch.stack([b.sum(1) for b in p.split(sizes, 1)], 1) for p in products])
+    """``sum_lag mean_t 1 - z[t].z[t - lag] / (|z[t]| |z[t - lag]|)`` within the group's segments."""
+    energy_N, total = z_NG.square().sum(1), z_NG.new_zeros(())
+    for lag in lags:
+        keep_N = (segment_N[lag:] == segment_N[:-lag]) & mask_N[lag:] & mask_N[:-lag]
+        both_N = (z_NG[lag:] * z_NG[:-lag]).sum(1)
+        # The constant keeps the root's gradient finite where a group is silent.
+        far_N = 1.0 - both_N / (energy_N[lag:] * energy_N[:-lag] + 1e-6).sqrt()
+        total = total + (far_N * keep_N).sum()
+    return total / mask_N.sum().clamp_min(1)

@@ -1,7 +1,7 @@
 r"""The published temporal SAE (T-SAE): high latents of neighbouring tokens find each other.
 
     loss = w_1 mse(high prefix) + w_2 mse(full) + alpha/d C + sparsity + AuxK
-    C    = 1/2 [CE(S, diagonal) + CE(S^T, diagonal)],   S_ij = s(h[t_i], h[t_j - 1]) / temperature
+    C    = 1/2 [CE(S, diagonal) + CE(S^T, diagonal)],   S_ij = s(h[t_i], h[t_j - 1])
 
 h are the codes of the high latents, the first 20%; pairs (t, t-1) lie in one document with both
 tokens valid. Encoding is per token, so the codes are those of a static SAE.
@@ -16,19 +16,20 @@ w = (0.2, 0.8) is the code: raw inner products, no temperature. What differs her
 - Their code takes the mean of the two weighted errors, not the sum: its alpha is half of ours.
 - Their batch is 8192 pairs from 1000 shuffled contexts, so a negative is of the same context in
   0.1% of cases; ours holds a few whole sequences, where it would be 6%, each pushing apart codes
-  that are to be equal. So no pair of the same document is a negative unless ``same_document``.
+  that are to be equal. So no pair of the same document is a negative.
 - Their code by default pairs t with a random earlier token: ``partner="earlier"``.
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tsae.saes.base import Encoding
 from tsae.saes.config import require
 from tsae.saes.consistency import block
 from tsae.saes.matryoshka import MatryoshkaConfig, MatryoshkaSAE
+from tsae.saes.passages import drawn, info_nce, starts
 from tsae.saes.registry import register
 from tsae.sequences import DOCUMENT, FilledContext
 
@@ -52,14 +53,10 @@ class ContrastiveConfig(MatryoshkaConfig):
     """s: cosine (the paper's text) or dot (its released code)."""
     alpha: float = 1.0
     """Weight of the contrastive term, against squared errors summed over d."""
-    temperature: float = 1.0
-    """Divisor of the similarities; both published forms have none."""
     partner: str = "previous"
     """With what t is paired: the previous token, or a random earlier one of its document."""
     pairs: int = 512
     """Pairs a step that are compared with each other, drawn at random from the batch."""
-    same_document: bool = False
-    """Whether other pairs of the same document count as negatives."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +66,6 @@ class ContrastiveConfig(MatryoshkaConfig):
         allowed = "previous or earlier"
         require(self.partner in allowed.split(" or "), "partner", self.partner, allowed)
         require(self.alpha >= 0, "alpha", self.alpha, "at least 0")
-        require(self.temperature > 0, "temperature", self.temperature, "above 0")
         ok = isinstance(self.pairs, int) and self.pairs >= 2
         require(ok, "pairs", self.pairs, "a whole number of at least 2")
 
@@ -108,28 +104,15 @@ class ContrastiveSAE(MatryoshkaSAE):
 
     def contrast(self, h_NH: Tensor, context: FilledContext) -> Tensor:
         """``C`` of the module's equations over at most ``pairs`` pairs; 0 with fewer than two."""
-        mask_N, opens_N = context.mask_BT.flatten(), context.boundary_BT.flatten() >= DOCUMENT
+        mask_N, start_N = context.mask_BT.flatten(), starts(context, DOCUMENT)
         t_N = torch.arange(len(mask_N), device=mask_N.device)
-        start_N = torch.where(opens_N, t_N, 0).cummax(0).values
         then_N = t_N - 1
         if self.cfg.partner == "earlier":
             share_N = torch.rand(len(t_N)).to(t_N.device)
             then_N = start_N + (share_N * (t_N - start_N)).long()
-        paired_N = (t_N > start_N) & mask_N & mask_N[then_N.clamp_min(0)]
-        rows = paired_N.nonzero()[:, 0]
-        if rows.numel() < 2:
-            return h_NH.new_zeros(())
-        if rows.numel() > self.cfg.pairs:
-            # Drawn on the CPU: its generator is the one that checkpoints restore bit for bit.
-            rows = rows[torch.randperm(rows.numel())[: self.cfg.pairs].to(rows.device)]
-        now, then = h_NH[rows], h_NH[then_N[rows]]
+        now = drawn((t_N > start_N) & mask_N & mask_N[then_N.clamp_min(0)], self.cfg.pairs)
+        h = h_NH[now], h_NH[then_N[now]]
         if self.cfg.similarity == "cosine":
             # The constant keeps the root's gradient finite where no high latent fires.
-            now, then = (h * (h.square().sum(1, keepdim=True) + 1e-4).rsqrt() for h in (now, then))
-        similarity = now @ then.t() / self.cfg.temperature
-        target = torch.arange(rows.numel(), device=rows.device)
-        if not self.cfg.same_document:
-            allowed = start_N[rows, None] != start_N[rows]
-            similarity = similarity.masked_fill(~allowed.fill_diagonal_(True), -torch.inf)
-        cross_entropy = nn.functional.cross_entropy
-        return 0.5 * (cross_entropy(similarity, target) + cross_entropy(similarity.t(), target))
+            h = [h * (h.square().sum(1, keepdim=True) + 1e-4).rsqrt() for h in h]
+        return info_nce(*h, start_N[now])

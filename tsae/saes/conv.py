@@ -10,9 +10,9 @@ The dictionary is document, section (here ``sentence``), then fast latents. A gr
 b_i = 1, at boundaries of its own level or higher; the lags' rank is shared out among the groups.
 Nested prefixes let slow latents earn their place; otherwise each group has its own share of k. D is
 InfoNCE (``contrastive``) between centred codes at t and t - lag of the group's own stretch, with
-other documents as negatives, or the mean distance (``cosine``, ``l2``) between them over fixed lags,
-which codes that are always on satisfy: hence the guard, whose value is what rates exceed one half
-by, and whose gradient lowers those codes. A learned gate is asked to be open where h, a linear
+other documents as negatives, or 1 - their mean ``cosine`` over four lags, which codes that are
+always on satisfy: hence the guard, whose value is what rates exceed one half by, and whose gradient
+lowers those codes. A learned gate is asked to be open where h, a linear
 reading of the window's mean, predicts the token. Window 1 with one group and no consistency is static.
 """
 
@@ -24,17 +24,19 @@ from torch import Tensor, nn
 from tsae.saes import activations
 from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, State, Tokens
 from tsae.saes.config import require, split_by_shares
-from tsae.saes.consistency import block, distance, excess_rate
+from tsae.saes.consistency import block, cosine_distance, excess_rate
 from tsae.saes.encoding import recent
 from tsae.saes.nested import prefix_error
-from tsae.saes.passages import contrast
+from tsae.saes.passages import contrast, starts
 from tsae.saes.registry import register
 from tsae.saes.shares import Grouped, ReservedTopK
 from tsae.sequences import DOCUMENT, FilledContext
 
 GROUPS = ("fast", "sentence", "document")
 GATES = ("none", "hard", "learned")
-CONSISTENCY = ("none", "cosine", "l2", "contrastive")
+CONSISTENCY = ("none", "cosine", "contrastive")
+LAGS = (1, 2, 4, 8)
+"""Over which cosine is asked for."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,12 @@ class ConvConfig(SAEConfig):
     group_levels: tuple[int, ...] = (1, 2, 3)
     """Boundary level at which each group's window and consistency stop."""
     nested: bool = True
-    """Whether each prefix of the dictionary reconstructs; else each group has its share of k."""
-    k_shares: tuple[float, ...] | None = None
-    """Shares of k reserved for each group where nothing is nested; None for the latents' own."""
+    """Whether each prefix of the dictionary reconstructs; else each group has the share of k that it
+    has of the latents."""
     consistency: str = "contrastive"
-    """Distance D: none, cosine, l2 (scale-free) or contrastive."""
+    """Distance D: none, cosine or contrastive."""
     consistency_weights: tuple[float, ...] = (0.0, 0.01, 0.02)
     """lambda_g of each group."""
-    lags: tuple[int, ...] = (1, 2, 4, 8)
-    """Lags over which cosine and l2 are asked for."""
     longest_lag: int = 64
     """Largest lag of the contrastive pairs, which are uniform in its logarithm."""
     pairs: int = 256
@@ -85,23 +84,15 @@ class ConvConfig(SAEConfig):
         require(level in (None, 1, 2, 3), "gate_level", level, "1, 2, 3, or None for each group's")
         kind = self.consistency
         require(kind in CONSISTENCY, "consistency", kind, f"one of {', '.join(CONSISTENCY)}")
-        for field in ("group_shares", "k_shares"):
-            shares = getattr(self, field)
-            if shares is not None:
-                ok = len(shares) in (1, 3) and min(shares) > 0 and abs(sum(shares) - 1) < 1e-6
-                require(ok, field, shares, "one or three positive shares that sum to 1")
-        ok = self.k_shares is None or not self.nested
-        require(ok, "k_shares", self.k_shares, "None unless nested=False")
-        n = len(self.group_shares)
-        require(self.k_shares is None or len(self.k_shares) == n, "k_shares", self.k_shares,
-                f"as long as group_shares ({n})")  # fmt: skip
+        shares, n = self.group_shares, len(self.group_shares)
+        ok = n in (1, 3) and min(shares) > 0 and abs(sum(shares) - 1) < 1e-6
+        require(ok, "group_shares", shares, "one or three positive shares that sum to 1")
         for field in ("group_levels", "consistency_weights"):
             require(len(getattr(self, field)) >= n, field, getattr(self, field), f"{n} or more")
         require(self.k >= n, "k", self.k, f"at least the number of groups, {n}")
         for field in ("longest_lag", "pairs"):
             value = getattr(self, field)
             require(isinstance(value, int) and value > 0, field, value, "a whole number above 0")
-        require(min(self.lags) >= 1, "lags", self.lags, "whole numbers >= 1")
         for field in ("guard", "predict"):
             require(getattr(self, field) >= 0, field, getattr(self, field), "at least 0")
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
@@ -113,7 +104,6 @@ class ConvSAE(SAE):
 
     cfg: ConvConfig
     group_F: Tensor
-    weight_G: Tensor
     mean_F: Tensor
 
     def __init__(self, cfg: ConvConfig):
@@ -124,8 +114,6 @@ class ConvSAE(SAE):
         self.weights = cfg.consistency_weights[-n:][::-1]
         group = torch.repeat_interleave(torch.arange(n), torch.tensor(self.sizes))
         self.register_buffer("group_F", group, persistent=False)
-        weights = torch.tensor(self.weights, dtype=torch.float32)
-        self.register_buffer("weight_G", weights, persistent=False)
         self.register_buffer("mean_F", torch.zeros(F))
         # Lags start small, so that training starts near the static SAE but no weight is zero.
         if cfg.lag_rank is None:
@@ -146,7 +134,7 @@ class ConvSAE(SAE):
         sizes = split_by_shares(cfg.d_sae, cfg.group_shares)[::-1]
         if len(sizes) == 1 or cfg.nested:
             return super().make_activation()
-        ks = split_by_shares(cfg.k, cfg.k_shares or cfg.group_shares)[::-1]
+        ks = split_by_shares(cfg.k, cfg.group_shares)[::-1]
         if cfg.act == "topk":
             return ReservedTopK(ks, sizes)
         each = zip(ks, sizes, strict=True)
@@ -256,29 +244,31 @@ class ConvSAE(SAE):
             weights = [1.0] * (len(self.sizes) - 1)
             error = prefix_error(enc.codes, enc.target, self.W_dec, self.sizes, weights)
             terms["prefixes"] = error / (enc.n * cfg.d_in)
-        if cfg.consistency == "contrastive" and max(self.weights) > 0:
-            terms["consistency"] = self.contrasted(enc)
-        elif cfg.consistency != "none" and max(self.weights) > 0:
-            given = self.sizes, self.levels, self.weight_G, cfg.lags, cfg.consistency
-            terms["consistency"] = distance(enc.codes, enc.context, *given)
+        if cfg.consistency != "none" and max(self.weights) > 0:
+            terms["consistency"] = self.unlike(enc)
         if cfg.consistency != "none" and cfg.guard > 0:
             terms["guard"] = cfg.guard * excess_rate(enc.codes, enc.n)
         if hasattr(self, "W_predict"):
             terms["predict"] = cfg.predict * self.unpredicted(enc)
         return terms
 
-    def contrasted(self, enc: Encoding) -> Tensor:
-        """InfoNCE of every group that has a weight, on codes less their running mean."""
+    def unlike(self, enc: Encoding) -> Tensor:
+        """``sum_g lambda_g D_g``; InfoNCE reads codes less their running mean."""
         cfg, total = self.cfg, enc.target.new_zeros(())
         start = 0
         for size, level, weight in zip(self.sizes, self.levels, self.weights, strict=True):
             if weight > 0:
                 z_NG = block(enc.codes, start, start + size)
-                mean_G = self.mean_F[start : start + size]
-                if self.training:
-                    mean_G.lerp_(z_NG.detach().sum(0) / enc.n, 0.01 if mean_G.any() else 1.0)
-                given = enc.context, cfg.pairs, cfg.longest_lag, cfg.temperature, level, True
-                total = total + weight * contrast(z_NG - mean_G.clone(), *given)
+                if cfg.consistency == "cosine":
+                    segment_N = starts(enc.context, level)
+                    far = cosine_distance(z_NG, segment_N, enc.mask_N, LAGS)
+                else:
+                    mean_G = self.mean_F[start : start + size]
+                    if self.training:
+                        mean_G.lerp_(z_NG.detach().sum(0) / enc.n, 0.01 if mean_G.any() else 1.0)
+                    given = enc.context, cfg.pairs, cfg.longest_lag, cfg.temperature, level, True
+                    far = contrast(z_NG - mean_G.clone(), *given)
+                total = total + weight * far
             start += size
         return total
 

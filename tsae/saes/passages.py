@@ -22,6 +22,19 @@ def drawn(flag_N: Tensor, limit: int) -> Tensor:
     return rows[torch.randperm(len(rows))[:limit].to(rows.device)]
 
 
+def info_nce(
+    now_PG: Tensor, then_PG: Tensor, document_P: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Symmetric InfoNCE of the inner products of pairs, whose negatives are the pairs of other
+    documents, since a document's own tokens should agree; 0 with fewer than two pairs."""
+    if len(now_PG) < 2:
+        return now_PG.new_zeros(())
+    same = (document_P[:, None] == document_P).fill_diagonal_(False)
+    alike = (now_PG @ then_PG.t() / temperature).masked_fill(same, -torch.inf)
+    target, entropy = torch.arange(len(alike), device=alike.device), nn.functional.cross_entropy
+    return 0.5 * (entropy(alike, target) + entropy(alike.t(), target))
+
+
 def contrast(
     m_NG: Tensor,
     context: FilledContext,
@@ -33,9 +46,8 @@ def contrast(
 ) -> Tensor:
     """Symmetric InfoNCE between the cosines of ``m`` at t and t - lag of a stretch of ``level``.
 
-    Lags from 1 to ``longest_lag`` are uniform, or uniform in their logarithm. Other documents alone
-    are negatives, since a document's own tokens should agree. At most ``pairs`` tokens t are
-    compared; 0 with fewer than two.
+    Lags from 1 to ``longest_lag`` are uniform, or uniform in their logarithm. At most ``pairs``
+    tokens t are compared.
     """
     mask_N, start_N = context.mask_BT.flatten(), starts(context, DOCUMENT)
     t_N = torch.arange(len(mask_N), device=mask_N.device)
@@ -44,13 +56,8 @@ def contrast(
     then_N = t_N - lag_N.long()
     paired_N = (then_N >= starts(context, level)) & mask_N & mask_N[then_N.clamp_min(0)]
     now = drawn(paired_N, pairs)
-    if len(now) < 2:
-        return m_NG.new_zeros(())
     a, b = (nn.functional.normalize(m_NG[t], dim=1, eps=1e-6) for t in (now, then_N[now]))
-    same = (start_N[now, None] == start_N[now]).fill_diagonal_(False)
-    cosine = (a @ b.t() / temperature).masked_fill(same, -torch.inf)
-    target, entropy = torch.arange(len(now), device=now.device), nn.functional.cross_entropy
-    return 0.5 * (entropy(cosine, target) + entropy(cosine.t(), target))
+    return info_nce(a, b, start_N[now], temperature)
 
 
 def others_sum(u_ND: Tensor, context: FilledContext, level: int) -> tuple[Tensor, Tensor]:

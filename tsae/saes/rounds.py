@@ -112,6 +112,5 @@ class RoundsSAE(SAE):
         pre_NF = pres[0] if tokens.sparse else torch.cat(pres, 1)[:, : self.cfg.d_sae]
         if isinstance(codes, Tensor):
             aux["read"] = torch.cat(pres, 1)
-        target_ND = self.centred(tokens.x_BTD, tokens.context).flatten(0, 1)
-        static = (tokens.u_BTD.flatten(0, 1), self.W_enc)
-        return Encoding(codes, pre_NF, target_ND, {}, aux, (static,), tokens.context)
+        u_ND = tokens.u_BTD.flatten(0, 1)
+        return Encoding(codes, pre_NF, u_ND, {}, aux, ((u_ND, self.W_enc),), tokens.context)
