@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 from lab.pipeline import plan  # noqa: E402
 from lab.pipeline.profile import find  # noqa: E402
 
-PARTS = ("tsae", "notebooks", "workflow", "paper", "figures", "pyproject.toml")
+PARTS = ("tsae", "lab", "notebooks", "workflow", "paper", "figures", "pyproject.toml")
 KINDS = {".parquet", ".safetensors", ".tex", ".pdf", ".png"}
 START = 10.0
 """CPU seconds, about, that the command takes before its first stage is at work."""
@@ -81,7 +81,7 @@ def kill(process: psutil.Popen) -> int:
 
 def manifests(root: Path) -> list[Path]:
     """Of the stages that are done."""
-    return sorted(root.glob("results/*/*/*/manifest.json"))
+    return sorted(root.glob("results/stages/*/manifest.json"))
 
 
 def damage(root: Path) -> list[str]:

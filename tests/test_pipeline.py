@@ -2,22 +2,18 @@
 
 import errno
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
-from tiny_project import finished, make_root, world, write_profile
+from tiny_project import finished, make_root, run_all, world, write_profile
 
-from lab.pipeline import execute, plan
+from lab.pipeline import plan
 from lab.pipeline.__main__ import main
-from lab.pipeline.alone import only_run, remove_unfinished
-from lab.pipeline.execution import check_parameters, describe
-from lab.pipeline.provenance import check_sizes, read_manifest
+from lab.pipeline.planner import keep
+from lab.pipeline.run import check_input
+from lab.pipeline.stage import check_sizes, describe, execute, read_manifest, remove_unfinished
 from tsae.errors import StoreError, UserError
 
 
@@ -29,6 +25,7 @@ class CellError(Exception):
     "error, line",
     [
         (ValueError("k=0: above 0"), "k=0: above 0"),
+        (StoreError("The store is foreign."), "The store is foreign."),
         (CellError("traceback"), "shard 3 is cut short; delete it."),
         (KeyError("x"), "KeyError: 'x'"),
         (OSError(errno.ENOSPC, "No space left"), "The disk is full"),
@@ -41,48 +38,42 @@ def test_error_becomes_one_line(error, line):
 
 
 def test_truncated_output_is_named(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "shard.bin").write_bytes(b"12345")
-    directory = finished(tmp_path / "a")
-    check_sizes(directory, read_manifest(directory))
-    (directory / "shard.bin").write_bytes(b"123")
+    (tmp_path / "shard.bin").write_bytes(b"12345")
+    check_sizes(finished(tmp_path))
+    (tmp_path / "shard.bin").write_bytes(b"123")
     with pytest.raises(UserError, match=r"shard.bin has 3 bytes, its manifest says 5 bytes"):
-        check_sizes(directory, read_manifest(directory))
+        check_sizes(tmp_path)
 
 
-def test_second_run_of_a_profile_is_turned_away(tmp_path):
-    with only_run(tmp_path, "profile tiny"):
-        with pytest.raises(UserError, match=f"at work .process {os.getpid()}."):
-            with only_run(tmp_path, "profile tiny"):
-                raise AssertionError("two runs held the lock")
-    with only_run(tmp_path, "profile tiny"):
-        pass
-
-
-def test_what_a_killed_write_left_goes_and_what_is_being_written_stays(tmp_path):
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
-                           capture_output=True, text=True)  # fmt: skip
-    dead, alive = int(ended.stdout), os.getpid()
-    (tmp_path / f"sae.tmp-{dead}").mkdir()
-    for name in (f"sae.tmp-{dead}/a", f"a.old-{dead}", f"b.tmp-{alive}", "c.tmp-x", "d"):
+def test_what_a_killed_write_left_goes(tmp_path):
+    (tmp_path / "sae.tmp-12").mkdir()
+    for name in ("sae.tmp-12/a", "a.old-12", "c.tmp-x", "d"):
         (tmp_path / name).touch()
-    remove_unfinished(list(tmp_path.rglob("*")))
-    assert {path.name for path in tmp_path.rglob("*")} == {f"b.tmp-{alive}", "c.tmp-x", "d"}
+    remove_unfinished(tmp_path.rglob("*"))
+    assert {path.name for path in tmp_path.rglob("*")} == {"c.tmp-x", "d"}
+
+
+ALL = ["all", "--profile", "tiny"]
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, given, words",
     [
-        (["all", "--profile", "nothing"], "choose one of: tiny"),
-        (["all", "--profil", "tiny", "--speed", "3"], "--speed"),
-        (["all", "--profile", "tiny", "--cores", "0"], "at least 1"),
-        (["run", "--profile", "tiny", "--stage", "x"], "no stage 'x'"),
-        (["run", "--plan", "nowhere.json", "--stage", "x"], "nowhere.json does not exist"),
-        (["tidy", "nothing.ipynb"], "not a notebook"),
+        (["all", "--profile", "nothing"], {}, "choose one of: tiny"),
+        ([*ALL, "--speed", "3"], {}, "--speed"),
+        ([*ALL, "--cores", "0"], {}, "at least 1"),
+        ([*ALL, "--executor", "abacus"], {}, "invalid choice: 'abacus'"),
+        (["run", "--plan", "plan.json", "--stage", "x"], {}, "no stage 'x'"),
+        (["run", "--plan", "nowhere.json", "--stage", "x"], {}, "nowhere.json does not exist"),
+        (["tidy", "nothing.ipynb"], {}, "not a notebook"),
+        (ALL, {"world": "atlantis"}, "no world 'atlantis'; choose one of"),
+        (ALL, {"variants": [{"variant": "psychic"}]}, "no variant 'psychic'; choose one of"),
     ],
 )
-def test_bad_command_is_one_line_and_nonzero(tmp_path, capsys, arguments, words):
-    make_root(tmp_path, {"worlds": [world()]})
+def test_bad_input_is_one_line_before_any_work(tmp_path, capsys, arguments, given, words):
+    path = make_root(tmp_path, {"worlds": [world(**given)]})
+    keep(plan(path, tmp_path), tmp_path / "plan.json")
+    arguments = [str(tmp_path / a) if a == "plan.json" else a for a in arguments]
     try:
         status = main([*arguments, *(["--root", str(tmp_path)] * (arguments[0] != "tidy"))])
     except SystemExit as stop:
@@ -90,24 +81,14 @@ def test_bad_command_is_one_line_and_nonzero(tmp_path, capsys, arguments, words)
     told = capsys.readouterr().err.strip()
     assert status == 2
     assert words in told and "\n" not in told
-
-
-@pytest.mark.parametrize("kind, name", [("world", "atlantis"), ("variant", "psychic")])
-def test_unknown_world_or_variant_stops_before_any_work(tmp_path, capsys, kind, name):
-    given = {"world": name} if kind == "world" else {"variants": [{"variant": name}]}
-    make_root(tmp_path, {"worlds": [world(**given)]})
-    assert main(["all", "--profile", "tiny", "--root", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert f"no {kind} {name!r}; choose one of" in told and told.count("\n") == 1
-    assert not list(tmp_path.glob("results/tiny/worlds/*"))
+    assert not list(tmp_path.glob("results/stages/*"))
 
 
 def test_misspelled_parameter_is_named(tmp_path):
-    path = make_root(tmp_path, {"worlds": [world()], "figures": {"colour": 1}})
-    stages = plan(path, tmp_path)
-    check_parameters(stages[0], tmp_path)
+    stages = plan(make_root(tmp_path, {"worlds": [world()], "figures": {"colour": 1}}), tmp_path)
+    check_input(stages[:1], tmp_path)
     with pytest.raises(UserError, match=r"07_figures.ipynb has no parameter 'colour'"):
-        check_parameters(stages[1], tmp_path)
+        check_input(stages, tmp_path)
 
 
 def test_stage_is_executed_with_its_parameters(tmp_path):
@@ -117,10 +98,10 @@ def test_stage_is_executed_with_its_parameters(tmp_path):
     directory = tmp_path / stages[0].directory
     assert (directory / "world.txt").read_text() == "microworld 5"
     assert list(manifest["outputs"]) == ["world.txt"]
-    assert manifest == read_manifest(directory)
-    assert (manifest["seed"], manifest["fingerprint"]) == (5, stages[0].fingerprint)
+    assert manifest == read_manifest(directory) == execute(stages[0], tmp_path)
+    assert (manifest["parameters"]["seed"], manifest["fingerprint"]) == (5, stages[0].fingerprint)
     assert manifest["peak_memory_mb"] > 10 and manifest["versions"]["torch"]
-    told = r"stage train/microworld-topk-s0: k=9: at most d_sae=4 \(log: .*error.log\)"
+    told = r"stage train-microworld-topk-s0: k=9: at most d_sae=4 \(log: .*error.log\)"
     with pytest.raises(UserError, match=told) as caught:
         execute(stages[1], tmp_path)
     assert "\n" not in str(caught.value)
@@ -128,18 +109,7 @@ def test_stage_is_executed_with_its_parameters(tmp_path):
     assert "Traceback" in (tmp_path / stages[1].directory / "error.log").read_text()
 
 
-def test_known_errors_speak_for_themselves():
-    assert describe(StoreError("The store is foreign."))[0] == "The store is foreign."
-
-
-def run_all(root: Path, *options: str, **given) -> subprocess.Popen:
-    command = [sys.executable, "-m", "lab.pipeline", "all", "--profile", "tiny", "--root", root]
-    command += options
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=root, **pipes, **given)
-
-
-def until_asleep(run: subprocess.Popen, root: Path) -> None:
+def until_asleep(run, root):
     """Wait until the first stage's kernel is at work, which "slow" asks to take long."""
     limit = time.monotonic() + 120
     while not (root / "slow").read_text() and run.poll() is None and time.monotonic() < limit:
@@ -157,7 +127,7 @@ def test_killed_run_resumes_beside_another_and_a_further_call_does_nothing(tmp_p
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
     (tmp_path / "slow").unlink()
-    assert not list(tmp_path.glob("results/tiny/*/*/manifest.json"))
+    assert not list(tmp_path.glob("results/stages/*/manifest.json"))
 
     # Two at once: one makes everything, the other says in one line that it is not alone.
     both = [run_all(tmp_path), run_all(tmp_path)]
@@ -167,6 +137,9 @@ def test_killed_run_resumes_beside_another_and_a_further_call_does_nothing(tmp_p
     assert told[2][0] == "" and told[2][1].count("\n") == 1
     out, err = told[0]
     assert err == "" and "made 3 stages" in out and "no paper/main.tex" in out
+    assert [line.split(" … ")[0] for line in out.splitlines() if line.startswith("[")] == [
+        f"[{i}/3] {stage.name}" for i, stage in enumerate(stages, 1)
+    ]
     sae = tmp_path / stages[1].directory / "sae.txt"
     assert sae.read_text() == "microworld 0topk"
     assert (tmp_path / "results/tiny/figures/f.pdf").read_text() == "2"
@@ -181,7 +154,7 @@ def test_killed_run_resumes_beside_another_and_a_further_call_does_nothing(tmp_p
     out, err = (failed := run_all(tmp_path)).communicate(timeout=900)
     assert failed.returncode == 2
     first, last = err.strip().split("\n")
-    assert first.startswith("stage train/microworld-conv-s0: k=9: at most d_sae=4 (log: ")
+    assert first.startswith("stage train-microworld-conv-s0: k=9: at most d_sae=4 (log: ")
     assert "1 of 4 stages failed, 1 wait for them" in last
     assert sae.stat().st_mtime_ns == before
 
@@ -198,36 +171,3 @@ def test_an_interrupted_run_leaves_no_stage_at_work(tmp_path):
     told = "Interrupted; what is finished is kept, run again to go on.\n"
     assert (interrupted.returncode, err) == (130, told)
     assert psutil.wait_procs(family, 20)[1] == []
-
-
-def test_a_missing_executor_is_one_line(tmp_path, capsys):
-    make_root(tmp_path, {"worlds": [world()]})
-    status = main(["all", "--profile", "tiny", "--root", str(tmp_path), "--executor", "abacus"])
-    told = capsys.readouterr().err.strip()
-    assert status == 2 and "\n" not in told
-    assert "no executor 'abacus' here: install snakemake-executor-plugin-abacus" in told
-
-
-def test_stages_run_as_jobs_of_a_cluster(tmp_path):
-    """Through a submit command that writes down what it was given and runs it here."""
-    path = make_root(tmp_path, {"worlds": [world()]})
-    stages = plan(path, tmp_path)
-    (made := tmp_path / stages[0].directory).mkdir(parents=True)
-    shutil.copy(tmp_path / stages[0].notebook, made / "notebook.ipynb")
-    finished(made)
-    submit = tmp_path / "submit.sh"
-    submit.write_text(f'echo "$1" >>{tmp_path}/jobs\nbash "$1" >{tmp_path}/job.log 2>&1\necho 7\n')
-    cluster = ["--executor", "cluster-generic", "--cores", "4", "--"]
-    cluster += [
-        "--cluster-generic-submit-cmd",
-        f"bash {submit}",
-        "--latency-wait",
-        "1",
-        "--seconds-between-status-checks",
-        "1",
-    ]
-    out, err = (run := run_all(tmp_path, *cluster)).communicate(timeout=900)
-    assert (run.returncode, err) == (0, ""), (tmp_path / "job.log").read_text()
-    assert "made 1 stages" in out
-    assert (tmp_path / "results/tiny/figures/f.pdf").read_text() == "1"
-    assert len((tmp_path / "jobs").read_text().splitlines()) == 1

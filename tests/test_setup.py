@@ -13,12 +13,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import tsae
-from lab import worlds
 from lab.measures.families import check_options
 from lab.measures.unlearning.config import UnlearnConfig
 from lab.pipeline import plan
-from lab.pipeline.execution import check_parameters
 from lab.pipeline.fingerprint import code_cells, imports, python_of
+from lab.pipeline.run import check_input
 from tsae import saes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,44 +148,39 @@ def test_set_up_without_network_says_so_and_goes_on_later(bare_copy):
     assert setup().returncode == 0
 
 
-@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
-def test_profile_leaves_nothing_at_a_notebooks_smoke_size(path):
-    for stage in plan(path, ROOT, OWN_MODEL if path.stem == "local" else {}):
-        if stage.notebook:
-            known = papermill.inspect_notebook(str(ROOT / stage.notebook))
-            no_size = ("[]", "{}", '""', "True", "False")
-            empty = {name for name, it in known.items() if it["default"] in no_size}
-            given = stage.parameters
-            families = given.get("families") or ("splice", "context")
-            idle = {"splice_tokens"} if "splice" not in families else set()
-            idle |= {"n_context_sequences"} if "context" not in families else set()
-            idle |= {"null_window"} if given.get("nulls") is False else set()
-            assert set(given) <= set(known), stage.name
-            assert set(known) - set(given) <= empty | idle, stage.name
+@pytest.fixture(scope="module", params=PROFILES, ids=lambda path: path.stem)
+def stages(request):
+    return plan(request.param, ROOT, OWN_MODEL if request.param.stem == "local" else {})
 
 
-@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
-def test_profile_can_be_run(path):
+def test_profile_leaves_nothing_at_a_notebooks_smoke_size(stages):
+    for stage in stages:
+        known = papermill.inspect_notebook(str(ROOT / stage.notebook))
+        no_size = ("[]", "{}", '""', "True", "False", "0")
+        empty = {name for name, it in known.items() if it["default"] in no_size}
+        given = stage.parameters
+        families = given.get("families") or ("splice", "context")
+        idle = {"splice_tokens"} if "splice" not in families else set()
+        idle |= {"n_context_sequences"} if "context" not in families else set()
+        idle |= {"null_window"} if given.get("nulls") is False else set()
+        assert set(given) <= set(known), stage.name
+        assert set(known) - set(given) <= empty | idle, stage.name
+
+
+def test_profile_can_be_run(stages):
     """Every stage's notebook knows its parameters; every world and SAE of the grid exists."""
-    overrides = OWN_MODEL if path.stem == "local" else {}
-    stages = plan(path, ROOT, overrides)
-    for stage in {stage.notebook: stage for stage in stages}.values():
-        check_parameters(stage, ROOT)
+    check_input(stages, ROOT)
     for stage in stages:
         given = stage.parameters
         for family in given.get("families", ()):
             check_options(family, given.get("family_options", {}).get(family, {}))
         if stage.name.startswith("unlearn"):
-            grid = {name: given[name] for name in UNLEARNING}
-            UnlearnConfig(**grid, **given.get("settings", {}))
-        assert stage.parameters.get("world", "microworld") in worlds.names()
-        for run in [stage.parameters, *stage.parameters.get("grid", [])]:
+            UnlearnConfig(**{name: given[name] for name in UNLEARNING}, **given.get("settings", {}))
+        for run in [given, *given.get("grid", [])]:
             if "variant" in run:
-                given = {key: run[key] for key in ("act", "k") if run[key] is not None}
-                sae = saes.build(
-                    run["variant"], d_in=8, d_sae=run["d_sae"], **given, **run["options"]
-                )
-                assert sae.cfg.k == run["k"]
+                asked = {key: run[key] for key in ("act", "k") if run[key] is not None}
+                options = {"d_in": 8, "d_sae": run["d_sae"], **asked, **run["options"]}
+                assert saes.build(run["variant"], **options).cfg.k == run["k"]
 
 
 def test_exactly_one_profile_is_canonical():
@@ -201,6 +195,6 @@ def test_exactly_one_profile_is_canonical():
 def test_what_a_notebook_imports_is_there(path):
     """A renamed function shows here in a second, where the notebook takes a minute."""
     for cell in code_cells(path):
-        for _, module, dotted in imports(python_of(cell, path)):
-            if module.partition(".")[0] in ("tsae", "lab"):
+        for dotted in imports(python_of(cell, path)):
+            if dotted.partition(".")[0] in ("tsae", "lab"):
                 pkgutil.resolve_name(dotted)

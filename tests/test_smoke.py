@@ -40,28 +40,23 @@ def test_notebooks_started_at_once_share_one_world(tmp_path, names):
     assert run["sizes"]["steps"] == 60 and (shared / "03_train-worlds" / "sae").is_dir()
 
 
-def stage(root, name, **parameters):
-    write_json(root / name / "manifest.json", {"parameters": parameters})
-    return str(root / name)
-
-
-def test_a_notebook_opened_by_itself_reads_the_newest_finished_stages(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_notebook_opened_by_itself_reads_the_finished_stages(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("TSAE_SMOKE", raising=False)
-    monkeypatch.setattr(smoke, "RESULTS", tmp_path)
-    stage(tmp_path, "worlds/microworld-a", world="microworld")
-    world = stage(tmp_path, "worlds/microworld-b", world="microworld")
-    stage(tmp_path, "worlds/order-c", world="order")
-    for old, name in enumerate(("microworld-b", "order-c", "microworld-a")):
-        os.utime(tmp_path / "worlds" / name / "manifest.json", (1000 - old, 1000 - old))
-    given = {"ablation": "", "world_dir": "results/laptop/worlds/microworld-b"}
-    runs = [stage(tmp_path, f"train/{v}", variant=v, **given) for v in ("topk", "conv", "glta")]
-    stage(tmp_path, "train/other", variant="topk", **{**given, "world_dir": "microworld-a"})
+    monkeypatch.setattr(smoke, "ROOT", tmp_path)
+    monkeypatch.setattr(smoke, "PLAN", tmp_path / "plan.json")
+    trained = {"ablation": "", "world_dir": "b"}
+    stages = {"order": {"world": "order"}, "b": {"world": "microworld"}}
+    stages |= {v: {"variant": v, **trained} for v in ("glta", "conv", "topk")}
+    stages |= {"else": {"variant": "topk", "world_dir": "order"}, "figures": {}}
+    plan = [{"name": name, "directory": name, "parameters": p} for name, p in stages.items()]
+    write_json(tmp_path / "plan.json", plan)
+    for name in set(stages) - {"figures"}:
+        write_json(tmp_path / name / "manifest.json", {})
     assert smoke.world_dir("given") == "given" and smoke.sae_dirs(["x"]) == ["x"]
     assert capsys.readouterr().out == ""
-    assert smoke.world_dir() == world and smoke.sae_dirs() == runs[:2]
-    said = "Inputs: results/laptop/worlds/microworld-b and what stands on it.\n"
+    assert smoke.world_dir() == str(tmp_path / "b")
+    assert smoke.sae_dirs() == [str(tmp_path / v) for v in ("topk", "conv")]
+    said = "Inputs: the finished stages of the profile laptop.\n"
     assert capsys.readouterr().out == said
     monkeypatch.setenv("TSAE_SMOKE", "1")
-    assert list(smoke.finished("worlds")) == []
+    assert smoke.finished() == []

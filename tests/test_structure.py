@@ -18,12 +18,15 @@ def documents():
     for variant, fvu, ap in (("conv", 0.2, 0.8), ("shuffled(conv)", 0.3, 0.7), ("topk", 0.4, 0.5)):
         for metric, group, num in (("fvu", "all", fvu), ("ap", "document", ap)):
             rows += [(variant, 0, metric, group, doc, num, 1.0) for doc in range(40)]
-    return pd.DataFrame(rows, columns=["variant", "seed", "metric", "group", "doc", "num", "den"])
+    columns = ["variant", "seed", "metric", "group", "doc", "num", "den"]
+    return pd.DataFrame(rows, columns=columns).assign(ablation="temporal=0.5")
 
 
 def test_gains_by_hand():
-    gains = structure._gains(documents(), "topk", 50).set_index(["baseline", "metric"])
-    assert set(gains["variant"]) == {"conv"}
+    """More FVE is a gain, and its interval is the right way round."""
+    table = documents()
+    gains = structure.gains(table, "topk", 50).set_index(["baseline", "metric"])
+    assert set(gains["variant"]) == {"conv"} and set(gains["temporal"]) == {0.5}
     expected = {
         ("topk", "fve"): 0.2,
         ("topk", "ap"): 0.3,
@@ -32,22 +35,13 @@ def test_gains_by_hand():
     }
     assert dict(gains["diff"]) == pytest.approx(expected)
     assert (gains["hi"] - gains["lo"]).max() == pytest.approx(0, abs=1e-12)
-
-
-def test_more_fve_is_a_gain_with_its_interval_the_right_way_round():
-    table = documents()
     fvu = (table["metric"] == "fvu") & (table["variant"] == "conv")
     table.loc[fvu, "num"] += np.linspace(-0.1, 0.1, 40)
-    gain = structure._gains(table, "topk", 200).set_index(["baseline", "metric"]).loc["topk", :]
+    gain = structure.gains(table, "topk", 200).set_index(["baseline", "metric"]).loc["topk", :]
     lo, diff, hi = gain.loc["fve", ["lo", "diff", "hi"]]
     assert lo < diff < hi and diff == pytest.approx(0.2)
-
-
-def test_a_sweep_needs_its_baseline(tmp_path):
-    with pytest.raises(ValueError, match="'topk', against which"):
-        structure.run_structure(
-            tmp_path, strengths=[0], runs=[{"variant": "conv"}], options={}, tokens={}
-        )
+    with pytest.raises(ValueError, match="'l1', against which"):
+        structure.gains(table, "l1")
 
 
 def text(temporal):

@@ -3,8 +3,6 @@
 Nothing here imports torch or pandas before it is needed, so that a plan takes well under a second.
 """
 
-from lab.pipeline.execution import execute
-from lab.pipeline.planner import plan
-from lab.pipeline.stages import Stage
+from lab.pipeline.planner import Stage, plan
 
-__all__ = ["Stage", "execute", "plan"]
+__all__ = ["Stage", "plan"]

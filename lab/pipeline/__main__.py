@@ -6,10 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
-from lab.pipeline import execution, front, notebooks, paper, profile
-from lab.pipeline.planner import plan
-from lab.pipeline.progress import is_done
-from lab.pipeline.stages import ROOT, kept, require_unchanged
+from lab.pipeline import notebooks, paper, planner, profile, stage
+from lab.pipeline.run import run_all
 from tsae.command import Parser, positive
 from tsae.errors import UserError
 
@@ -18,9 +16,10 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = Parser(prog="lab.pipeline", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
-    shared = Parser(add_help=False)
+    place = Parser(add_help=False)
+    place.add_argument("--root", type=Path, default=planner.ROOT, help="the repository")
+    shared = Parser(add_help=False, parents=[place])
     shared.add_argument("--profile", default="laptop", help="a file of workflow/profiles")
-    shared.add_argument("--root", type=Path, default=ROOT, help="the repository")
     shared.add_argument("--model", help="model of a local world: folder or .gguf")
     shared.add_argument("--text", help="text of a local world: file or folder")
     shared.add_argument("--layer", type=int, help="layer that a local world reads")
@@ -29,84 +28,74 @@ def parser() -> argparse.ArgumentParser:
     everything.add_argument("--executor", default="local", help="where Snakemake runs the jobs")
     everything.add_argument("--dry-run", action="store_true", help="only say what would be done")
     everything.add_argument("engine", nargs="*", help="after --, options of Snakemake itself")
-    run = commands.add_parser("run", parents=[shared], help="run one stage now")
+    run = commands.add_parser("run", parents=[place], help="run one stage of a kept plan now")
+    run.add_argument("--plan", type=Path, required=True, help="results/<profile>/plan.json")
     run.add_argument("--stage", required=True, help="its name, as plan prints it")
-    run.add_argument("--plan", type=Path, help="the plan as run_all kept it, in place of a new one")
-    run.add_argument("--jobs", type=positive, default=1, help="for the estimate")
-    commands.add_parser("plan", parents=[shared], help="list the stages")
-    commands.add_parser(
-        "numbers", parents=[shared], help="numbers.tex again, from the committed tables"
-    )
-    commands.add_parser("redraw", parents=[shared], help="figures again, from the committed tables")
-    pdf = commands.add_parser("pdf", help="paper/main.pdf again, from what is committed")
-    pdf.add_argument("--root", type=Path, default=ROOT, help="the repository")
-    readme = commands.add_parser("readme", help="README's table again, from results/laptop")
-    readme.add_argument("--root", type=Path, default=ROOT, help="the repository")
+    again = {
+        "plan": "list the stages",
+        "numbers": "numbers.tex again, from the committed tables",
+        "redraw": "figures again, from the committed tables",
+    }
+    for name, what in again.items():
+        commands.add_parser(name, parents=[shared], help=what)
+    commands.add_parser("pdf", parents=[place], help="paper/main.pdf again, from what is committed")
+    commands.add_parser("readme", parents=[place], help="README's table again, from results/laptop")
     tidy = commands.add_parser("tidy", help="drop timings and machine metadata from notebooks")
-    tidy.add_argument("notebooks", nargs="+")
+    tidy.add_argument("notebooks", nargs="+", type=Path)
     return top
 
 
-def run_stage(given: argparse.Namespace, overrides: dict[str, object]) -> None:
-    """Run one stage of the plan; Snakemake's jobs come here."""
-    if given.plan:
-        stages, machine = kept(given.plan)
+def do(given: argparse.Namespace) -> None:
+    """What the command line asks for; modules that draw and tabulate are imported when asked."""
+    overrides = {key: getattr(given, key, None) for key in ("model", "text", "layer")}
+    root = given.root.resolve() if "root" in given else planner.ROOT
+    if given.command == "all":
+        engine = (given.cores, given.executor, given.engine, given.dry_run)
+        run_all(given.profile, root, overrides, *engine)
+    elif given.command == "run":
+        run_stage(given.stage, given.plan, root)
+    elif given.command == "plan":
+        for one in planner.plan(profile.find(given.profile, root), root, overrides):
+            print(f"{'done' if one.is_done(root) else 'to do':6}{one.name}  {one.directory}")
+    elif given.command in ("numbers", "redraw"):
+        from lab.paper import report
+
+        part = profile.part_of_paper(profile.read(profile.find(given.profile, root), overrides))
+        if given.command == "numbers":
+            print(f"wrote {report.rewrite_numbers(given.profile, root, part)}")
+        else:
+            for name in report.redrawn(given.profile, root, part):
+                print(f"wrote {root / 'figures' / part / name}.pdf and .png")
+    elif given.command == "pdf":
+        print(f"wrote {paper.build(root, root)}")
+    elif given.command == "readme":
+        from lab.paper.readme import rewrite
+
+        print(f"wrote {rewrite(root)}")
     else:
-        stages, machine = plan(profile.find(given.profile, given.root), given.root, overrides), 1.0
-    stage = next((stage for stage in stages if stage.name == given.stage), None)
-    if stage is None:
-        raise UserError(f"There is no stage {given.stage!r}; 'plan' lists them.")
-    require_unchanged(stage, given.root)
-    os.environ |= execution.environment(stage)
-    execution.run(stage, stages, given.root, given.jobs, machine)
-    try:
-        require_unchanged(stage, given.root)
-    except UserError:
-        (given.root / stage.manifest).unlink()
-        raise
+        for path in given.notebooks:
+            if (content := notebooks.tidy_bytes(path)) != path.read_bytes():
+                path.write_bytes(content)
+                print(f"tidied {path}")
 
 
-def part_of(given: argparse.Namespace) -> str:
-    """The part of the paper that the given profile fills."""
-    return profile.part_of_paper(profile.read(profile.find(given.profile, given.root)))
+def run_stage(name: str, plan: Path, root: Path) -> None:
+    """Run one stage of the kept plan; Snakemake's jobs come here."""
+    one = next((stage for stage in planner.kept(plan) if stage.name == name), None)
+    if one is None:
+        raise UserError(f"There is no stage {name!r}; 'plan' lists them.")
+    threads = str(one.threads)
+    os.environ |= {**stage.ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    print(f"{name} … started", flush=True)
+    stage.execute(one, root)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 for one clear line on stderr, 130 when interrupted."""
     given = parser().parse_args(arguments)
-    overrides = {key: getattr(given, key, None) for key in ("model", "text", "layer")}
-    overrides = {key: value for key, value in overrides.items() if value is not None}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if given.command == "tidy":
-            for path in notebooks.tidy_files(given.notebooks):
-                print(f"tidied {path}")
-        elif given.command == "plan":
-            for stage in plan(profile.find(given.profile, given.root), given.root, overrides):
-                state = "done" if is_done(stage, given.root) else "to do"
-                print(f"{state:6}{stage.name}  {stage.directory}")
-        elif given.command == "numbers":
-            from lab.paper.report import rewrite_numbers  # draws and tabulates, so only when asked
-
-            part = part_of(given)
-            print(f"wrote {rewrite_numbers(given.profile, given.root, part)}")
-        elif given.command == "redraw":
-            from lab.paper import report
-
-            for name in report.redrawn(given.profile, given.root, part := part_of(given)):
-                print(f"wrote {given.root / 'figures' / part / name}.pdf and .png")
-        elif given.command == "pdf":
-            print(f"wrote {paper.rebuild(given.root.resolve())}")
-        elif given.command == "readme":
-            from lab.paper.readme import rewrite
-
-            print(f"wrote {rewrite(given.root)}")
-        elif given.command == "run":
-            run_stage(given, overrides)
-        else:
-            engine = front.Engine(given.cores, given.executor, tuple(given.engine))
-            do = front.foretell if given.dry_run else front.run_all
-            do(given.profile, given.root.resolve(), engine, overrides)
+        do(given)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -5,21 +5,18 @@ Directories of input stages are parameters and end in their own fingerprints, so
 upstream shows. Comments, docstrings and prose cells do not count, and neither does
 
 * what makes no result: the pipeline, smoke-size inputs, and, but for the last notebook, drawing;
-* of a registry, what the stage does not name. A registry is a dictionary of a module's top level
-  whose keys are words and whose values are imported names or dotted paths, or a folder whose files
-  say ``@register("name")`` or ``WORLDS = ("name",)`` and are found at run time: the file of
-  ``glta`` counts where a parameter says ``glta``.
+* of a folder whose modules are found at run time, the files that register another name than the
+  stage's parameters hold (``@register("name")`` or ``WORLDS = ("name",)``): ``glta.py`` counts
+  where a parameter says ``glta``.
 """
 
 import ast
 import hashlib
 import json
-import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tsae.errors import UserError
 
@@ -33,22 +30,22 @@ DRAWING = (
     "lab.results.systems",
 )
 """How results look: the last notebook alone depends on it."""
-DOTTED = re.compile(r"\w+(\.\w+)+")
 
 
 class Module(NamedTuple):
     """What a file says about its dependencies."""
 
     imports: tuple[str, ...]
-    """Dotted names; ``from a import b`` gives both ``a`` and ``a.b``, since b may be a module."""
-    keyed: tuple[tuple[str, str], ...]
-    """(key, dotted name) of what only a registry's entry uses."""
+    """Dotted names of modules and of what is imported from them."""
     registers: frozenset[str]
     """Names in ``@register("name")`` and ``WORLDS``."""
-    finds: bool
-    """Whether it imports modules that are found at run time."""
     text: str
     """The tree as text without docstrings, comments and layout."""
+
+    @property
+    def finds(self) -> bool:
+        """Whether it imports modules that are found at run time."""
+        return bool({"pkgutil", "importlib.import_module"} & set(self.imports))
 
 
 def code_cells(notebook: Path) -> list[str]:
@@ -56,107 +53,57 @@ def code_cells(notebook: Path) -> list[str]:
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    except FileNotFoundError:
-        raise UserError(f"There is no notebook {notebook}; restore it with git.") from None
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{notebook} is not a whole notebook; restore it with git.") from None
 
 
 def python_of(source: str, notebook: Path) -> ast.Module:
-    """The cell's syntax tree without magics (% and ! lines); a %%-cell is empty.
-
-    Raises :class:`UserError` when what is left is not Python.
-    """
+    """The cell's syntax tree without magics (% and ! lines); :class:`UserError` for another error
+    than those."""
     lines = (line for line in source.split("\n") if not line.lstrip().startswith(("%", "!")))
     try:
-        return ast.parse("" if source.startswith("%%") else "\n".join(lines))
+        return ast.parse("\n".join(lines))
     except SyntaxError as error:
         raise UserError(f"{notebook}: {error.msg} in the cell line {error.text!r}.") from None
 
 
-def running(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node but those under ``if TYPE_CHECKING``, which only a type checker reads."""
-    yield tree
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported, but for type checkers, and every name with its module's."""
     for node in ast.iter_child_nodes(tree):
-        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
-            yield from running(node)
-
-
-def imports(tree: ast.AST, package: str = "") -> Iterator[tuple[str, str, str]]:
-    """(local name, module, dotted name) of every import; ``package``: where relative ones start."""
-    for node in running(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.asname or alias.name.partition(".")[0], alias.name, alias.name
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*parents, base] if base else parents)
-            for alias in node.names:
-                yield alias.asname or alias.name, base, f"{base}.{alias.name}"
-
-
-def registries(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
-    """(key, value) of the dictionaries at the top level whose keys are words."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
-            for key, value in zip(node.value.keys, node.value.values, strict=True):
-                if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                    yield key.value, value
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            yield from imports(node)
 
 
 @cache
-def parsed(path: Path, package: str) -> Module:
-    """What the module at ``path`` of ``package`` depends on, and its code."""
+def parsed(path: Path) -> Module:
+    """What the module at ``path`` depends on and registers, and its code."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    entries = [(key, node) for key, value in registries(tree) for node in ast.walk(value)]
-    keys: dict[str, set[str]] = {}
-    for key, node in entries:
-        if isinstance(node, ast.Name):
-            keys.setdefault(node.id, set()).add(key)
-    inside = Counter(node.id for _, node in entries if isinstance(node, ast.Name))
-    everywhere = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
-    plain, keyed = [], []
-    for local, base, dotted in imports(tree, package):
-        if local in keys and inside[local] == everywhere[local]:
-            keyed += [(key, name) for key in keys[local] for name in (base, dotted)]
-        else:
-            plain += [base, dotted]
-    words = [(k, node.value) for k, node in entries if isinstance(node, ast.Constant)]
-    paths = [(k, w) for k, w in words if isinstance(w, str) and DOTTED.fullmatch(w)]
-    keyed += [(k, place) for k, w in paths for place in (w, f"{package}.{w}")]
-    registers = {name for node in tree.body for name in worlds(node)}
+    registers: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            calls = [d for d in node.decorator_list if isinstance(d, ast.Call) and d.args]
-            named = [d.args[0] for d in calls if getattr(d.func, "id", "") == "register"]
-            registers |= {str(name.value) for name in named if isinstance(name, ast.Constant)}
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                if isinstance(first.value.value, str):
-                    node.body = node.body[1:]
-    finds = bool({"pkgutil", "importlib.import_module"} & set(plain))
-    return Module(tuple(plain), tuple(keyed), frozenset(registers), finds, ast.dump(tree))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+            if getattr(node.targets[0], "id", "") == "WORLDS":
+                registers |= set(ast.literal_eval(node.value))
+        for call in getattr(node, "decorator_list", ()):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "register":
+                registers.add(ast.literal_eval(call.args[0]))
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [line for line in body if not is_prose(line)]  # type: ignore[attr-defined]
+    return Module(tuple(imports(tree)), frozenset(registers), ast.dump(tree))
 
 
-def worlds(node: ast.stmt) -> tuple[str, ...]:
-    """The names in ``WORLDS = ("name",)``."""
-    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
-        if getattr(node.targets[0], "id", "") == "WORLDS":
-            return ast.literal_eval(node.value)
-    return ()
+def is_prose(line: ast.stmt) -> bool:
+    """Whether the statement is a text alone: the docstring of a module, class, function, field."""
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
 
 
-def inside(path: Path, house: Path) -> str:
-    """Dotted name of the package that the module at ``path`` belongs to."""
-    return ".".join(path.parent.relative_to(house).parts)
-
-
-def below(name: str, rooms: Iterable[str]) -> bool:
-    """Whether the module ``name`` is one of ``rooms`` or inside one."""
-    return any(f"{name}.".startswith(f"{room}.") for room in rooms)
+def dotted(path: Path, house: Path) -> str:
+    """The name of the module at ``path``."""
+    return ".".join(path.relative_to(house).with_suffix("").parts)
 
 
 @cache
@@ -171,64 +118,50 @@ def files_of(name: str, house: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def reached(trees: Iterable[ast.AST], house: Path, uses: frozenset[str] | None = None) -> set[Path]:
+def reached(trees: Iterable[ast.AST], house: Path, uses: frozenset[str] = frozenset()) -> set[Path]:
     """Files of the rooms in ``house`` that ``trees`` import, directly or through one another.
 
-    ``uses``: the names that a stage's parameters hold, by which entries of registries count; None:
-    all of them do, and drawing too. Of a folder whose modules are found at run time those count
-    that register one of the names, or all where none registers any. Data files beside a reached
-    module count.
+    ``uses``: the names by which registered files count; none: all of them do, and drawing too.
+    Data files beside a module count.
     """
-    apart = NO_RESULT if uses is None else NO_RESULT + DRAWING
+    apart = NO_RESULT + DRAWING if uses else NO_RESULT
     found: set[Path] = set()
     seen: set[str] = set()
-    todo = [name for tree in trees for _, *names in imports(tree) for name in names]
+    todo = [name for tree in trees for name in imports(tree)]
     while todo:
         name = todo.pop()
-        if name in seen or below(name, apart):
+        if name in seen or any(f"{name}.".startswith(f"{room}.") for room in apart):
             continue
         seen.add(name)
-        for path in files_of(name, house):
-            if path in found:
-                continue
+        for path in set(files_of(name, house)) - found:
             found.add(path)
-            here = inside(path, house)
-            module = parsed(path, here)
+            module = parsed(path)
             todo += module.imports
-            todo += [dotted for key, dotted in module.keyed if uses is None or key in uses]
             if module.finds:
-                files = {
-                    f: parsed(f, inside(f, house)).registers for f in path.parent.rglob("*.py")
-                }
-                whole = uses is None or not any(files.values())
-                named = [f for f in files if whole or files[f] & (uses or set())]
-                todo += [f"{inside(f, house)}.{f.stem}" for f in named]
+                names = {file: parsed(file).registers for file in path.parent.rglob("*.py")}
+                whole = not uses or not any(names.values())
+                todo += [dotted(f, house) for f in names if whole or names[f] & uses]
     for folder in {path.parent for path in found}:
         found |= {file for file in folder.iterdir() if file.is_file() and file.suffix != ".py"}
     return found
 
 
 @cache
-def code_fingerprint(notebook: Path, house: Path, uses: frozenset[str] | None = None) -> str:
+def of_code(notebook: Path, house: Path, uses: frozenset[str]) -> str:
     """SHA-256 of a notebook's code and of the code and data of the house that it reaches."""
     cells = code_cells(notebook)
-    trees = [python_of(cell, notebook) for cell in cells]
     digest = hashlib.sha256(json.dumps(cells).encode())
-    for path in sorted(reached(trees, house, uses)):
-        if path.suffix == ".py":
-            content = parsed(path, inside(path, house)).text.encode()
-        else:
-            content = path.read_bytes()
+    for path in sorted(reached([python_of(cell, notebook) for cell in cells], house, uses)):
+        content = parsed(path).text.encode() if path.suffix == ".py" else path.read_bytes()
         digest.update(f"\0{path.relative_to(house)}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
-def path_fingerprint(path: str | Path) -> str:
+def of_path(path: Path) -> str:
     """SHA-256 of a file's bytes, or of a folder's names and sizes and times.
 
-    Raises :class:`UserError` when nothing is there.
+    Raises :class:`UserError` when it cannot be read.
     """
-    path = Path(path).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         seen = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
@@ -240,13 +173,7 @@ def path_fingerprint(path: str | Path) -> str:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from None
 
 
-def of_parameters(*parts: Any) -> str:
-    """SHA-256 of JSON values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
 def forget() -> None:
     """Read the code anew next time; it may have changed while a stage was running."""
-    files_of.cache_clear()
-    parsed.cache_clear()
-    code_fingerprint.cache_clear()
+    for function in (files_of, parsed, of_code):
+        function.cache_clear()

@@ -1,7 +1,6 @@
 """Notebook hygiene: committed notebooks keep their outputs and lose what differs run by run."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,21 @@ NOTEBOOK_METADATA = {
 
 
 def tidy(notebook: dict[str, Any]) -> dict[str, Any]:
-    """``notebook`` without timings, progress bars, machine metadata and warnings (which name paths
-    of the machine); cells numbered from 1.
-
-    Sources, other outputs and tags stay as they are, and so does an unexecuted cell's empty number.
-    """
+    """``notebook``, changed in place: without timings, progress bars, machine metadata and warnings
+    (which name paths of the machine); executed cells numbered from 1."""
     number = 0
-    cells = []
     for cell in notebook["cells"]:
-        cell = dict(cell)
         metadata = cell.get("metadata", {})
         cell["metadata"] = {key: metadata[key] for key in metadata if key not in CELL_NOISE}
         if INJECTED in metadata.get("tags", []):
             cell["id"] = INJECTED  # papermill draws one
-        if cell["cell_type"] == "code" and cell.get("execution_count") is not None:
+        if cell.get("execution_count") is not None:
             number += 1
-            cell["execution_count"] = number
-            outputs = cell.get("outputs", [])
-            results = [dict(output) for output in outputs if not passing(output)]
-            for output in results:
-                if "execution_count" in output:
-                    output["execution_count"] = number
-            cell["outputs"] = results
-        cells.append(cell)
-    return {**notebook, "cells": cells, "metadata": NOTEBOOK_METADATA}
+            cell["outputs"] = [output for output in cell["outputs"] if not passing(output)]
+            for numbered in (cell, *cell["outputs"]):
+                if "execution_count" in numbered:
+                    numbered["execution_count"] = number
+    return {**notebook, "metadata": NOTEBOOK_METADATA}
 
 
 def passing(output: dict[str, Any]) -> bool:
@@ -48,25 +38,14 @@ def passing(output: dict[str, Any]) -> bool:
     return output.get("name") == "stderr" or WIDGET in output.get("data", {})
 
 
-def tidy_bytes(path: str | Path) -> bytes:
+def tidy_bytes(path: Path) -> bytes:
     """The file at ``path`` after :func:`tidy`, in nbformat's own layout.
 
     Raises :class:`UserError` when it is not a notebook.
     """
     try:
-        notebook = tidy(json.loads(Path(path).read_text(encoding="utf-8")))
+        notebook = tidy(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not a notebook that can be read.") from None
     text = json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False)
     return (text + "\n").encode()
-
-
-def tidy_files(paths: Sequence[str | Path]) -> list[Path]:
-    """Rewrite those of ``paths`` that are untidy; return them."""
-    changed = []
-    for path in map(Path, paths):
-        content = tidy_bytes(path)
-        if content != path.read_bytes():
-            path.write_bytes(content)
-            changed.append(path)
-    return changed

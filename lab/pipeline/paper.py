@@ -1,129 +1,117 @@
-"""The PDF from the paper's sources and a figures stage, and where finished things are put."""
+"""Where finished things are put, and the PDF from the paper's sources and what was put there."""
 
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lab.pipeline import notebooks
-from lab.pipeline.alone import remove_unfinished
-from lab.pipeline.stages import Stage, other_parts, paper_sources
+from lab.pipeline.planner import Stage
+from lab.pipeline.profile import part_of_paper
 from tsae.errors import UserError
 from tsae.files import atomic
 
 REPRODUCIBLE = {"SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1"}
 LATEX_SECONDS = 300
+SHOWN = ("figures", "paper/generated")
+"""What fills the paper: a folder a part of it, the main part beside those folders."""
+NO_TEX = "paper/main.pdf is skipped: TeX is missing (latexmk, pdflatex); install it and run again."
+NO_PAPER = "The PDF is skipped: there is no paper/main.tex; restore it with git."
 
 
-def tex_is_here() -> bool:
-    """Whether latexmk and pdflatex can be called."""
-    return bool(shutil.which("latexmk") and shutil.which("pdflatex"))
+def home(name: str, profile: Mapping[str, Any], root: Path) -> Path:
+    """Where ``figures/``, ``paper/generated/`` and ``paper/main.pdf`` of a profile lie: in the
+    repository's root for the canonical profile and for one that fills a part of the paper."""
+    shown = profile.get("canonical") or part_of_paper(profile)
+    return root if shown else root / "results" / name
 
 
-def build(root: Path, directory: Path, figures_dir: Path, part: str = "") -> None:
-    """Make ``directory/main.pdf`` with latexmk, bit for bit the same each time.
+def missing(root: Path) -> str:
+    """The line that says why no PDF can be made here; empty where it can."""
+    if not (root / "paper" / "main.tex").is_file():
+        return NO_PAPER
+    return "" if shutil.which("latexmk") and shutil.which("pdflatex") else NO_TEX
 
-    The sources of ``paper/`` are copied beside ``figures/`` and ``generated/`` of the figures
-    stage, which fill one ``part`` of the paper (by default the main one); the other parts come from
-    what is committed. Raises :class:`UserError` with LaTeX's first complaint.
+
+def sources(root: Path, home: Path) -> dict[str, Path]:
+    """Place in the folder that LaTeX works in → file, for all that the PDF is made from: the text,
+    what ``home`` shows, and the parts of the paper that other profiles fill."""
+    kinds = {".tex", ".bib", ".sty", ".cls", ".bst"}
+    text = [file for file in (root / "paper").glob("*.*") if file.suffix in kinds]
+    found = {file.name: file for file in text}
+    for base, pattern in ((root, "*/*.*"), (home, "**/*.*")):
+        for folder in map(Path, SHOWN):
+            for file in (base / folder).glob(pattern):
+                found[str(folder.name / file.relative_to(base / folder))] = file
+    return found
+
+
+def build(root: Path, home: Path) -> Path:
+    """Make ``home/paper/main.pdf`` with latexmk, bit for bit the same each time; returns its path.
+
+    Raises :class:`UserError` with LaTeX's first complaint, and where TeX is missing.
     """
-    if not tex_is_here():
-        raise UserError("latexmk or pdflatex is missing; install TeX (see README) and run again.")
-    for source in paper_sources(root):
-        shutil.copyfile(source, directory / source.name)
-    shown = {"figures": root / "figures", "generated": root / "paper" / "generated"}
-    for name, committed in shown.items():
-        shutil.rmtree(directory / name, ignore_errors=True)
-        for file in other_parts(committed, part):
-            copy(file, directory / name / file.name)
-        copy(figures_dir / name, directory / name / part)
-    command = ["latexmk", "-pdf", "-gg", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
-    with open(directory / "latex.log", "wb") as log:
+    if lacks := missing(root):
+        raise UserError(lacks)
+    with tempfile.TemporaryDirectory() as name:
+        for place, file in sources(root, home).items():
+            (target := Path(name) / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        command = ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
         done = subprocess.run(
             command,
-            cwd=directory,
+            cwd=name,
             env={**os.environ, **REPRODUCIBLE},
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=LATEX_SECONDS,
         )
-    if done.returncode:
-        lines = (directory / "latex.log").read_text(errors="replace").splitlines()
-        first = next((i for i, line in enumerate(lines) if line.startswith("!")), None)
-        told = lines[first : first + 2] if first is not None else lines[-1:]
-        raise UserError(f"LaTeX stopped: {' '.join(' '.join(told).split())}")
-    for rest in directory.glob("main.*"):
-        if rest.suffix not in {".tex", ".pdf"}:
-            rest.unlink()
+        if done.returncode:
+            lines = done.stdout.decode(errors="replace").splitlines()
+            first = next((i for i, line in enumerate(lines) if line.startswith("!")), -1)
+            told = " ".join(" ".join(lines[first:][:2]).split())
+            raise UserError(f"LaTeX stopped: {told}")
+        with atomic(home / "paper" / "main.pdf") as temporary:
+            shutil.copyfile(Path(name) / "main.pdf", temporary)
+    return home / "paper" / "main.pdf"
 
 
-def rebuild(root: Path) -> Path:
-    """``paper/main.pdf`` again, from the committed figures and tables of all parts, for a text that
-    changed where no stage did; returns its path. Raises :class:`UserError` as :func:`build`."""
-    with tempfile.TemporaryDirectory() as name:
-        shown, directory = Path(name) / "shown", Path(name) / "made"
-        shown.mkdir()
-        directory.mkdir()
-        (shown / "figures").symlink_to(root / "figures")
-        (shown / "generated").symlink_to(root / "paper" / "generated")
-        build(root, directory, shown)
-        with atomic(root / "paper" / "main.pdf") as temporary:
-            shutil.copyfile(directory / "main.pdf", temporary)
-    return root / "paper" / "main.pdf"
-
-
-def copy(source: Path, target: Path) -> None:
-    """A file or a folder into ``target``, whose folders are made; nothing if it is missing."""
-    if source.is_dir():
-        shutil.copytree(source, target, dirs_exist_ok=True)
-    elif source.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+def is_current(root: Path, home: Path) -> bool:
+    """Whether the PDF is there and none of its sources is newer."""
+    pdf = home / "paper" / "main.pdf"
+    files = sources(root, home).values()
+    return pdf.is_file() and all(f.stat().st_mtime <= pdf.stat().st_mtime for f in files)
 
 
 def published(
-    stages: Sequence[Stage], root: Path, canonical: bool, part: str = ""
+    name: str, profile: Mapping[str, Any], stages: Sequence[Stage], root: Path
 ) -> Iterator[tuple[Path, Path]]:
-    """(file of a finished stage, place where readers look for it) for everything that is shown.
-
-    The canonical profile fills ``figures/``, ``paper/generated/`` and ``paper/main.pdf``; one with
-    a ``part`` the folders of that name in the first two, and ``paper/main.pdf``; any other one
-    ``results/<profile>/figures`` and ``results/<profile>/paper``. Merged tables and executed
-    notebooks go to ``results/<profile>/``.
-    """
-    results = root / Path(stages[0].directory).parents[1]
-    shown = canonical or bool(part)
-    figures = (root / "figures" if shown else results / "figures") / part
-    paper = root / "paper" if shown else results / "paper"
-    for stage in stages:
+    """(file of a finished stage, place where readers look for it) for everything that is shown:
+    executed notebooks and the last stage's tables in ``results/<profile>``, its figures and LaTeX
+    tables where :func:`home` says."""
+    results, part = root / "results" / name, part_of_paper(profile)
+    for stage in (stage for stage in stages if stage.is_done(root)):
         directory = root / stage.directory
-        if not (root / stage.manifest).is_file():
-            continue
-        if stage.notebook:
-            label = stage.name.replace("/", "-")
-            yield directory / "notebook.ipynb", results / "notebooks" / f"{label}.ipynb"
-        else:
-            yield directory / "main.pdf", paper / "main.pdf"
-        if stage.name == "figures/all":
+        yield directory / "notebook.ipynb", results / "notebooks" / f"{stage.name}.ipynb"
+        if stage is stages[-1]:
             yield from ((file, results / file.name) for file in directory.glob("*.parquet"))
-            for file in sorted(directory.glob("figures/*.*")):
-                yield file, figures / file.name
-            for file in sorted(directory.glob("generated/*.*")):
-                yield file, paper / "generated" / part / file.name
+            for folder in SHOWN:
+                for file in sorted((directory / Path(folder).name).glob("*.*")):
+                    yield file, home(name, profile, root) / folder / part / file.name
 
 
-def publish(stages: Sequence[Stage], root: Path, canonical: bool, part: str = "") -> int:
+def publish(name: str, profile: Mapping[str, Any], stages: Sequence[Stage], root: Path) -> int:
     """Copy what differs from its published place; return how many files were written."""
     written = 0
-    for source, place in published(stages, root, canonical, part):
-        content = notebooks.tidy_bytes(source) if source.suffix == ".ipynb" else source.read_bytes()
-        remove_unfinished(place.parent.glob(f"{place.name}.*"))
-        if place.is_file() and place.read_bytes() == content:
-            continue
-        with atomic(place) as temporary:
-            temporary.write_bytes(content)
-        written += 1
+    for source, place in published(name, profile, stages, root):
+        book = source.suffix == ".ipynb"
+        content = notebooks.tidy_bytes(source) if book else source.read_bytes()
+        if not (place.is_file() and place.read_bytes() == content):
+            with atomic(place) as temporary:
+                temporary.write_bytes(content)
+            written += 1
     return written

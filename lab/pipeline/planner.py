@@ -1,21 +1,98 @@
 """From a profile's grid to its stages, each in a directory named by what it depends on."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from lab.pipeline import fingerprint
-from lab.pipeline.profile import leaves, listed, part_of_paper, read
-from lab.pipeline.stages import ROOT, Stage, digest, paper_stage
+from lab.pipeline.profile import leaves, listed, read
 from tsae.errors import UserError
+from tsae.files import read_json, write_json
 
-DEFAULT_SECONDS = 30.0
-DEFAULT_MEMORY = 8000
-FAMILIES = {
-    "04_evaluate": ("core", "splice", "temporal", "consistency", "context", "switches", "recovery"),
-    "06_ablate": ("core", "temporal", "recovery"),
-}
-"""What a notebook measures when its parameters name no families."""
+ROOT = Path(__file__).resolve().parents[2]
+PATHS = ("text", "model", "questions", "tasks")
+"""Options of a world that may be paths, whose content counts."""
+FAMILIES = {"core", "splice", "temporal", "consistency", "context", "switches", "recovery"}
+"""What may be measured when the parameters name no families; see :mod:`lab.measures`."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of one notebook."""
+
+    name: str
+    """What is run, such as ``train-microworld-conv-topk-s0``; unique in a plan."""
+    notebook: str
+    """Path of the notebook from the root."""
+    parameters: dict[str, Any]
+    """What the notebook's parameters cell is given; JSON types; paths are from the root."""
+    inputs: list[str]
+    """Names of the stages whose directories are among the parameters."""
+    directory: str
+    """Where its files go, from the root; ends in the first 12 digits of the fingerprint."""
+    fingerprint: str
+    """SHA-256 of everything the result depends on."""
+    uses: list[str]
+    """World, variants and families whose code counts; empty: all code does."""
+    threads: int
+    """Threads that the notebook computes with."""
+    seconds: float
+    """Expected wall time on the profile's machine, for the estimate of what is left."""
+    memory: int
+    """Megabytes that a cluster is asked for; on this machine nothing is bounded."""
+
+    @property
+    def manifest(self) -> str:
+        """The file whose existence means that the stage is done."""
+        return f"{self.directory}/manifest.json"
+
+    def is_done(self, root: Path) -> bool:
+        """Whether the manifest exists."""
+        return (root / self.manifest).is_file()
+
+
+def digest(
+    notebook: str, parameters: Mapping[str, Any], uses: Iterable[str], root: Path, house: Path
+) -> str:
+    """The fingerprint of a stage, from the files as they are now.
+
+    What its profile is called is no part of it, so that profiles share what is equal; the last
+    notebook, whose ``uses`` are empty, depends on the paper's text and its own tables too.
+    """
+    apart = {"out_dir", "profile"} if uses else {"out_dir"}
+    given = {key: value for key, value in parameters.items() if key not in apart}
+    options = given.get("options") or {}
+    named = [leaf for key in PATHS for leaf in leaves(options.get(key), key)]
+    files = {name: (root / value).expanduser() for name, value in named if isinstance(value, str)}
+    if not uses:
+        kinds = {".tex", ".bib", ".sty", ".cls", ".bst", ".csv", ".yaml"}
+        files |= {f.name: f for f in (root / "paper").glob("*.*") if f.suffix in kinds}
+    # A text known by name is no path; the world judges it.
+    content = {name: fingerprint.of_path(path) for name, path in files.items() if path.exists()}
+    code = fingerprint.of_code(root / notebook, house, frozenset(uses))
+    return sha256(json.dumps([code, given, content], sort_keys=True).encode()).hexdigest()
+
+
+def require_unchanged(stage: Stage, root: Path, house: Path = ROOT) -> None:
+    """Raise :class:`UserError` when what ``stage`` depends on is not what it was planned from."""
+    if digest(stage.notebook, stage.parameters, stage.uses, root, house) != stage.fingerprint:
+        raise UserError(
+            "a notebook, the code or a text changed while this run was at work; run again, what is "
+            "still valid is kept."
+        )
+
+
+def keep(stages: Sequence[Stage], path: Path) -> None:
+    """Write the plan as JSON."""
+    write_json(path, [asdict(stage) for stage in stages])
+
+
+def kept(path: Path) -> list[Stage]:
+    """What :func:`keep` wrote. Raises :class:`UserError` when it is missing or cut short."""
+    return [Stage(**stage) for stage in read_json(path)]
 
 
 class Planner:
@@ -30,115 +107,109 @@ class Planner:
         notebook: str,
         label: str,
         world: str,
-        inputs: list[Stage],
-        given: dict[str, Any],
+        inputs: Sequence[Stage],
+        given: Mapping[str, Any],
         uses: set[str],
     ) -> Stage:
         """Append the stage that runs ``notebook`` (such as ``03_train``) on ``given``; ``uses``:
         names beyond those in ``given``, empty for all."""
-        short = notebook.partition("_")[2]
-        name = f"{short}/{label}"
+        kind = notebook.partition("_")[2]
+        name = "-".join(filter(None, (kind, label)))
         if any(stage.name == name for stage in self.stages):
             raise UserError(
                 f"profile {self.name}: two runs are both {name}; give one of them another act or "
                 "seed, move it to ablate, or give its world a label."
             )
-        threads = self.of_notebook("threads", short, world, 1)
-        parameters = {**given, "profile": self.name, "threads": threads}
-        check_json(parameters, f"stage {name}")
+
+        def of_kind(key: str, default: float) -> Any:
+            """``threads``, ``seconds``, ``memory``: of ``train/<world>``, of ``train``, of all."""
+            value = self.profile.get(key, default)
+            if not isinstance(value, dict):
+                return value
+            return value.get(f"{kind}/{world}", value.get(kind, default))
+
+        parameters = {**given, "profile": self.name, "threads": of_kind("threads", 1)}
         path = f"notebooks/{notebook}.ipynb"
         if uses:
-            uses |= set() if given.get("families") else set(FAMILIES.get(notebook, ()))
-            uses |= {value for _, value in leaves(given) if isinstance(value, str)}
-        named = tuple(sorted(use for use in uses if "/" not in use))
+            uses = uses | {value for _, value in leaves(given) if isinstance(value, str)}
+            if notebook in ("04_evaluate", "06_ablate") and not given.get("families"):
+                uses |= FAMILIES
+        named = sorted(use for use in uses if "/" not in use)
         found = digest(path, parameters, named, self.root, self.house)
-        directory = f"results/{self.name}/{short}/{label}-{found[:12]}"
+        directory = f"results/stages/{name}-{found[:12]}"
         stage = Stage(
             name=name,
             notebook=path,
             parameters={**parameters, "out_dir": directory},
-            inputs=tuple(stage.name for stage in inputs),
+            inputs=[stage.name for stage in inputs],
             directory=directory,
             fingerprint=found,
             uses=named,
-            threads=threads,
-            seconds=float(self.of_notebook("seconds", short, world, DEFAULT_SECONDS)),
-            memory=int(self.of_notebook("memory", short, world, DEFAULT_MEMORY)),
+            threads=parameters["threads"],
+            seconds=float(of_kind("seconds", 30.0)),
+            memory=int(of_kind("memory", 8000)),
         )
         self.stages.append(stage)
         return stage
 
-    def of_notebook(self, key: str, short: str, world: str, default: Any) -> Any:
-        """``threads``, ``seconds`` or ``memory`` of a notebook: ``train/<world>``, ``train``, or a number."""
-        value = self.profile.get(key, default)
-        if not isinstance(value, dict):
-            return value
-        return value.get(f"{short}/{world}", value.get(short, default))
-
     def world(self, world: dict[str, Any]) -> None:
         """Append all stages of one world."""
-        label, profile = world.get("label", world["world"]), self.profile
+        name, label = world["world"], world.get("label", world["world"])
         given = {
-            "world": world["world"],
+            "world": name,
             "seed": world.get("seed", 0),
             "options": world.get("options") or {},
             "layer": world.get("layer"),
             "tokens": world["tokens"],
         }
-        named = {world["world"]}
-        made = self.add("01_worlds", label, label, [], given, {*named})
+        made = self.add("01_worlds", label, label, [], given, {name})
+        runs = self.runs(world, world.get("variants", self.profile.get("variants", [])))
         saes = []
-        for run in self.runs(world, world.get("variants", profile.get("variants", []))):
+        for run in runs:
             act = run["act"] if run["act"] != run["variant"] else None
-            kind = "-".join(filter(None, (run["variant"], act)))
-            run_label = f"{label}-{kind}-s{run['seed']}"
+            parts = filter(None, (label, run["variant"], act, f"s{run['seed']}"))
             given = {**run, "world_dir": made.directory}
-            saes.append(self.add("03_train", run_label, label, [made], given, {*named}))
+            saes.append(self.add("03_train", "-".join(parts), label, [made], given, {name}))
         for notebook in ("04_evaluate", "05_unlearn"):
             for entry in listed(world.get(notebook.partition("_")[2])):
-                self.measure(notebook, label, made, saes, dict(entry))
+                settings = dict(entry)
+                only = settings.pop("only", None)
+                chosen = [
+                    sae
+                    for sae, run in zip(saes, runs, strict=True)
+                    if only is None
+                    or {run["variant"], f"{run['variant']}-s{run['seed']}"} & {*only}
+                ]
+                for part, chunk in parts_of(label, settings, chosen):
+                    directories = [stage.directory for stage in chunk]
+                    given = {**settings, "world_dir": made.directory, "sae_dirs": directories}
+                    uses = {name, *(stage.parameters["variant"] for stage in chunk)}
+                    self.add(notebook, part, label, [made, *chunk], given, uses)
         for entry in listed(world.get("ablate")):
             settings = dict(entry)
-            grid = self.runs(world, settings.pop("grid", []))
-            name = settings.pop("name", None)
-            for part, chunk in parts(label, name, grid, settings.pop("chunk", None)):
+            grid = self.runs(world, settings.pop("grid"), settings.pop("ablation", ""))
+            for part, chunk in parts_of(label, settings, grid):
                 given = {**settings, "world_dir": made.directory, "grid": chunk}
-                self.add("06_ablate", part, label, [made], given, {*named})
+                self.add("06_ablate", part, label, [made], given, {name})
 
-    def measure(
-        self, notebook: str, label: str, made: Stage, saes: list[Stage], settings: dict[str, Any]
-    ) -> None:
-        """Append the stages that measure the trained SAEs, ``chunk`` at a time.
+    def runs(
+        self, world: dict[str, Any], entries: list[dict[str, Any]], ablation: str | None = None
+    ) -> list[dict[str, Any]]:
+        """One dictionary per training run: entries × swept values × seeds, defaults filled in.
 
-        ``only``: variants to measure; ``name``: what tells several entries of a world apart.
+        Seeds are those of the entry, of the world (a list, or lists by variant; not for an
+        ``ablation``), of the profile.
         """
-        only, name = settings.pop("only", None), settings.pop("name", None)
-        chosen = [s for s in saes if only is None or s.parameters["variant"] in only]
-        for part, chunk in parts(label, name, chosen, settings.pop("chunk", None)):
-            directories = [stage.directory for stage in chunk]
-            given = {**settings, "world_dir": made.directory, "sae_dirs": directories}
-            uses = {made.parameters["world"], *(s.parameters["variant"] for s in chunk)}
-            self.add(notebook, part, label, [made, *chunk], given, uses)
-
-    def structure(self) -> None:
-        """Append the sweep over how temporal a microworld is: a stage, with a world of its own,
-        for each strength."""
-        if settings := dict(self.profile.get("structure") or {}):
-            sizes = {key: settings.pop(key) for key in ("limit_tokens", "selection_tokens")}
-            for strength in settings.pop("strengths"):
-                swept = {**settings, "strengths": [strength]}
-                given = {"world_dir": "", "grid": [], "structure": swept, **sizes}
-                label = f"structure-{strength:g}"
-                self.add("06_ablate", label, "structure", [], given, {"microworld"})
-
-    def runs(self, world: dict[str, Any], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One dictionary per training run: entries × swept values × seeds, defaults filled in."""
         runs = []
         for entry in entries:
             entry = dict(entry)
             sweep = entry.pop("sweep", {})
-            default = entry.pop("seeds", world.get("seeds", self.profile.get("seeds", [0])))
-            base = {"act": None, "ablation": "", **world["sae"], **world["train"], **entry}
+            default = self.profile.get("seeds", [0])
+            seeds = world.get("seeds", default) if ablation is None else default
+            seeds = seeds.get(entry["variant"], default) if isinstance(seeds, dict) else seeds
+            seeds = entry.pop("seeds", seeds)
+            given = {**world["sae"], **world["train"], **entry}
+            base = {"act": None, "ablation": ablation or "", **given}
             base["options"] = {**world["sae"].get("options", {}), **entry.get("options", {})}
             swept = [(key, value) for key, values in sweep.items() for value in values]
             for key, value in swept or [("", None)]:
@@ -146,8 +217,22 @@ class Planner:
                 if key:
                     run["ablation"] = f"{key}={value}"
                     (run if key in base else run["options"])[key] = value
-                runs += [{**run, "seed": seed} for seed in default]
+                if ablation is not None and not run["ablation"]:
+                    lacks = f"{run['variant']} lacks ablation or sweep"
+                    raise UserError(f"profile {self.name}, ablate.grid: {lacks}.")
+                runs += [{**run, "seed": seed} for seed in seeds]
         return runs
+
+
+def parts_of(label: str, settings: dict[str, Any], items: list[Any]) -> list[tuple[str, list[Any]]]:
+    """``items`` in chunks of at most ``chunk`` (without one: all together), each with its stage's
+    label: world, ``name`` of the entry, number. Takes both keys out of ``settings``."""
+    label = "-".join(filter(None, (label, settings.pop("name", None))))
+    size = settings.pop("chunk", None) or max(len(items), 1)
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    if len(chunks) == 1:
+        return [(label, items)]
+    return [(f"{label}-{number}", chunk) for number, chunk in enumerate(chunks, start=1)]
 
 
 def plan(
@@ -162,40 +247,13 @@ def plan(
     packages that notebooks import. Torch is not imported. Raises :class:`UserError`, in one
     sentence, for a profile, notebook or text file that cannot be used.
     """
-    profile_path, root = Path(profile_path), Path(root)
     fingerprint.forget()
+    profile_path = Path(profile_path)
     profile = read(profile_path, overrides)
-    planner = Planner(profile_path.stem, profile, root, Path(house))
+    planner = Planner(profile_path.stem, profile, Path(root), Path(house))
     for world in profile["worlds"]:
         planner.world(world)
-    planner.structure()
     before = list(planner.stages)
     given = {**(profile.get("figures") or {}), "stage_dirs": [s.directory for s in before]}
-    figures = planner.add("07_figures", "all", "", before, given, set())
-    if (root / "paper" / "main.tex").is_file():
-        planner.stages.append(paper_stage(planner.name, figures, part_of_paper(profile), root))
+    planner.add("07_figures", "", "", before, given, set())
     return planner.stages
-
-
-def parts(
-    label: str, name: str | None, items: list[Any], size: int | None
-) -> list[tuple[str, list[Any]]]:
-    """``items`` in chunks of at most ``size`` (None: one chunk), each with its stage's label:
-    world, entry and number."""
-    size = size or max(len(items), 1)
-    whole = "-".join(filter(None, (label, name)))
-    if len(items) <= size:
-        return [(whole, items)] if items else []
-    starts = range(0, len(items), size)
-    return [
-        (f"{whole}-{number}", items[start : start + size])
-        for number, start in enumerate(starts, start=1)
-    ]
-
-
-def check_json(value: Any, where: str) -> None:
-    """Raise :class:`UserError` for what papermill would turn into text: dates, numpy numbers."""
-    for name, leaf in leaves(value):
-        if not (leaf is None or type(leaf) in (str, int, float, bool)):
-            kind = type(leaf).__name__
-            raise UserError(f"{where}: {name} is a {kind}; use text, numbers, lists or mappings.")

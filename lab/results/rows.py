@@ -53,7 +53,7 @@ def merge(stage_dirs: Iterable[str | Path], name: str) -> "pandas.DataFrame":
     """
     import pandas as pd
 
-    from lab.pipeline.provenance import read_manifest
+    from lab.pipeline.stage import read_manifest
 
     directories = [Path(directory) for directory in stage_dirs]
     file = f"{name}.parquet"

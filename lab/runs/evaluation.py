@@ -1,4 +1,4 @@
-"""The evaluation of trained dictionaries and of their nulls, as tidy tables."""
+"""Evaluation and ablation of trained dictionaries, as tidy tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,26 +10,15 @@ import torch
 from lab import measures
 from lab.measures.reading import Sizes
 from lab.results.rows import label_rows
-from lab.runs.matched import match_all
+from lab.runs.matched import match_own
 from lab.runs.setting import Setting
 from tsae.saes import SAE
 from tsae.training.runs import keys_of, run_training
 
-ABLATION_FAMILIES = ("core", "temporal", "recovery")
-
-
-def add_nulls(found: Mapping[str, SAE], window: int) -> dict[str, Any]:
-    """The SAEs, plus ``shuffled`` of every temporal one."""
-    everything: dict[str, Any] = dict(found)
-    for label, sae in found.items():
-        if sae.looks_back and not sae.meta.get("ablation"):  # else shuffling does nothing
-            everything[f"shuffled({label})"] = measures.ShuffledNull(sae, window)
-    return everything
-
 
 def run_evaluation(
     setting: Setting,
-    found: Mapping[str, Any],
+    found: Mapping[str, SAE],
     *,
     nulls: bool = True,
     null_window: int = 8,
@@ -43,29 +32,30 @@ def run_evaluation(
     n_context_sequences: int = Sizes.sequences,
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
-    """``results``, ``documents`` and ``dwell`` of several SAEs and, with ``nulls``, of theirs.
+    """``results``, ``documents`` and ``dwell`` of several SAEs and, with ``nulls``, of ``shuffled``
+    of every temporal one that is no ablation.
 
     ``match``: bring each SAE to the L0 of its own k on ``match_tokens`` training tokens first (see
-    :mod:`lab.runs.matched`). The table ``matched`` then tells how, and so does a row a run
-    of metric ``l0_as_trained``: its group is how, its value the L0 before.
+    :mod:`lab.runs.matched`). A row a run of metric ``l0_as_trained`` then tells how: its group is
+    how, its value the L0 before.
     """
-    everything, records = dict(found), None
+    matches = {}
     if match:
-        everything, records = match_all(found, setting.store, match_tokens)
-    if nulls:
-        everything = add_nulls(everything, null_window)
+        matches = {k: match_own(sae, setting.store, match_tokens) for k, sae in found.items()}
+        found = {label: made.sae for label, made in matches.items()}
+    everything: dict[str, Any] = dict(found)
+    for label, sae in found.items():
+        if nulls and sae.looks_back and not sae.meta.get("ablation"):  # else it does nothing
+            everything[f"shuffled({label})"] = measures.ShuffledNull(sae, null_window)
     sizes = Sizes(limit_tokens, selection_tokens, splice_tokens, n_context_sequences)
     reading = measures.Reading(setting.store, sizes, progress=progress)
     tables = measures.measure(
         everything, reading, setting.world, families=families or (), options=family_options
     )
-    if records is not None:
-        for label, record in zip(found, records.itertuples(), strict=True):
-            said = {"metric": "l0_as_trained", "group": record.how, "value": record.before}
-            tables[label].rows.append({**said, "n": match_tokens, "reading": "own"})
+    for label, made in matches.items():
+        said = {"metric": "l0_as_trained", "group": made.how, "value": made.before}
+        tables[label].rows.append({**said, "n": match_tokens, "reading": "own"})
     joined = join(everything, tables)
-    if records is not None:
-        joined["matched"] = records
     joined["heatmap"] = heatmap_rows(setting, found, {k: named(t) for k, t in tables.items()})
     return joined
 
@@ -75,32 +65,34 @@ def run_ablations(
     directory: str | Path,
     grid: Iterable[Mapping[str, Any]],
     *,
-    families: tuple[str, ...] = ABLATION_FAMILIES,
+    families: Sequence[str] = (),
     family_options: Mapping[str, Mapping[str, Any]] | None = None,
     limit_tokens: int = Sizes.test,
     selection_tokens: int = Sizes.choose,
+    null_window: int = 0,
     progress: bool = True,
-    **train_options: Any,
 ) -> dict[str, pd.DataFrame]:
-    """Train every run of ``grid`` in a directory of its own and evaluate it, nulls aside.
+    """Train every run of ``grid`` in a directory of its own and evaluate it.
 
     Each entry holds the arguments of :func:`run_training`; its ``ablation`` names what differs
-    from the base run. ``families``: what is measured. Returns ``results``, ``documents`` and the
-    further tables of the families.
+    from the base run. ``families``: by default core, temporal and, where there are labels,
+    recovery; ``null_window``: also measure every temporal one shuffled in windows of so many
+    tokens. Returns ``results``, ``documents`` and the further tables of the families.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for number, run in enumerate(grid):
-        given = {**train_options, **run}
         place = Path(directory) / f"run-{number:02d}"
-        result = run_training(setting.store, place, progress=progress, **given)
-        found[f"{number:02d}-{result.sae.name}-{run.get('ablation', '')}"] = result.sae
-    sizes = Sizes(limit_tokens, selection_tokens)
+        sae = run_training(setting.store, place, progress=progress, **run).sae
+        found[label := f"{number:02d}-{sae.name}-{run.get('ablation', '')}"] = sae
+        if null_window and sae.looks_back:
+            found[f"shuffled({label})"] = measures.ShuffledNull(sae, null_window)
+    labelled = ("recovery",) if setting.store.label_specs else ()
+    reading = measures.Reading(
+        setting.store, Sizes(limit_tokens, selection_tokens), progress=progress
+    )
+    families = families or ("core", "temporal", *labelled)
     tables = measures.measure(
-        found,
-        measures.Reading(setting.store, sizes, progress=progress),
-        setting.world,
-        families=tuple(f for f in families if setting.store.label_specs or f != "recovery"),
-        options=family_options,
+        found, reading, setting.world, families=families, options=family_options
     )
     return join(found, tables)
 
@@ -141,27 +133,27 @@ def heatmap_rows(
     """
     batch = setting.store.batch("test", list(sequences))
     strings = [setting.world.to_strings(row.tolist()) for row in batch.tokens_BT]
-    boundary_BT = batch.context.boundary_BT
     rows, seen = [], set()
     for label, sae in found.items():
         keys = keys_of(sae)
         if keys["variant"] in seen or keys["ablation"]:
             continue
         seen.add(keys["variant"])
-        named = {latent: title.split(":", 1)[-1] for title, latent in names.get(label, {}).items()}
-        z_BTF = sae.encode(batch.x_BTD, batch.context)[:, 1 : n_tokens + 1]
-        for b, t, latent in (z_BTF > 0).nonzero().tolist():
-            rows.append(
-                {
-                    "world": keys["world"],
-                    "variant": keys["variant"],
-                    "sequence": sequences[b],
-                    "position": t + 1,
-                    "token": strings[b][t + 1],
-                    "boundary": int(boundary_BT[b, t + 1]),
-                    "latent": latent,
-                    "name": named.get(latent, ""),
-                    "value": float(z_BTF[b, t, latent]),
-                }
-            )
+        title = {latent: title.split(":", 1)[-1] for title, latent in names.get(label, {}).items()}
+        z_BTF = sae.encode(batch.x_BTD, batch.context)[:, : n_tokens + 1]
+        rows += [
+            {
+                "world": keys["world"],
+                "variant": keys["variant"],
+                "sequence": sequences[b],
+                "position": t,
+                "token": strings[b][t],
+                "boundary": int(batch.context.boundary_BT[b, t]),
+                "latent": latent,
+                "name": title.get(latent, ""),
+                "value": float(z_BTF[b, t, latent]),
+            }
+            for b, t, latent in (z_BTF > 0).nonzero().tolist()
+            if t > 0
+        ]
     return pd.DataFrame(rows)

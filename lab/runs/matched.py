@@ -7,10 +7,9 @@ their threshold is moved until L0 on training tokens is the one asked for.
 
 import copy
 import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 
 from tsae.errors import UserError
@@ -18,7 +17,6 @@ from tsae.saes import SAE
 from tsae.saes.activations import BatchTopK, JumpReLU, ReLU
 from tsae.saes.shares import Grouped
 from tsae.store import ActivationStore
-from tsae.training.runs import keys_of
 
 TOLERANCE = 0.02
 
@@ -28,15 +26,12 @@ class Match(NamedTuple):
 
     sae: SAE
     how: str
-    """``by construction`` (topk), ``trained`` (nothing had to be moved), ``threshold``, or, of
-    several, ``not reached``."""
-    asked: float
+    """``by construction`` (topk), ``trained`` (nothing had to be moved), ``threshold``, or
+    ``not reached``."""
     before: float
     """L0 on training tokens as trained."""
     after: float
     """L0 on the same tokens with the threshold moved."""
-    shift: float
-    """By how much: added to the threshold of relu and batchtopk, to log θ of jumprelu."""
 
 
 @torch.no_grad()
@@ -55,7 +50,7 @@ def measured_l0(sae: SAE, store: ActivationStore, limit_tokens: int, batch_size:
 def shifted(sae: SAE, shift: float) -> SAE:
     """A copy, in eval mode, whose inference thresholds are moved by ``shift`` (0: as trained)."""
     moved = copy.deepcopy(sae).eval()
-    parts = list(moved.act.parts) if isinstance(moved.act, Grouped) else [moved.act]
+    parts = parts_of(moved)
     for i, part in enumerate(parts):
         if isinstance(part, JumpReLU):
             part.log_threshold.data.add_(shift)
@@ -69,6 +64,11 @@ def shifted(sae: SAE, shift: float) -> SAE:
     else:
         moved.act = parts[0]
     return moved
+
+
+def parts_of(sae: SAE) -> list[Any]:
+    """Its nonlinearities, one a group of latents."""
+    return list(sae.act.parts) if isinstance(sae.act, Grouped) else [sae.act]
 
 
 def bisect(l0_at: Callable[[float], float], asked: float, low: float, high: float) -> float:
@@ -92,13 +92,16 @@ def match(sae: SAE, store: ActivationStore, asked: float, limit_tokens: int = 81
     before = measured_l0(sae, store, limit_tokens)
     fixed = sae.cfg.act == "topk"
     if abs(before / asked - 1) <= TOLERANCE:
-        return Match(sae, "by construction" if fixed else "trained", asked, before, before, 0.0)
+        return Match(sae, "by construction" if fixed else "trained", before, before)
     if fixed:
         raise UserError(
             f"A topk SAE with L0 {before:.1f} has no threshold to bring to {asked:g}: train it with "
             f"k={round(asked)}."
         )
-    ends = (-20.0, 20.0) if sae.cfg.act == "jumprelu" else (-_highest(sae), 2 * _scale(store))
+    # From all thresholds at 0 to above every pre-activation of a unit-norm direction: twice the
+    # norm of a usual token, √d.
+    lowest = -max([0.0, *(float(p.threshold) for p in parts_of(sae) if isinstance(p, BatchTopK))])
+    ends = (-20.0, 20.0) if sae.cfg.act == "jumprelu" else (lowest, 2 * math.sqrt(store.d_model))
     shift = bisect(lambda s: measured_l0(shifted(sae, s), store, limit_tokens), asked, *ends)
     moved = shifted(sae, shift)
     after = measured_l0(moved, store, limit_tokens)
@@ -107,39 +110,14 @@ def match(sae: SAE, store: ActivationStore, asked: float, limit_tokens: int = 81
             f"No threshold gives {sae.name} an L0 of {asked:g} (nearest {after:.1f}): train it with "
             "another sparsity."
         )
-    how = {"how": "threshold", "asked": asked, "shift": shift}
-    moved.meta = {**sae.meta, "matched_l0": how}
-    return Match(moved, "threshold", asked, before, after, shift)
+    moved.meta = {**sae.meta, "matched_l0": {"how": "threshold", "asked": asked, "shift": shift}}
+    return Match(moved, "threshold", before, after)
 
 
-def match_all(
-    found: Mapping[str, SAE], store: ActivationStore, limit_tokens: int = 8192
-) -> tuple[dict[str, SAE], pd.DataFrame]:
-    """Every SAE at the L0 of its own k, and one record a run: how, asked, before, after, shift.
-
-    One that no threshold brings there stays as it is, ``how`` = ``not reached``.
-    """
-    saes, records = {}, []
-    for label, sae in found.items():
-        asked = float(sae.cfg.k)
-        try:
-            made = match(sae, store, asked, limit_tokens)
-        except UserError:
-            before = measured_l0(sae.eval(), store, limit_tokens)
-            made = Match(sae, "not reached", asked, before, before, 0.0)
-        saes[label] = made.sae
-        record = {name: value for name, value in made._asdict().items() if name != "sae"}
-        records.append({**keys_of(sae), **record})
-    return saes, pd.DataFrame(records)
-
-
-def _highest(sae: SAE) -> float:
-    """The largest threshold, by which it can be lowered until it is 0."""
-    parts = sae.act.parts if isinstance(sae.act, Grouped) else [sae.act]
-    found = [float(part.threshold) for part in parts if isinstance(part, BatchTopK)]
-    return max([0.0, *found])
-
-
-def _scale(store: ActivationStore) -> float:
-    """Above every pre-activation of a unit-norm direction: the norm of a usual token, √d, doubled."""
-    return 2 * math.sqrt(store.d_model)
+def match_own(sae: SAE, store: ActivationStore, limit_tokens: int = 8192) -> Match:
+    """The SAE at the L0 of its own k; one that no threshold brings there stays as it is."""
+    try:
+        return match(sae, store, float(sae.cfg.k), limit_tokens)
+    except UserError:
+        before = measured_l0(sae.eval(), store, limit_tokens)
+        return Match(sae, "not reached", before, before)

@@ -1,6 +1,6 @@
 """What a notebook reads when it is opened by itself.
 
-The newest finished stages of the default profile, where there are some; else smoke-size inputs,
+The finished stages of the default profile, where there are some; else smoke-size inputs,
 made on first use, shared in the system's temporary directory, never a result. ``TSAE_SMOKE=1`` (the
 tests set it) takes the latter in any case. Each function says which it was.
 """
@@ -8,7 +8,7 @@ tests set it) takes the latter in any case. Each function says which it was.
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from lab.runs.training import read_curves
 from tsae.files import read_json
 from tsae.training.runs import read_saes, run_training
 
-RESULTS = Path(__file__).resolve().parents[2] / "results" / "laptop"
+ROOT = Path(__file__).resolve().parents[2]
+PLAN = ROOT / "results" / "laptop" / "plan.json"
+FINISHED = "the finished stages of the profile laptop."
 WORLD: dict[str, Any] = {
     "options": {
         "n_train_docs": 800,
@@ -72,50 +74,46 @@ def folder(name: str, world: str = "") -> str:
     return str(path)
 
 
-def finished(kind: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """(directory, parameters) of the finished stages of a kind (``worlds``, ``train``), newest
-    first."""
-    manifests = [] if os.environ.get("TSAE_SMOKE") else RESULTS.glob(f"{kind}/*/manifest.json")
-    for file in sorted(manifests, key=lambda file: file.stat().st_mtime, reverse=True):
-        yield file.parent, read_json(file)["parameters"]
+def finished() -> list[dict[str, Any]]:
+    """The stages of the default profile's plan that are done, in its order; none under
+    ``TSAE_SMOKE``."""
+    if os.environ.get("TSAE_SMOKE") or not PLAN.is_file():
+        return []
+    stages = [{**stage, "directory": ROOT / stage["directory"]} for stage in read_json(PLAN)]
+    return [stage for stage in stages if (stage["directory"] / "manifest.json").is_file()]
 
 
 def world_dir(given: str = "", say: bool = True) -> str:
-    """``given``, or the newest finished microworld, or a small one (about 20 s)."""
+    """``given``, or the finished microworld, or a small one (about 20 s)."""
     if given:
         return given
-    for directory, parameters in finished("worlds"):
-        if parameters["world"] == "microworld":
-            if say:
-                print(f"Inputs: results/laptop/worlds/{directory.name} and what stands on it.")
-            return str(directory)
+    there = [stage for stage in finished() if stage["parameters"].get("world") == "microworld"]
     if say:
-        print("Inputs: of smoke size, made for this notebook; not results.")
+        print(
+            f"Inputs: {FINISHED if there else 'of smoke size, made for this notebook; no results.'}"
+        )
+    if there:
+        return str(there[0]["directory"])
     made = folder("worlds")
     make_setting(made, world="microworld", progress=False, **WORLD)
     return made
 
 
 def sae_dirs(given: Sequence[str] = ()) -> list[str]:
-    """``given``, or the newest finished runs of :data:`RUNS` on :func:`world_dir`, or small ones."""
+    """``given``, or the finished runs of :data:`RUNS` on :func:`world_dir`, or small ones."""
     if given:
         return list(given)
-    world = world_dir(say=False)
-    runs: dict[str, Path] = {}
-    for directory, parameters in finished("train"):
-        if Path(parameters["world_dir"]).name == Path(world).name and not parameters["ablation"]:
-            runs.setdefault(parameters["variant"], directory)
-    wanted = [run["variant"] for run in RUNS]
+    world, wanted = world_dir(say=False), [run["variant"] for run in RUNS]
+    runs: dict[str, str] = {}
+    for stage in finished():
+        if Path(stage["parameters"].get("world_dir", "")).name == Path(world).name:
+            runs.setdefault(stage["parameters"].get("variant", ""), str(stage["directory"]))
     if set(wanted) <= set(runs):
-        return [str(runs[variant]) for variant in wanted]
+        return [runs[variant] for variant in wanted]
+    store = open_setting(world).store
     for run in RUNS:
-        run_training(
-            open_setting(world).store,
-            folder(f"train-{run['variant']}", world),
-            progress=False,
-            **SIZE,
-            **run,
-        )
+        place = folder(f"train-{run['variant']}", world)
+        run_training(store, place, progress=False, **SIZE, **run)
     return [folder(f"train-{variant}", world) for variant in wanted]
 
 
@@ -124,14 +122,10 @@ def tables(stage_dirs: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
     :func:`sae_dirs` alone."""
     from lab.paper import report  # draws, which no other notebook waits for
 
-    plan = RESULTS / "plan.json"
-    if not stage_dirs and plan.is_file() and not os.environ.get("TSAE_SMOKE"):
-        stages = read_json(plan)["stages"]
-        figures = next(s for s in stages if s["name"] == "figures/all")
-        directories = [RESULTS.parents[1] / d for d in figures["parameters"]["stage_dirs"]]
-        if all((directory / "manifest.json").is_file() for directory in directories):
-            print("Inputs: the finished stages of the profile laptop.")
-            stage_dirs = [str(directory) for directory in directories]
+    there = finished()
+    if not stage_dirs and there and there[-1]["name"] == "figures":  # it comes last
+        print(f"Inputs: {FINISHED}")
+        stage_dirs = [str(stage["directory"]) for stage in there[:-1]]
     if stage_dirs:
         return report.gather(stage_dirs)
     setting, directories = open_setting(world_dir()), sae_dirs()
