@@ -103,3 +103,22 @@ def test_a_twin_that_differs_is_caught(tmp_path, capsys):
     assert "100.0% better or worse" in capsys.readouterr().out
     assert main(["aa", str(tmp_path / "nothing")]) == 2
     assert "run an evaluation first" in capsys.readouterr().err
+
+
+def test_verdicts_of_two_runs_are_compared(tmp_path, capsys):
+    """One of fifty verdicts differs: 98% agree. A row that only one run has agrees with nothing."""
+    keys = {"world": "w", "variant": "conv", "baseline": "topk", "metric": "fvu"}
+    table = pd.DataFrame({**keys, "group": [f"g{i}" for i in range(50)], "verdict": "better"})
+    turned = table.assign(verdict=table["verdict"].where(table["group"] != "g7", "undecided"))
+    for name, rows in (("a", table), ("b", turned.iloc[::-1]), ("c", turned.iloc[:-1])):
+        (tmp_path / name).mkdir()
+        rows.to_parquet(tmp_path / name / "differences.parquet")
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    assert main(["agree", a, b]) == 0
+    told = capsys.readouterr().out
+    assert "50 verdicts: 98.0% agree, 1 differ" in told
+    assert "g7" in told and "undecided" in told and "g8" not in told
+    assert main(["agree", a, c]) == 1
+    assert "50 verdicts: 96.0% agree, 2 differ" in capsys.readouterr().out
+    assert main(["agree", a, str(tmp_path / "none")]) == 2
+    assert "make the run's figures first" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lab.measures.stats import Interval, holm, paired_bootstrap
+from lab.measures.stats import Interval, Sums, holm, paired_bootstrap
 from lab.results.metrics import VERDICTS, metric, verdict
 from lab.results.systems import is_null
 from lab.results.tidy import OWN, prepare
@@ -39,7 +39,7 @@ def differences(
     for (world, name, group), here in main.groupby(["world", "metric", "group"], sort=False):
         if not metric(name).better:
             continue
-        found = dict(iter(here.groupby("system", sort=False)))
+        found = {system: Sums(rows) for system, rows in here.groupby("system", sort=False)}
         for system in (name for name in found if not is_null(name)):
             mine = found[system]
             others = (*baselines, f"ema({system})", f"shuffled({system})")
@@ -70,18 +70,13 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, name: str, group: str, n_boot: int)
     several readings; None where they share no rows."""
     sides = [f[(f["metric"] == name) & (f["group"] == group)] for f in (a, b)]
     sides = [f[f["reading"] == OWN] if "reading" in f else f for f in sides]
-    return _compared(sides[0], sides[1], n_boot)
+    return None if any(f.empty for f in sides) else _compared(*map(Sums, sides), n_boot)
 
 
-def _compared(a: pd.DataFrame, b: pd.DataFrame, n_boot: int) -> Interval | None:
-    sides = shared(a, b)
-    return None if sides[0].empty else paired_bootstrap(*sides, n_boot=n_boot)
-
-
-def shared(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of both whose (seed, group) the other has too."""
-    keys = [pd.MultiIndex.from_frame(side[["seed", "group"]]) for side in (a, b)]
-    return a[keys[0].isin(keys[1])], b[keys[1].isin(keys[0])]
+def _compared(a: Sums, b: Sums, n_boot: int) -> Interval | None:
+    """a − b over the seeds (and models) that both have; None where they share none."""
+    a, b = a.only(b.cells), b.only(a.cells)
+    return paired_bootstrap(a, b, n_boot) if len(a.cells) else None
 
 
 def told(row: Any) -> str:
@@ -111,7 +106,8 @@ def against_itself(
             world, name, group = key
             if metric(name).better:
                 same = (b["world"] == world) & (b["metric"] == name) & (b["group"] == group)
-                if (gap := _compared(mine, b[same], n_boot)) is not None:
+                gap = _compared(Sums(mine), Sums(b[same]), n_boot) if same.any() else None
+                if gap is not None:
                     found.append((world, system, label, name, group, *gap))
     # As many comparisons in a family as a table makes against one baseline.
     family = ("world", "variant", "metric", "group")

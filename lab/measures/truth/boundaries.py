@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab.measures.reading import Reading, pieces, row
+from lab.measures.reading import Reading, Tokens, row
 
 
 @torch.no_grad()
@@ -18,20 +18,15 @@ def learned_boundaries(sae: Any, reading: Reading) -> list[dict[str, Any]]:
     """
     if getattr(sae.cfg, "gate", None) != "learned" or not hasattr(sae, "closed"):
         return []
-    scores, boundaries, piece, n_pieces = [], [], [], 0
+    parts, n_pieces = [], 0
     for batch in reading.batches("test"):
-        mask_BT, boundary_BT = batch.context.mask_BT.bool(), batch.context.boundary_BT
         closed_BT = sae.closed(sae.centred(batch.x_BTD, batch.context), batch.context)
-        piece_N = pieces(mask_BT, boundary_BT, batch.doc_BT)[mask_BT].cpu() + n_pieces
-        scores.append(closed_BT[mask_BT].cpu())
-        boundaries.append(boundary_BT[mask_BT].long().cpu())
-        piece.append(piece_N)
-        n_pieces = int(piece_N[-1]) + 1
-    score_N, piece_N = torch.cat(scores), torch.cat(piece)
-    first = torch.ones_like(piece_N, dtype=torch.bool)
-    first[1:] = piece_N[1:] != piece_N[:-1]
-    score_N[first] = -1.0  # the context is cut there whatever the gate says
-    return [row("boundary_f1", "learned", *boundary_f1(score_N, torch.cat(boundaries), piece_N))]
+        t = Tokens.of(batch, closed_BT[..., None], batch.x_BTD)
+        parts.append((t.z_NF[:, 0].cpu(), t.boundary_N.cpu(), t.piece_N.cpu() + n_pieces))
+        n_pieces += int(t.piece_N[-1]) + 1
+    score_N, boundary_N, piece_N = map(torch.cat, zip(*parts, strict=True))
+    score_N[piece_N.diff(prepend=piece_N[:1] - 1) > 0] = -1.0  # the context is cut there anyway
+    return [row("boundary_f1", "learned", *boundary_f1(score_N, boundary_N, piece_N))]
 
 
 def boundary_f1(
@@ -45,18 +40,15 @@ def boundary_f1(
     and boundaries of one piece are matched one to one, in order (optimal on a line);
     F1 = 2 · matches / (peaks + boundaries). Returns F1 (NaN without boundaries) and their number.
     """
-    same = torch.zeros(len(piece_N), dtype=torch.bool)
-    same[1:] = piece_N[1:] == piece_N[:-1]
+    same = piece_N.diff(prepend=piece_N[:1] - 1) == 0
     true = (same & (boundary_N > 0) & (boundary_N < 3)).nonzero().squeeze(1).tolist()
     if not true:
         return math.nan, 0
-    low = torch.full_like(score_N[:1], -math.inf)
-    before = torch.where(same, torch.cat([low, score_N[:-1]]), -math.inf)
-    after = torch.where(same.roll(-1), torch.cat([score_N[1:], low]), -math.inf)
+    before = torch.where(same, score_N.roll(1), -math.inf)
+    after = torch.where(same.roll(-1), score_N.roll(-1), -math.inf)
     peak = ((score_N > before) & (score_N >= after) & (score_N >= 0)).nonzero().squeeze(1)
     order = score_N[peak].argsort(descending=True, stable=True)[: len(true)]
-    found = peak[order].sort().values.tolist()
-    piece = piece_N.tolist()
+    found, piece = peak[order].sort().values.tolist(), piece_N.tolist()
     i = j = matches = 0
     while i < len(found) and j < len(true):
         if abs(found[i] - true[j]) <= tolerance and piece[found[i]] == piece[true[j]]:

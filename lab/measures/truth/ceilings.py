@@ -1,54 +1,40 @@
 """What a supervised reader gets from the residual, with and without memory: the ceilings of truth."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from lab.measures.nulls import DECAYS, averaged
 from lab.measures.reading import Reading, Tokens
 from lab.measures.truth.codes import numbered, variables
-from lab.measures.truth.ranking import single
+from lab.measures.truth.ranking import F1, single
 
 
-class Ceiling(NamedTuple):
-    """Scores [3, C] (AP, AUROC, F1) on the test split of a linear probe on x and one on EMA(x)."""
-
-    probe_MC: np.ndarray
-    probe_ema_MC: np.ndarray
-
-
-def ceilings(reading: Reading, decays: tuple[float, ...] = DECAYS) -> Ceiling:
-    """Linear probes, one against the rest, by ridge regression of the classes on [x, 1].
+def ceilings(reading: Reading) -> dict[str, np.ndarray]:
+    """Scores [3, C] (AP, AUROC, F1) on the test split of ``probe``, a linear probe on x, and of
+    ``probe_ema``, one on EMA(x): one against the rest, by ridge regression of the classes on [x, 1].
 
     Fitted on train tokens, the EMA's decay and the thresholds chosen on the split for choices,
     scored on test; as many tokens as families read. Made once a reading.
     """
-    key = ("ceilings", decays)
-    if key not in reading.shared:
-        tried = [probed(reading, decay) for decay in (0.0, *decays)]
+    if "ceilings" not in reading.shared:
+        tried = [probed(reading, decay) for decay in (0.0, *DECAYS)]
         chosen_MC = np.stack([choice for choice, _ in tried[1:]]).argmax(0)
         test_DMC = np.stack([test for _, test in tried[1:]])
         best_MC = np.take_along_axis(test_DMC, chosen_MC[None], 0)[0]
-        reading.shared[key] = Ceiling(tried[0][1], best_MC)
-    return reading.shared[key]
+        reading.shared["ceilings"] = {"probe": tried[0][1], "probe_ema": best_MC}
+    return reading.shared["ceilings"]
 
 
 def probed(reading: Reading, decay: float) -> tuple[np.ndarray, np.ndarray]:
     """Scores [3, C] on the split for choices and on test of a probe on x (decay 0) or EMA(x)."""
-    x_ND, y_NC = gathered(reading, "train", decay)
-    weights_DC = ridge(x_ND, y_NC)
-    scores: list[np.ndarray] = []
-    threshold_C = np.zeros(0)
-    for split in (reading.choices, "test"):
+    weights_DC = ridge(*gathered(reading, "train", decay))
+    tried_4C, test_4C = scores = [], []
+    for split, score_4C in zip((reading.choices, "test"), scores, strict=True):
         x_ND, y_NC = gathered(reading, split, decay)
         score_NC = x_ND @ weights_DC
-        own_C4 = np.stack([single(s, y) for s, y in zip(score_NC.T, y_NC.T, strict=True)])
-        if len(scores):  # F1 is that of the threshold chosen before
-            on_NC = score_NC >= threshold_C
-            own_C4[:, 2] = 2 * (on_NC & y_NC).sum(0) / np.maximum(on_NC.sum(0) + y_NC.sum(0), 1)
-        threshold_C = own_C4[:, 3]
-        scores.append(own_C4.T[:3])
-    return scores[0], scores[1]
+        score_4C += np.stack([single(s, y) for s, y in zip(score_NC.T, y_NC.T, strict=True)]).T
+    on_NC = score_NC >= tried_4C[3]  # F1 on test is that of the threshold chosen before
+    test_4C[F1] = 2 * (on_NC & y_NC).sum(0) / np.maximum(on_NC.sum(0) + y_NC.sum(0), 1)
+    return np.stack(tried_4C[:3]), np.stack(test_4C[:3])
 
 
 def gathered(reading: Reading, split: str, decay: float) -> tuple[np.ndarray, np.ndarray]:

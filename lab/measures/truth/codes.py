@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 
 from lab.measures.reading import Tokens
-from lab.measures.truth.ranking import moving_average, score_column, score_columns
+from lab.measures.truth.ranking import F1, moving_average, score_column, score_columns
 from tsae.sequences import LabelSpec
 
 
@@ -59,9 +59,9 @@ class Codes:
     def add(self, t: Tokens) -> None:
         """Take in more tokens, in reading order."""
         z_NF = t.z_NF.detach().cpu().numpy()
-        row, column = np.nonzero(z_NF)
+        place = np.flatnonzero(z_NF != 0)
+        cells = z_NF.ravel()[place], *np.divmod(place + self.n * z_NF.shape[1], z_NF.shape[1])
         first_N = np.diff(t.piece_N.cpu().numpy(), prepend=-1) > 0
-        cells = z_NF[row, column], row + self.n, column
         self._parts.append((*cells, t.doc_N.cpu().numpy(), first_N, numbered(t, self.specs)))
         self.n, self.n_latents = self.n + len(z_NF), z_NF.shape[1]
 
@@ -106,59 +106,63 @@ class Codes:
         """[N] bool: the tokens of class ``c``."""
         return (self.class_NL == c).any(1)
 
+    def entries(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
+        """The values of a latent and the tokens that have them."""
+        part = slice(*self.z_NF.indptr[latent : latent + 2])
+        return self.z_NF.data[part], self.z_NF.indices[part]
+
     def column(self, latent: int, decay: float = 0.0) -> np.ndarray:
         """[N] values of a latent, through an EMA where ``decay`` is above 0."""
-        part = slice(*self.z_NF.indptr[latent : latent + 2])
+        values, tokens = self.entries(latent)
         out_N = np.zeros(self.n, np.float32)
         if decay:
-            given = self.z_NF.data[part], self.z_NF.indices[part], self.first_N
-            moving_average(*given, decay, out_N)
+            moving_average(values, tokens, self.first_N, decay, out_N)
         else:
-            out_N[self.z_NF.indices[part]] = self.z_NF.data[part]
+            out_N[tokens] = values
         return out_N
 
     @cached_property
     def _falling(self) -> tuple[np.ndarray, np.ndarray]:
         """Values and tokens of each column, largest first; only those above 0 are ranked."""
-        z = self.z_NF
-        column = np.repeat(np.arange(self.n_latents), np.diff(z.indptr))
-        order = np.lexsort((-z.data, column))
-        return z.data[order], z.indices[order]
+        column = np.repeat(np.arange(self.n_latents), np.diff(self.z_NF.indptr))
+        order = np.lexsort((-self.z_NF.data, column))
+        return self.z_NF.data[order], self.z_NF.indices[order]
 
     def scores(self, shift: int = 0) -> np.ndarray:
         """[F, 4, C] AP, AUROC, best F1 and its threshold of every latent for every class, with the
         classes moved ``shift`` tokens in a circle."""
-        values, tokens = self._falling
-        out = np.zeros((self.n_latents, 4, len(self.n_C)))
-        classes = self.class_NL[(tokens + shift) % self.n]
-        score_columns(self.z_NF.indptr, values, classes, self.n_C, self.n, out)
+        out = np.zeros((self.n_latents, 4, self.n_classes))
+        score_columns(self.z_NF.indptr, *self._falling, self.class_NL, shift, self.n_C, out)
         return out
 
     def averaged_scores(self, decay: float) -> np.ndarray:
         """:meth:`scores` of the codes through an EMA."""
-        out = np.zeros((self.n_latents, 4, len(self.n_C)))
+        out = np.zeros((self.n_latents, 4, self.n_classes))
         for latent in range(self.n_latents):
             v_N = self.column(latent, decay)
             order = np.argsort(-v_N)[: np.count_nonzero(v_N)]
-            score_column(v_N[order], self.class_NL[order], self.n_C, self.n, out[latent])
+            score_column(v_N[order], order, self.class_NL, 0, self.n_C, out[latent])
         return out
 
-    def f1_at(self, latent_C: np.ndarray, threshold_C: np.ndarray, shift: int = 0) -> np.ndarray:
-        """[C] F1 of "latent at or above its threshold" for every class."""
-        class_NL = np.roll(self.class_NL, -shift, 0) if shift else self.class_NL
-        f1_C = np.zeros(len(self.n_C))
-        for c, (latent, threshold) in enumerate(zip(latent_C, threshold_C, strict=True)):
-            part = slice(*self.z_NF.indptr[latent : latent + 2])
-            tokens = self.z_NF.indices[part][self.z_NF.data[part] >= threshold]
-            tp, size = (class_NL[tokens] == c).sum(), len(tokens)
-            if threshold <= 0:
-                tp, size = self.n_C[c], self.n
-            f1_C[c] = 2 * tp / max(size + self.n_C[c], 1)
-        return f1_C
+    def shifted_scores(
+        self, latent_MC: np.ndarray, threshold_C: np.ndarray, shift: int
+    ) -> np.ndarray:
+        """[3, C] :meth:`scores` of one latent a metric and class, F1 at a threshold chosen before."""
+        scores_F4C = self.scores(shift)
+        value_MC = np.take_along_axis(scores_F4C[:, :3], latent_MC[None], 0)[0]
+        class_NL = np.roll(self.class_NL, -shift, 0)
+        for c, (latent, threshold) in enumerate(zip(latent_MC[F1], threshold_C, strict=True)):
+            values, tokens = self.entries(latent)
+            tokens = tokens[values >= threshold] if threshold > 0 else np.arange(self.n)
+            tp = (class_NL[tokens] == c).sum()
+            value_MC[F1, c] = 2 * tp / max(len(tokens) + self.n_C[c], 1)
+        return value_MC
 
     def correlations(self) -> np.ndarray:
         """[F, C] Pearson r of every latent with every class; 0 where one of them is constant."""
-        n, y_NC = self.n, self.one_hot()
+        row, label = np.nonzero(self.class_NL >= 0)
+        cells = (np.ones(len(row)), (row, self.class_NL[row, label]))
+        n, y_NC = self.n, scipy.sparse.csr_array(cells, shape=(self.n, self.n_classes))
         zy = (self.z_NF.T @ y_NC).toarray().astype(float)
         z_F, z2_F = self.z_NF.sum(0), self.z_NF.power(2).sum(0)
         z_spread, y_spread = n * z2_F - z_F**2, n * self.n_C - self.n_C**2
@@ -166,23 +170,6 @@ class Codes:
         spread = np.where(z_spread > 1e-6 * n * z2_F, z_spread, 0)[:, None] * y_spread
         gap = n * zy - z_F[:, None] * self.n_C
         return np.divide(gap, np.sqrt(spread), out=np.zeros_like(zy), where=spread > 0)
-
-    def one_hot(self) -> scipy.sparse.csr_array:
-        """[N, C] 0 or 1."""
-        row, label = np.nonzero(self.class_NL >= 0)
-        cells = (np.ones(len(row)), (row, self.class_NL[row, label]))
-        return scipy.sparse.csr_array(cells, shape=(self.n, len(self.n_C)))
-
-    def first(self, limit: int) -> "Codes":
-        """The first ``limit`` tokens alone."""
-        if limit >= self.n:
-            return self
-        part = Codes(self.specs)
-        part.n, part.n_latents = limit, self.n_latents
-        for name in ("doc_N", "first_N", "class_NL"):
-            setattr(part, name, getattr(self, name)[:limit])
-        part.z_NF = self.z_NF[:limit].tocsc()
-        return part
 
 
 def shifts(codes: Sequence[Codes], count: int, seed: int) -> Iterator[tuple[int, ...]]:

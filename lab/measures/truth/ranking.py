@@ -20,13 +20,14 @@ AP, AUROC, F1 = range(3)
 
 
 @compiled
-def score_column(values_A, class_AL, n_C, n, out_4C):  # pragma: no cover
+def score_column(values_A, token_A, class_NL, shift, n_C, out_4C):  # pragma: no cover
     """AP, AUROC, best F1 and its threshold (halfway to the next value) of one latent, into ``out_4C``.
 
-    values_A: its values above 0 in falling order; class_AL: the classes there by label (numbered
-    over all labels; −1 none); n_C: tokens of each class; n: tokens.
+    values_A: its values above 0 in falling order, at the tokens token_A; class_NL: each token's
+    classes by label (numbered over all labels; −1 none), read ``shift`` tokens later in a circle;
+    n_C: tokens of each class.
     """
-    C, A, L = len(n_C), len(values_A), class_AL.shape[1]
+    C, A, (n, L) = len(n_C), len(values_A), class_NL.shape
     tp_C, sum_C, rank_C = np.zeros(C), np.zeros(C), np.zeros(C)
     for c in range(C):
         out_4C[2, c], out_4C[3, c] = 2 * n_C[c] / (n + n_C[c]), 0.0
@@ -36,12 +37,14 @@ def score_column(values_A, class_AL, n_C, n, out_4C):  # pragma: no cover
         while j < A and values_A[j] == values_A[i]:
             j += 1
         for a in range(i, j):
+            t = (token_A[a] + shift) % n
             for label in range(L):
-                if class_AL[a, label] >= 0:
-                    tp_C[class_AL[a, label]] += 1
+                if class_NL[t, label] >= 0:
+                    tp_C[class_NL[t, label]] += 1
         for a in range(i, j):
+            t = (token_A[a] + shift) % n
             for label in range(L):
-                c = class_AL[a, label]
+                c = class_NL[t, label]
                 if c >= 0:
                     sum_C[c] += tp_C[c] / j
                     rank_C[c] += (i + 1 + j) / 2
@@ -59,11 +62,11 @@ def score_column(values_A, class_AL, n_C, n, out_4C):  # pragma: no cover
 
 
 @compiled
-def score_columns(starts_F, values_A, class_AL, n_C, n, out_F4C):  # pragma: no cover
+def score_columns(starts_F, values_A, token_A, class_NL, shift, n_C, out_F4C):  # pragma: no cover
     """:func:`score_column` of every latent; latent f has the entries starts_F[f] … starts_F[f+1]."""
     for f in range(len(starts_F) - 1):
         part = slice(starts_F[f], starts_F[f + 1])
-        score_column(values_A[part], class_AL[part], n_C, n, out_F4C[f])
+        score_column(values_A[part], token_A[part], class_NL, shift, n_C, out_F4C[f])
 
 
 @compiled
@@ -85,59 +88,9 @@ def moving_average(values_A, token_A, first_N, decay, out_N):  # pragma: no cove
 def single(values_N: np.ndarray, y_N: np.ndarray) -> np.ndarray:
     """AP, AUROC, best F1 and its threshold of any values for one class."""
     order, out = np.argsort(-values_N), np.zeros((4, 1))
-    class_N1 = np.where(y_N, 0, -1)[order, None].astype(np.int16)
-    score_column(values_N[order], class_N1, np.array([float(y_N.sum())]), len(y_N), out)
+    class_N1 = np.where(y_N, 0, -1)[:, None].astype(np.int16)
+    score_column(values_N[order], order, class_N1, 0, np.array([float(y_N.sum())]), out)
     return out[:, 0]
-
-
-@compiled
-def _influences(order_N, values_N, y_N, out_2N):  # pragma: no cover
-    """Influence of every token on AP and on AUROC, into ``out_2N``; returns both values."""
-    n, m = len(order_N), 0.0
-    for t in range(n):
-        m += y_N[t]
-    # per tie group: its end r, tokens of the class down to it, and how many are in it
-    i, tp, ap, area = 0, 0.0, 0.0, 0.0
-    end_N, tp_N = np.zeros(n), np.zeros(n)
-    while i < n:
-        j, here = i, 0.0
-        while j < n and values_N[order_N[j]] == values_N[order_N[i]]:
-            here += y_N[order_N[j]]
-            j += 1
-        above = i - tp  # tokens of other classes ranked strictly above
-        others = j - i - here
-        for a in range(i, j):
-            t = order_N[a]
-            end_N[a], tp_N[a] = j, tp + here
-            if y_N[t]:  # share of the others below it
-                out_2N[1, t] = 1 - (above + others / 2) / max(n - m, 1)
-                area += out_2N[1, t]
-            else:  # share of the class above it
-                out_2N[1, t] = (tp + here / 2) / max(m, 1)
-        ap += here * (tp + here) / j
-        tp += here
-        i = j
-    ap, auroc = ap / m, area / m
-    for t in range(n):
-        size = m if y_N[t] else max(n - m, 1)
-        out_2N[1, t] = (out_2N[1, t] - auroc) / size
-    # AP: of a token at place j, all of the class at or after its group change tp and r
-    later_y, later_r = 0.0, 0.0
-    i = n
-    while i > 0:
-        j = i
-        while i > 0 and end_N[i - 1] == j:
-            i -= 1
-        here = 0.0
-        for a in range(i, j):
-            here += y_N[order_N[a]]
-        later_y += here / j
-        later_r += here * tp_N[j - 1] / (j * j)
-        for a in range(i, j):
-            t = order_N[a]
-            own = tp_N[a] / j + later_y - ap if y_N[t] else 0.0
-            out_2N[0, t] = (own - later_r) / m
-    return ap, auroc
 
 
 def influences(values_N: np.ndarray, y_N: np.ndarray, threshold: float) -> tuple:
@@ -145,12 +98,29 @@ def influences(values_N: np.ndarray, y_N: np.ndarray, threshold: float) -> tuple
 
     NaN where no token, or every one, is of the class.
     """
-    out_3N = np.zeros((3, len(y_N)))
-    predicted_N, m = values_N >= threshold, int(y_N.sum())
-    if not 0 < m < len(y_N):
+    n, m = len(y_N), int(y_N.sum())
+    out_3N = np.zeros((3, n))
+    if not 0 < m < n:
         return np.full(3, np.nan), out_3N
     order_N = np.argsort(-values_N)
-    ap, auroc = _influences(order_N, values_N, y_N.astype(np.float64), out_3N[:2])
+    ranked_N, y_A = values_N[order_N], y_N[order_N]
+    # Of each group of equal values: the tokens down to it, those of the class, and those in it.
+    r_G = np.append(np.flatnonzero(np.diff(ranked_N)) + 1, n)
+    tp_G = np.cumsum(y_A)[r_G - 1]
+    size_G, here_G = np.diff(r_G, prepend=0), np.diff(tp_G, prepend=0)
+    of_group = lambda value_G: np.repeat(value_G, size_G)  # noqa: E731
+    ap = (here_G * tp_G / r_G).sum() / m
+    later_y_G, later_r_G = (
+        np.cumsum(part[::-1])[::-1] for part in (here_G / r_G, here_G * tp_G / r_G**2)
+    )
+    own_A = np.where(y_A, of_group(tp_G / r_G + later_y_G) - ap, 0.0)
+    out_3N[AP, order_N] = (own_A - of_group(later_r_G)) / m
+    # The share of the others below a token of the class, or of the class above one of the others.
+    wins_G = 1 - (r_G - tp_G - (size_G - here_G) / 2) / (n - m)
+    value_A = np.where(y_A, of_group(wins_G), of_group((tp_G - here_G / 2) / m))
+    auroc = value_A[y_A].sum() / m
+    out_3N[AUROC, order_N] = (value_A - auroc) / np.where(y_A, m, n - m)
+    predicted_N = values_N >= threshold
     size = predicted_N.sum() + m
     f1 = 2 * (predicted_N & y_N).sum() / size
     out_3N[F1] = (2.0 * (predicted_N & y_N) - f1 * (predicted_N + y_N.astype(float))) / size

@@ -11,7 +11,7 @@ choices and scored on test, for three readings of every dictionary:
 - ``average``: the codes of the residual after the same EMA, δ chosen likewise.
 
 Lines beside them (reading own): ``_constant``, a latent that is always the same (AP = p, F1 =
-2p / (1 + p), AUROC = 1/2); ``_chance``, the mean over ``n_shifts`` shifts of the classes against
+2p / (1 + p), AUROC = 1/2); ``_chance``, the mean over :data:`N_SHIFTS` shifts of the classes against
 the codes (:func:`lab.measures.truth.codes.shifts`), chosen and scored alike; ``_probe`` and
 ``_probe_ema``, the ceilings (:mod:`lab.measures.truth.ceilings`).
 
@@ -21,12 +21,13 @@ the codes (:func:`lab.measures.truth.codes.shifts`), chosen and scored alike; ``
   times, of the latent and threshold chosen for F1.
 
 Groups: a scale and ``scale:label`` (means over their variables, n = how many), and
-``scale:label=class`` (n = its test tokens). Variables with fewer than ``min_count`` tokens, or true
+``scale:label=class`` (n = its test tokens). Variables with fewer than :data:`MIN_COUNT` tokens, or true
 everywhere, in either split are left out for every dictionary alike. Invariant to permuting latents
 and to scaling each by a positive number.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,11 +38,16 @@ from scipy.optimize import linear_sum_assignment
 from lab.measures.families import register
 from lab.measures.nulls import DECAYS, ShuffledNull, averaged
 from lab.measures.reading import AVERAGE, EMA, OWN, Encoder, Measured, Reading, Tokens, row
-from lab.measures.time.lifecycle import LifecycleTracker
+from lab.measures.time.lifecycle import LifecycleTracker, kaplan_meier, mean_dwell
 from lab.measures.truth.ceilings import ceilings
 from lab.measures.truth.codes import Codes, shifts, variables
 from lab.measures.truth.ranking import F1, METRICS, influences
 from lab.worlds import World
+
+MIN_COUNT = 20
+"""Tokens of a class in either split below which it is left out."""
+N_SHIFTS = 20
+"""Shifts of the classes whose mean is the chance level."""
 
 
 class Choice(NamedTuple):
@@ -69,39 +75,10 @@ def choose(scores: Iterable[np.ndarray]) -> Choice:
     return Choice(latent_MC, decay_MC, threshold_C, tried_DMC)
 
 
-class Scored(NamedTuple):
-    """Scores [3, C] on test and, per document, the influence on each [3, C, documents]."""
-
-    value_MC: np.ndarray
-    influence_MCD: np.ndarray
-
-
-def score(
-    choice: Choice, test: Iterable[Codes], decays: Sequence[float], keep_C: np.ndarray
-) -> Scored:
-    """The chosen latents on test: the codes of every decay, each through an EMA of ``decays``."""
-    shape = choice.latent_MC.shape
-    value_MC, influence = np.full(shape, np.nan), None
-    for d, (codes, decay) in enumerate(zip(test, decays, strict=True)):
-        used_MC = (choice.decay_MC == d) & keep_C
-        doc_N = np.unique(codes.doc_N, return_inverse=True)[1]
-        if influence is None:
-            influence = np.zeros((*shape, doc_N.max() + 1))
-        for c in np.flatnonzero(used_MC.any(0)):
-            y_N = codes.truth(int(c))
-            for latent in np.unique(choice.latent_MC[used_MC[:, c], c]):
-                given = codes.column(latent, decay), y_N, choice.threshold_C[c]
-                value, influence_3N = influences(*given)
-                for m in np.flatnonzero(used_MC[:, c] & (choice.latent_MC[:, c] == latent)):
-                    value_MC[m, c] = value[m]
-                    influence[m, c] = np.bincount(doc_N, influence_3N[m])
-    return Scored(value_MC, np.zeros((*shape, 0)) if influence is None else influence)
-
-
 class Recovery:
     """What is said of one dictionary, from its codes on the split for choices and on test."""
 
-    def __init__(self, choices: Codes, test: Codes, min_count: int = 20):
+    def __init__(self, choices: Codes, test: Codes, min_count: int = MIN_COUNT):
         self.variables, self.choices, self.test = variables(test.specs), choices, test
         enough = [(part.n_C >= min_count) & (part.n_C < part.n) for part in (choices, test)]
         self.keep_C = enough[0] & enough[1]
@@ -112,45 +89,61 @@ class Recovery:
     def own(self) -> Choice:
         """Choose, score and report the codes themselves."""
         choice = choose([self.choices.scores()])
-        self.add(OWN, choice, score(choice, [self.test], [0.0], self.keep_C), [0.0])
+        self.add(OWN, choice, [0.0], lambda decay: (self.test, 0.0))
         return choice
 
-    def add(self, reading: str, choice: Choice, scored: Scored, decays: Sequence[float]) -> None:
-        """Rows, document rows and the choices of one reading."""
+    def add(
+        self,
+        reading: str,
+        choice: Choice,
+        decays: Sequence[float],
+        test: Callable[[float], tuple[Codes, float]],
+    ) -> None:
+        """Rows, document rows and the choices of one reading. ``test``: the codes on test of a
+        decay, and the EMA through which their chosen latents are read."""
+        doc_D, doc_N, count_D = np.unique(self.test.doc_N, return_inverse=True, return_counts=True)
+        value_MC = np.full(choice.latent_MC.shape, np.nan)
+        influence_MCD = np.zeros((*value_MC.shape, len(doc_D)))
+        for d in np.unique(choice.decay_MC[:, self.keep_C]):
+            used_MC = (choice.decay_MC == d) & self.keep_C
+            codes, decay = test(decays[d])
+            for c in np.flatnonzero(used_MC.any(0)):
+                y_N = codes.truth(int(c))
+                for latent in np.unique(choice.latent_MC[used_MC[:, c], c]):
+                    given = codes.column(latent, decay), y_N, choice.threshold_C[c]
+                    value, influence_3N = influences(*given)
+                    for m in np.flatnonzero(used_MC[:, c] & (choice.latent_MC[:, c] == latent)):
+                        value_MC[m, c] = value[m]
+                        influence_MCD[m, c] = np.bincount(doc_N, influence_3N[m])
+        share_D = count_D / self.test.n
         for m, metric in enumerate(METRICS):
-            self.rows += self.grouped(metric, scored.value_MC[m], reading)
-            self.documents.append(self.by_document(metric, scored, m).assign(reading=reading))
+            of = {"metric": metric, "reading": reading}
+            self.rows += self.grouped(metric, value_MC[m], reading)
+            for name, at in self.groups():
+                num_D = value_MC[m, at].mean() * share_D + influence_MCD[m, at].mean(0)
+                table = {"doc": doc_D, "group": name, "num": num_D, "den": share_D}
+                self.documents.append(pd.DataFrame(table).assign(**of))
             for d, decay in enumerate(decays):
-                of = {"metric": metric, "reading": reading, "decay": decay}
-                table = pd.DataFrame({"group": [v.group for v in self.variables], **of})
-                table["score"] = choice.tried_DMC[d, m]
+                table = pd.DataFrame({"group": [v.group for v in self.variables]})
+                table = table.assign(**of, decay=decay, score=choice.tried_DMC[d, m])
                 chosen = table["chosen"] = choice.decay_MC[m] == d
                 table["latent"] = np.where(chosen, choice.latent_MC[m], -1)
                 at = choice.threshold_C if metric == "f1" else np.nan
                 table["threshold"] = np.where(chosen, at, np.nan)
                 self.tried.append(table[self.keep_C])
 
-    def lines(self, reading: Reading, n_shifts: int) -> None:
-        """The constant, chance and the ceilings."""
+    def lines(self, reading: Reading) -> None:
+        """The constant, chance (the mean over shifts, chosen and scored alike) and the ceilings."""
         p_C = self.test.n_C / self.test.n
-        constant_MC = np.stack([p_C, np.full_like(p_C, 0.5), 2 * p_C / (1 + p_C)])
-        lines = {"constant": constant_MC, "chance": self.chance(n_shifts, reading.seed)}
-        ceiling = ceilings(reading)
-        lines |= {"probe": ceiling.probe_MC, "probe_ema": ceiling.probe_ema_MC}
-        for name, value_MC in lines.items():
+        chance = []
+        for first, second in shifts((self.choices, self.test), N_SHIFTS, reading.seed):
+            choice = choose([self.choices.scores(first)])
+            given = choice.latent_MC, choice.threshold_C, second
+            chance.append(self.test.shifted_scores(*given))
+        lines = {"constant": np.stack([p_C, np.full_like(p_C, 0.5), 2 * p_C / (1 + p_C)])}
+        for name, value_MC in (lines | {"chance": np.mean(chance, 0)} | ceilings(reading)).items():
             for metric, value_C in zip(METRICS, value_MC, strict=True):
                 self.rows += self.grouped(f"{metric}_{name}", value_C)
-
-    def chance(self, n_shifts: int, seed: int) -> np.ndarray:
-        """[3, C]: mean score on shifted classes of the latents chosen on shifted classes."""
-        found = []
-        for first, second in shifts((self.choices, self.test), n_shifts, seed):
-            choice = choose([self.choices.scores(first)])
-            test_F4C = self.test.scores(second)
-            value_MC = np.take_along_axis(test_F4C[:, :3], choice.latent_MC[None], 0)[0]
-            value_MC[F1] = self.test.f1_at(choice.latent_MC[F1], choice.threshold_C, second)
-            found.append(value_MC)
-        return np.mean(found, 0)
 
     def matched(self) -> None:
         """``mcc`` of the variables that are kept."""
@@ -169,99 +162,72 @@ class Recovery:
         pairs = zip(choice.latent_MC[F1], choice.threshold_C, strict=True)
         on_NC = np.stack([self.test.column(i) >= max(at, 1e-30) for i, at in pairs], 1)
         truth_NC = np.stack([self.test.truth(c) for c in range(count)], 1)
-        lives = []
+        piece_N, dwells = torch.from_numpy(self.test.first_N).cumsum(0), []
         for active_NC in (on_NC, truth_NC):
             life = LifecycleTracker(count, max_length)
-            life.update(torch.from_numpy(active_NC), torch.from_numpy(self.test.first_N).cumsum(0))
-            lives.append(life)
-        error_C = np.full(count, np.nan)
-        for c in np.flatnonzero(self.keep_C):
-            dwell = [life.mean_dwell(torch.tensor([c])) for life in lives]
-            if all(life.runs_seen(torch.tensor([c])) for life in lives):
-                error_C[c] = abs(np.log2(dwell[0] / dwell[1]))
-        self.rows += [r for r in self.grouped("lifetime_error", error_C) if ":" not in r["group"]]
+            life.update(torch.from_numpy(active_NC), piece_N)
+            seen_C = (life.ended_FL + life.censored_FL).sum(1) > 0
+            dwell_C = mean_dwell(kaplan_meier(life.ended_FL, life.censored_FL))
+            dwells.append(torch.where(seen_C, dwell_C, torch.nan).numpy())
+        error_C = np.abs(np.log2(dwells[0] / dwells[1]))
+        rows = self.grouped("lifetime_error", error_C)
+        self.rows += [r for r in rows if ":" not in r["group"]]
 
     def groups(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Each scale and ``scale:label`` with its kept variables."""
+        """Each scale and ``scale:label`` that has kept variables, with those."""
         for part in (lambda v: v.scale, lambda v: f"{v.scale}:{v.label}"):
             names = [part(v) for v in self.variables]
             for name in dict.fromkeys(names):
-                yield name, np.flatnonzero([n == name for n in names] & self.keep_C)
+                at = np.flatnonzero([n == name for n in names] & self.keep_C)
+                if len(at):
+                    yield name, at
 
     def grouped(self, metric: str, value_C: np.ndarray, reading: str = OWN) -> list[dict[str, Any]]:
         """Rows of each scale, label and variable."""
-        means = [(name, at) for name, at in self.groups() if len(at)]
-        rows = [row(metric, name, np.nanmean(value_C[at]), len(at), reading) for name, at in means]
-        return rows + [
+        return [
+            row(metric, name, np.nanmean(value_C[at]), len(at), reading)
+            for name, at in self.groups()
+        ] + [
             row(metric, self.variables[c].group, value_C[c], self.test.n_C[c], reading)
             for c in np.flatnonzero(self.keep_C)
         ]
 
-    def by_document(self, metric: str, scored: Scored, m: int) -> pd.DataFrame:
-        """num = value · share of tokens + influence, den = share of tokens, by scale and label."""
-        doc_D, count_D = np.unique(self.test.doc_N, return_counts=True)
-        share_D, frames = count_D / self.test.n, []
-        for name, at in self.groups():
-            if len(at):
-                num_D = scored.value_MC[m, at].mean() * share_D + scored.influence_MCD[m, at].mean(
-                    0
-                )
-                table = {"doc": doc_D, "metric": metric, "group": name, "num": num_D}
-                frames.append(pd.DataFrame({**table, "den": share_D}))
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
 
 @register("recovery", nulls=True, needs=("labels",))
 def measure(
-    saes: Mapping[str, Encoder],
-    reading: Reading,
-    world: World | None,
-    *,
-    decays: Sequence[float] = DECAYS,
-    min_count: int = 20,
-    n_shifts: int = 20,
-    averaged_tokens: int = 30_000,
-    lines: bool = True,
+    saes: Mapping[str, Encoder], reading: Reading, world: World | None
 ) -> dict[str, Measured]:
     """The module's measures; tables ``choices`` (what was tried, and chosen) and ``latents``.
 
-    ``averaged_tokens``: how many tokens of the split for choices an EMA is chosen on; ``lines``:
-    whether the other readings and the lines are measured, or the codes and MCC alone. Nulls are
-    read by their codes alone.
+    Nulls are read by their codes alone.
     """
     specs, found = reading.store.label_specs, {}
     for name, sae in saes.items():
         choices = Codes(specs, reading.tokens(sae, reading.choices))
         test = Codes(specs, reading.tokens(sae, "test"))
-        said = Recovery(choices, test, min_count)
+        said = Recovery(choices, test)
         choice = said.own()
         said.matched()
         said.lifetimes(choice, reading.store.seq_len)
-        if lines and not isinstance(sae, ShuffledNull):
-            said.lines(reading, n_shifts)
-            part = choices.first(averaged_tokens)
-            slow = choose(part.averaged_scores(decay) for decay in decays)
-            said.add(EMA, slow, score(slow, [test] * len(decays), decays, said.keep_C), decays)
-
-            tried = averages(sae, reading, reading.choices, decays, averaged_tokens)
-            slow = choose(codes.scores() for codes in tried)
-            whole = averages(sae, reading, "test", decays, None)
-            scored = score(slow, whole, [0.0] * len(decays), said.keep_C)
-            said.add(AVERAGE, slow, scored, decays)
+        if not isinstance(sae, ShuffledNull):
+            said.lines(reading)
+            slow = choose(choices.averaged_scores(decay) for decay in DECAYS)
+            said.add(EMA, slow, DECAYS, lambda decay, test=test: (test, decay))
+            read = partial(averages, sae, reading)
+            slow = choose(read(reading.choices, decay).scores() for decay in DECAYS)
+            said.add(AVERAGE, slow, DECAYS, lambda decay, read=read: (read("test", decay), 0.0))
         table = pd.concat(said.tried, ignore_index=True).assign(split=reading.choices)
         own = table[(table["metric"] == "ap") & (table["reading"] == OWN)]
         tables = {"choices": table, "latents": own[["group", "latent"]]}
-        found[name] = Measured(said.rows, pd.concat(said.documents, ignore_index=True), tables)
+        documents = pd.concat(said.documents or [pd.DataFrame()], ignore_index=True)
+        found[name] = Measured(said.rows, documents, tables)
     return found
 
 
-def averages(
-    sae: Encoder, reading: Reading, split: str, decays: Sequence[float], limit: int | None
-) -> Iterator[Codes]:
-    """The codes of the averaged residual at every decay."""
-    for decay in decays:
-        codes = Codes(reading.store.label_specs)
-        for batch in reading.batches(split, limit):
-            z_BTF = sae.encode(averaged(batch, decay), batch.context)
-            codes.add(Tokens.of(batch, z_BTF, batch.x_BTD))
-        yield codes
+def averages(sae: Encoder, reading: Reading, split: str, decay: float) -> Codes:
+    """The codes of the averaged residual."""
+    codes = Codes(reading.store.label_specs)
+    for batch in reading.batches(split):
+        z_BTF = sae.encode(averaged(batch, decay), batch.context)
+        codes.add(Tokens.of(batch, z_BTF, batch.x_BTD))
+    return codes
