@@ -1,4 +1,4 @@
-"""Gates, order, isolation and capability on cases worked out by hand, and what is drawn of them."""
+"""Order, isolation and capability on cases worked out by hand."""
 
 from types import SimpleNamespace
 
@@ -6,53 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from eval_cases import Batch, Store, read, value
+from eval_cases import Store, read, value
 
 from lab.measures.fidelity import capability
 from lab.measures.fidelity.capability import by_fact, by_item, prompt_context, spliced
 from lab.measures.time import order
 from lab.measures.time.order import scores
-from lab.measures.truth import gates
 from lab.measures.unlearning import isolation
 from lab.worlds.knowledge import Question
 from tsae import saes
-from tsae.saes import SequenceContext
-
-KEYS = {"world": "microworld", "layer": 2, "variant": "conv", "act": "topk", "seed": 0, "n": 1}
-
-
-def test_gate_means_by_place():
-    """b = 1/2 wherever the residual's first entry does not change, and sigma(step) where it does."""
-    x = torch.zeros(1, 9, 2)
-    x[0, 4:, 0] = 1.0  # one step, at token 4
-    boundary = torch.zeros(1, 9, dtype=torch.uint8)
-    boundary[0, 0], boundary[0, 1], boundary[0, 4] = 3, 3, 1
-    mask = torch.ones(1, 9, dtype=torch.bool)
-    mask[0, 0] = False
-    doc = torch.zeros(1, 9, dtype=torch.long)
-    context = SequenceContext(mask, boundary)
-    batch = Batch(x_BTD=x, context=context, doc_BT=doc, tokens_BT=torch.arange(9)[None])
-    store = SimpleNamespace(
-        batches=lambda *a: [batch], batch=lambda *a: batch, n_sequences=lambda split: 1
-    )
-    world = SimpleNamespace(to_strings=lambda tokens: [f"w{t}" for t in tokens])
-    learned = saes.build("conv", d_in=2, d_sae=8, k=3, window=2, gate="learned").eval()
-    with torch.no_grad():
-        learned.boundary_w.copy_(torch.tensor([np.log(3.0), 0.0]))
-        learned.boundary_b.zero_()
-    static = saes.build("conv", d_in=2, d_sae=8, k=3, window=2, gate="hard").eval()
-    found = gates.measure(
-        {"a": learned, "b": static}, read(store), world, sequences=(0,), n_tokens=6
-    )
-    assert list(found) == ["a"]
-    rows = found["a"].rows
-    assert value(rows, "gate_mean", "boundary") == pytest.approx(0.75)  # sigma(log 3)
-    assert value(rows, "gate_mean", "elsewhere") == 0.5
-    assert value(rows, "gate_mean", "all") == pytest.approx((6 * 0.5 + 0.75) / 7)
-    table = found["a"].tables["gates"]
-    assert table["token"].tolist() == ["w1", "w2", "w3", "w4", "w5", "w6"]
-    assert table["gate"].round(4).tolist() == [1.0, 0.5, 0.5, 0.75, 0.5, 0.5]
-    assert table["boundary"].tolist() == [3, 0, 0, 1, 0, 0]
 
 
 def test_order_is_worth_nothing_to_a_static_sae():

@@ -112,23 +112,27 @@ def test_edges_are_found_from_conjunctions_with_their_lags():
         # Steps that are read without an error give what the true labels give.
         assert value["chain_ap", group] == value["chain_ap", "labels"] > 0.5
         assert value["chain_recall", group] == value["chain_lag_accuracy", group] == 1.0
-    assert value["dependency_match_f1", "joint"] == 1.0 > value["dependency_match_f1", "single"]
     edges = found.tables["edges"]
     joint = edges[(edges["group"] == "joint") & edges["true"]]
     assert {(r.source_name, r.target_name, r.lag) for r in joint.itertuples()} >= {
         ("a", "b", 3),
         ("b", "c", 2),
     }
-    assert set(edges["group"]) >= {"labels", "joint", "all"}
+    assert set(edges["group"]) == {"labels", "joint"}  # one latent alone has no edge
     assert set(found.tables) == {"edges"}
     keys = {"world": "microworld", "variant": "topk", "act": "topk", "seed": 0, "ablation": ""}
     tables = {name: table.assign(**keys) for name, table in found.tables.items()}
     assert draw("chain_graph", True, edges=tables["edges"]).axes
 
 
-def rows(metric_group_values):
-    keys = {"world": "microworld", "layer": 2, "variant": "topk", "act": "topk"}
-    keys |= {"seed": 0, "ablation": "", "n": 10}
-    return pd.DataFrame(
-        [{**keys, "metric": m, "group": g, "value": v} for m, g, v in metric_group_values]
-    )
+def test_without_arrows_all_latents_are_asked():
+    """As on a real model: edges between latents alone, named by their tokens."""
+    world = World()
+    world.chains = lambda: None
+    options = {"longest": 6, "edge_tokens": 3000, "shifts": 200}
+    found = measure({"s": Codes()}, read(Store(), choose=2000, batch=8), world, **options)["s"]
+    (row,) = found.rows
+    edges = found.tables["edges"]
+    assert (row["metric"], row["value"]) == ("dependency_found", len(edges)) and len(edges) > 0
+    assert set(edges["group"]) == {"all"} and not edges["true"].any()
+    assert {name.rsplit(" ", 1)[1] for name in edges["source_name"]} <= {f"({i})" for i in range(4)}

@@ -1,4 +1,4 @@
-"""Runs, survival and states, by hand and against a known process."""
+"""Runs and survival, by hand and against a known process."""
 
 import math
 
@@ -42,13 +42,11 @@ def test_tracker_by_hand():
     assert life.ended_FL[0].tolist() == [0, 1, 2, 0, 0, 0]
     assert life.censored_FL[1].tolist() == [0, 0, 1, 0, 0, 0]
     assert life.gaps_FL[0].tolist() == [0, 1, 0, 0, 0, 0]
-    assert life.latents()["reactivation_gap"][0] == 1
     table = life.table()
     assert table.to_dict("list") == {
-        "latent": [0, 0, 1, 3],
-        "dwell": [1, 2, 2, 1],
-        "count": [1, 2, 2, 1],
-        "censored": [0, 0, 1, 1],
+        "dwell": [1, 2],
+        "count": [2, 4],
+        "censored": [1, 1],
     }
     assert life.half_life(torch.tensor([0])) == 2  # S(1) = 2/3, S(2) = 0
     assert life.mean_dwell(torch.tensor([0])) == pytest.approx(1 + 2 / 3)
@@ -59,7 +57,7 @@ def test_two_updates_equal_one_when_pieces_are_whole():
     whole.update(ACTIVE, PIECE)
     parts.update(ACTIVE[:5], PIECE[:5])
     parts.update(ACTIVE[5:], PIECE[5:])
-    for name in ("ended_FL", "censored_FL", "births_F", "deaths_F", "gaps_FL", "last_seen_F"):
+    for name in ("ended_FL", "censored_FL", "births_F", "deaths_F", "gaps_FL"):
         assert torch.equal(getattr(whole, name), getattr(parts, name)), name
 
 
@@ -95,16 +93,6 @@ def test_geometric_dwell_times_give_their_median(p_end, window):
     assert life.half_life(torch.tensor([0])) == expected
 
 
-def test_states_by_hand():
-    life = LifecycleTracker(4, 100, active_within=2, dead_after=6)
-    active = torch.zeros(8, 4, dtype=torch.bool)
-    active[7, 1] = active[4, 2] = active[1, 3] = True
-    life.update(active, torch.zeros(8, dtype=torch.long))
-    assert life.states() == ["unborn", "active", "dormant", "dead"]
-
-
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="max_length=3"):
         LifecycleTracker(1, 3).update(torch.ones(5, 1).bool(), torch.zeros(5).long())
-    with pytest.raises(ValueError, match="active_within"):
-        LifecycleTracker(1, 3, active_within=10, dead_after=5)

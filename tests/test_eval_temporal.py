@@ -8,11 +8,10 @@ from eval_cases import Batch, Fake, Store, TableModel, World, read, tokens, valu
 from eval_cases import measured as measured_by
 
 from lab.measures.reading import Tokens
-from lab.measures.succession.transitions import LaggedCounts, successions
-from lab.measures.time import context
-from lab.measures.time.consistency import Pairs
-from lab.measures.time.context import cosine, jaccard
-from lab.measures.time.temporal import Temporal, against
+from lab.measures.time import context, switches
+from lab.measures.time.consistency import LaggedCounts, repeats, successions
+from lab.measures.time.context import jaccard
+from lab.measures.time.temporal import Temporal
 from lab.measures.truth.boundaries import boundary_f1, learned_boundaries
 from tsae.sequences import SequenceContext
 
@@ -22,16 +21,15 @@ def groups(n, **more):
 
 
 def measured(t, n_latents, spread=None, **more):
-    part = Temporal(groups(n_latents, **more), 128, spread)
-    part.update(t)
-    return part
+    """Rows beside those of the shuffled tokens, and document rows."""
+    own, null = (Temporal(groups(n_latents, **more), 128, spread) for _ in range(2))
+    own.update(t)
+    null.update(t.shuffled(torch.Generator().manual_seed(0)), whole=False)
+    return own.measured(null)
 
 
-def beside_null(t, n_latents):
-    """Rows with those of the shuffled tokens beside them, as the family gives them."""
-    rows, null = measured(t, n_latents).rows(), Temporal(groups(n_latents), 128)
-    null.update(t.shuffled(torch.Generator().manual_seed(0)), lives=False)
-    return rows + against(rows, null.rows())
+def rows_of(t, n_latents, spread=None):
+    return measured(t, n_latents, spread)[0]
 
 
 def test_pieces_by_hand():
@@ -55,15 +53,14 @@ def test_smoothness_by_hand():
     # latent 0: 1/1 then 0/2 → 1; latent 1: 0/1 then 4/2 → 2; latent 2 never fires
     z = [[0, 0, 0], [1, 0, 0], [1, 4, 0], [9, 9, 9]]
     t = tokens(z, [[0.0], [1.0], [3.0], [4.0]], piece=[0, 0, 0, 1], doc=[7, 7, 7, 8])
-    part = measured(t, 3, fast=[0], slow=[1, 2])
-    rows = part.rows()
+    rows, documents = measured(t, 3, fast=[0], slow=[1, 2])
     assert value(rows, "smoothness") == pytest.approx(1.5)
     assert value(rows, "smoothness", "fast") == pytest.approx(1)
     assert value(rows, "smoothness", "slow") == pytest.approx(2)
-    documents = part.document_rows().set_index(["metric", "group"])
+    documents = documents.set_index(["metric", "group"])
     assert documents.loc[("smoothness", "all"), ["doc", "num", "den"]].tolist() == [7, 1.5, 1]
     # with s.d. 2 and 4: (1/2 + 2/4) / 2
-    scaled = measured(t, 3, torch.tensor([2.0, 4.0, 1.0])).rows()
+    scaled = rows_of(t, 3, torch.tensor([2.0, 4.0, 1.0]))
     assert value(scaled, "smoothness_normalised") == pytest.approx(0.5)
 
 
@@ -73,27 +70,30 @@ def test_smoothness_of_scaled_codes():
     z = torch.rand(30, 4, generator=g) * (torch.rand(30, 4, generator=g) < 0.4)
     x = torch.randn(30, 3, generator=g)
     piece = torch.arange(30) // 10
-    base = value(measured(tokens(z, x, piece=piece), 4).rows(), "smoothness")
-    assert value(measured(tokens(2 * z, x, piece=piece), 4).rows(), "smoothness") == pytest.approx(
-        2 * base, rel=1e-5
+    base, twice, both = (
+        value(rows_of(tokens(a * z, b * x, piece=piece), 4), "smoothness")
+        for a, b in ((1, 1), (2, 1), (2, 2))
     )
-    both = measured(tokens(2 * z, 2 * x, piece=piece), 4).rows()
-    assert value(both, "smoothness") == pytest.approx(base, rel=1e-5)
+    assert twice == pytest.approx(2 * base, rel=1e-5) and both == pytest.approx(base, rel=1e-5)
     scale = torch.tensor([1.0, 5, 10, 0.1])  # no latent's size is in the normalised form
-    found = [measured(tokens(v, x, piece=piece), 4, v.std(0)).rows() for v in (z, z * scale)]
+    found = [rows_of(tokens(v, x, piece=piece), 4, v.std(0)) for v in (z, z * scale)]
     one, other = (value(rows, "smoothness_normalised") for rows in found)
     assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_cosines_by_hand():
-    """Sentences 0–1, 2–3; an empty code at 4; a section at 5."""
+    """Sentences 0–1, 2–3; an empty code at 4; a section at 5; each document its own four tokens."""
     z = [[1, 0], [1, 1], [0, 1], [0, 2], [0, 0], [3, 0], [4, 0], [0, 1]]
-    boundary = [3, 0, 1, 0, 0, 2, 0, 2]
-    rows = measured(tokens(z, boundary=boundary), 2).rows()
+    t = tokens(z, boundary=[3, 0, 1, 0, 0, 2, 0, 2], doc=[0] * 4 + [1] * 4)
+    part = Temporal(groups(2), 128)
+    part.update(t)
     inside = (1 / math.sqrt(2) + 1 + 1) / 3  # pairs 0–1, 2–3, 5–6; those with token 4 are left out
     across = (1 / math.sqrt(2) + 0) / 2  # pairs 1–2 (sentence) and 6–7 (section)
-    assert value(rows, "cosine_inside") == pytest.approx(inside, abs=1e-6)
-    assert value(rows, "cosine_across") == pytest.approx(across, abs=1e-6)
+    contrast, n, influence, share = part.contrast("all")
+    assert (contrast, n) == (pytest.approx(inside - across, abs=1e-6), 2)
+    assert influence.sum() == pytest.approx(0, abs=1e-9)
+    assert influence[1] == pytest.approx((1 - inside) / 3 - (0 - across) / 2, abs=1e-6)
+    assert share.tolist() == [3 / 5, 2 / 5]
 
 
 def sentences(n_sentences=400, length=5, n_latents=20, seed=0, noise=False):
@@ -111,20 +111,17 @@ def sentences(n_sentences=400, length=5, n_latents=20, seed=0, noise=False):
 
 
 def test_tss_is_high_for_sentences_and_zero_for_noise():
-    rows = beside_null(sentences(), 20)
-    assert value(rows, "cosine_inside") == 1
-    contrast = value(rows, "cosine_inside") - value(rows, "cosine_across")
-    assert value(rows, "tss") == pytest.approx(contrast - value(rows, "tss_null"))
-    assert value(rows, "tss") > 0.8
-    assert value(rows, "tss", "level=sentence") == value(rows, "tss")
-    assert math.isnan(value(rows, "tss", "level=section"))
-    noise = beside_null(sentences(n_sentences=4000, noise=True), 20)
-    assert abs(value(noise, "tss")) < 0.02
+    rows, documents = measured(sentences(), 20)
+    assert value(rows, "tss") > 0.8 and abs(value(rows, "tss_null")) < 0.05
+    sums = documents.query("metric == 'tss'")[["num", "den"]].sum()
+    assert sums["den"] == pytest.approx(1)
+    assert sums["num"] == pytest.approx(value(rows, "tss"))
+    assert abs(value(rows_of(sentences(n_sentences=4000, noise=True), 20), "tss")) < 0.02
 
 
 def test_boundary_and_lifecycle_of_sentences():
     """Perfect sentence codes: every boundary is a peak (but for equal neighbours) and lives ≥ 5."""
-    rows = beside_null(sentences(n_latents=500), 500)
+    rows = rows_of(sentences(n_latents=500), 500)
     assert value(rows, "boundary_f1") > 0.97
     assert value(rows, "half_life") == 5
     assert value(rows, "smoothness_null") > value(rows, "smoothness")
@@ -132,15 +129,13 @@ def test_boundary_and_lifecycle_of_sentences():
     assert value(rows, "births_per_100") == pytest.approx(100 * 9 / 49, rel=0.02)
 
 
-def test_autocorrelation_by_hand():
-    """0, 1, 0, 1 …: r = −1 at odd lags, +1 at even ones; a constant latent is left out."""
-    z = torch.stack([torch.arange(40) % 2, torch.ones(40)], 1)
-    rows = measured(tokens(z), 2, slow=[0]).rows()
-    expected = {"lag=1": -1, "lag=2": 1, "lag=4": 1, "slow:lag=8": 1, "slow:lag=16": 1}
-    for group, r in expected.items():
-        assert value(rows, "autocorrelation", group) == pytest.approx(r, abs=1e-5)
-    n = [r["n"] for r in rows if r["metric"] == "autocorrelation" and r["group"] == "lag=1"]
-    assert n == [1]
+def test_returns_and_silences_by_hand():
+    """Latent 0 at 0, 1 and again at 3; latent 1 at 2, then alone in the second piece."""
+    z = [[1, 0], [1, 0], [0, 1], [1, 0], [0, 1], [0, 0]]
+    rows = rows_of(tokens(z, piece=[0, 0, 0, 0, 1, 1]), 2)
+    # at a piece's first token nothing was silent before: births at 2 and 3, the latter a return
+    assert value(rows, "returns") == 0.5 and value(rows, "reactivation_gap") == 1
+    assert value(rows, "births_per_100") == 100 * 2 / 4
 
 
 def test_nothing_crosses_a_piece():
@@ -151,7 +146,8 @@ def test_nothing_crosses_a_piece():
     other[20:] = torch.rand(20, 6, generator=g)
     x = torch.randn(40, 3, generator=g)
     piece = torch.arange(40) // 20
-    a, b = (measured(tokens(v, x, piece=piece, doc=piece), 6).document_rows() for v in (z, other))
+    a, b = (measured(tokens(v, x, piece=piece, doc=piece), 6)[1] for v in (z, other))
+    a, b = (f[f["metric"] != "tss"] for f in (a, b))
     assert a[a["doc"] == 0].equals(b[b["doc"] == 0])
     assert not a[a["doc"] == 1].equals(b[b["doc"] == 1])
 
@@ -159,16 +155,12 @@ def test_nothing_crosses_a_piece():
 def test_order_of_pieces_does_not_matter():
     t = sentences(n_sentences=40)
     order = torch.cat([torch.arange(100, 200), torch.arange(100)])
-    swapped = tokens(
-        t.z_NF[order],
-        t.x_ND[order],
-        boundary=t.boundary_N[order],
-        piece=t.piece_N,
-        doc=t.doc_N[order],
-    )
-    for a, b in zip(measured(t, 20).rows(), measured(swapped, 20).rows(), strict=True):
-        assert (a["metric"], a["group"]) == (b["metric"], b["group"])
-        assert a["value"] == pytest.approx(b["value"], abs=1e-6, nan_ok=True)
+    parts = {"boundary": t.boundary_N[order], "piece": t.piece_N, "doc": t.doc_N[order]}
+    swapped = tokens(t.z_NF[order], t.x_ND[order], **parts)
+    for a, b in zip(rows_of(t, 20), rows_of(swapped, 20), strict=True):
+        if not a["metric"].startswith("tss") and a["metric"] != "smoothness_null":
+            assert (a["metric"], a["group"]) == (b["metric"], b["group"])
+            assert a["value"] == pytest.approx(b["value"], abs=1e-6, nan_ok=True)
 
 
 def test_boundary_f1_by_hand():
@@ -223,7 +215,6 @@ def test_lagged_counts_and_phi_by_hand():
     table = successions(counts, torch.tensor([10, 11]))
     first = table.iloc[0]
     assert (first["source"], first["target"], first["count"]) == (10, 11, 2)
-    assert first["support"] == pytest.approx(2 / 5)
     assert first["lift"] == pytest.approx((2 / 3) / (2 / 5))
 
 
@@ -240,48 +231,51 @@ def chained(order, seed=0, n=6000):
 
 def test_consistency_is_high_for_a_chain_and_zero_for_its_null():
     t = chained([1, 2, 3, 4, 5, 6, 7, 0])
-    own, null = Pairs(torch.arange(8)), Pairs(torch.arange(8))
-    own.update(t)
-    null.update(t.shuffled(torch.Generator().manual_seed(0)))
-    assert own.repeats(5.0)[0] > 0.6
-    assert abs(null.repeats(5.0)[0]) < 0.3
-    table = successions(own.whole, own.latents_M, 8)
+    found = []
+    for text in (t, t.shuffled(torch.Generator().manual_seed(0))):
+        halves = [LaggedCounts(8, (1, 2, 4)) for _ in range(2)]
+        for half, counts in enumerate(halves):
+            at = text.doc_N // 2 % 2 == half
+            counts.update(text.z_NF[at] > 0, text.piece_N[at])
+        found.append(repeats(*halves)[0])
+    assert found[0] > 0.6 and abs(found[1]) < 0.3
+    arriving = LaggedCounts(8, (1,), arriving=True)
+    arriving.update(t.z_NF > 0, t.piece_N)
+    table = successions(arriving, torch.arange(8), 8)
     assert table["lift"].min() > 3
-    assert {(int(s), int(t)) for s, t in zip(table["source"], table["target"], strict=True)} == {
-        (i, (i + 1) % 8) for i in range(8)
-    }
+    assert ((table["source"] + 1) % 8 == table["target"]).all() and len(table) == 8
 
 
-def test_jaccard_and_cosine_by_hand():
+def test_jaccard_by_hand():
     a = torch.tensor([[1.0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     b = torch.tensor([[2.0, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]])
     assert jaccard(a, b).tolist() == [0.25, 1, 0]
-    assert cosine(a, b).tolist() == pytest.approx([2 / math.sqrt(5 * 6), 1, 0])
 
 
 def test_context_stability_counts_what_the_cut_removes(monkeypatch):
     """Static codes on a context-free residual never change; a code of the last 10 tokens does."""
     model = TableModel()
     monkeypatch.setattr(context, "models", model)
+    monkeypatch.setattr(context, "CONTEXTS", (4, 16, 64))
 
     def window(x, context):
         assert (context.boundary_BT[:, :2] == 3).all() and not context.mask_BT[:, 0].any()
         z = torch.zeros_like(x)
         for j in range(min(10, x.shape[1])):
             z[:, j:] += x[:, : x.shape[1] - j].clamp(min=0)
-        return z
+        return z - 4
 
     saes = {"static": Fake(lambda x, c: x.clamp(min=0), 8), "window": Fake(window, 8)}
-    out = context.measure(saes, read(Store(4), batch=2), World(model), contexts=(4, 16, 64))
+    out = context.measure(saes, read(Store(4), batch=2), World(model))
     # blocks of 8 from 1, 5, …, 33: 36 of 40 tokens have 4 or more before them; of 32 from 1 and 17
     for group, n in (("context=4", 4 * 36), ("context=16", 4 * 24)):
         assert value(out["static"].rows, "context_jaccard", group) == 1
-        assert value(out["static"].rows, "context_cosine", group) == pytest.approx(1)
         assert {r["n"] for r in out["static"].rows if r["group"] == group} == {n}
-    assert value(out["window"].rows, "context_cosine", "context=16") == pytest.approx(1)
-    assert value(out["window"].rows, "context_cosine", "context=4") < 0.99
+    assert value(out["window"].rows, "context_jaccard", "context=16") == 1
+    assert value(out["window"].rows, "context_jaccard", "context=4") < 0.99
     assert not [r for r in out["static"].rows if r["group"] == "context=64"]  # two do not fit
-    assert model.calls["residual"] == 2 * (1 + 9 + 2)  # two batches: the whole and its blocks
+    # two batches: the whole, and blocks of one length together (that from 17 ends early)
+    assert model.calls["residual"] == 2 * (1 + 1 + 2)
     documents = out["window"].documents.query("group == 'context=4'")
     mean = documents["num"].sum() / documents["den"].sum()
     assert mean == pytest.approx(value(out["window"].rows, "context_jaccard", "context=4"))
@@ -300,11 +294,12 @@ def switching(slow):
     return Fake(codes, 8)
 
 
-def test_switches_are_seen_by_slow_latents():
+def test_switches_are_seen_by_slow_latents(monkeypatch):
     """Documents of 20 tokens whose topics differ (the store's ids do): one switch a sequence."""
-    options = {"switches": {"k": 3, "w": 8, "least": 0.01, "most": 0.9}}
+    for name, setting in {"K": 3, "W": 8, "LEAST": 0.01, "MOST": 0.9}.items():
+        monkeypatch.setattr(switches, name, setting)
     saes = {"slow": switching(True), "fast": switching(False)}
-    out = measured_by(saes, Store(48), families=("switches",), options=options)
+    out = measured_by(saes, Store(48), families=("switches",))
     by = {(name, r["reading"], r["metric"]): r["value"] for name, m in out.items() for r in m.rows}
     assert by["slow", "own", "switch_auroc"] == pytest.approx(1)
     assert by["slow", "own", "switch_delay"] == 0

@@ -29,7 +29,7 @@ def test_the_window_bounds_the_lags_that_a_tracker_reads():
     sae = Codes()
     sae.cfg = SimpleNamespace(d_sae=4, k=8, d_in=4)
     settings = ({"window": 4}, {"window": 2}, {"bits": 32}, {"learning": "rates"})
-    options = {"track_tokens": 3000, "lr": 1e-3, "settings": settings}
+    options = {"track_tokens": 3000, "settings": settings}
     sizes = read(Store(), choose=2000, batch=8)
     found = measure({"s": sae}, sizes, World(), **options)["s"].rows
     value = {(r["metric"], r["group"]): r["value"] for r in found}

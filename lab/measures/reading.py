@@ -95,7 +95,7 @@ class Tokens:
         mask_BT = batch.context.mask_BT.bool()
         keep = mask_BT.reshape(-1).nonzero().squeeze(1)
         z_NF = z_BTF.reshape(-1, z_BTF.shape[-1])[keep]
-        if not torch.isfinite(z_NF).all():
+        if not z_NF.sum().isfinite():
             raise ValueError("codes hold NaN or infinity; the SAE diverged, train it again")
         return cls.unread(batch, z_NF, x_hat_BTD.reshape(-1, x_hat_BTD.shape[-1])[keep])
 

@@ -7,16 +7,15 @@ parent are its edges above 0. Only SAEs with two levels are measured.
   Σ(h2 − mean)², median over parents.
 - ``l0_level1``, ``l0_level2``, ``l0_both`` (their sum: what a reader of both levels reads);
   ``fve_parents``: of the reconstruction from parents alone.
-- ``parent_given_child`` = P(h2_i > 0 | h1_j > 0) and ``child_given_parent``, means over the edges of
-  the strongest parents; ``_null``: with a random leaf, of the child's frequency and no child of the
-  parent, in the child's place.
+- ``child_given_parent`` = P(h1_j > 0 | h2_i > 0), mean over the edges of the strongest parents;
+  ``_null``: with a random leaf, of the child's frequency and no child of the parent, in its place.
 - ``parent_purity`` (:mod:`lab.measures.composition.purity`) by scale, and for each parent's best
   label (all); ``_null``: one leaf of the parent's frequency, the mean of four draws.
 - ``level_*``: :class:`lab.measures.composition.levels.TimeScales`.
 
-``_excess`` is the measure minus its null, ``_low`` and ``_high`` its 95% bootstrap interval over
-documents. Parents, edges, null leaves and labels are chosen on validation. h2 is encoded from h1,
-so that some consistency is built in; how much of it is due to W, the null says.
+``_excess`` is the measure minus its null. Parents, edges, null leaves and labels are chosen on
+validation. h2 is encoded from h1, so that some consistency is built in; how much of it is due to W,
+the null says.
 Source: this project.
 """
 
@@ -40,7 +39,8 @@ N_TOKENS = 4
 """Tokens that name a latent."""
 N_NULLS = 4
 """Leaves drawn in each parent's place."""
-SHARES = ("parent_given_child", "child_given_parent")
+PARENTS, CHILDREN = 64, 32
+"""Of how many parents, the strongest, edges and purity are measured, and of how many edges each."""
 
 
 class Edges(NamedTuple):
@@ -53,18 +53,18 @@ class Edges(NamedTuple):
     null_E: Tensor
 
 
-def strongest(sae: Any, frequency: Frequencies, parents: int, children: int, seed: int) -> Edges:
-    """Edges above 0 of the ``parents`` parents of largest mean h2², at most ``children`` each.
+def strongest(sae: Any, frequency: Frequencies, seed: int) -> Edges:
+    """Edges above 0 of the :data:`PARENTS` of largest mean h2², at most :data:`CHILDREN` each.
 
     Only latents that fire; null leaves fire like their children and are no child of the parent.
     """
     W_PF = torch.where(frequency.level1_F > 0, sae.composition, 0.0)
     has_P = (frequency.level2_P > 0) & (W_PF >= EDGE).any(1)
     energy_P = torch.where(has_P, sae.composer.energy2, -1.0)
-    parents_P = energy_P.argsort(descending=True, stable=True)[: min(parents, int(has_P.sum()))]
+    parents_P = energy_P.argsort(descending=True, stable=True)[: min(PARENTS, int(has_P.sum()))]
     parts = [(parents_P[:0],) * 3]
     for n, i in enumerate(parents_P.tolist()):
-        ids = W_PF[i].argsort(descending=True, stable=True)[:children]
+        ids = W_PF[i].argsort(descending=True, stable=True)[:CHILDREN]
         ids = ids[W_PF[i, ids] >= EDGE]
         null = random_control(ids, frequency.level1_F, seed + i).to(ids.device)
         parts.append((torch.full_like(ids, n), ids, null))
@@ -72,55 +72,20 @@ def strongest(sae: Any, frequency: Frequencies, parents: int, children: int, see
     return Edges(parents_P, place_E, leaf_E, W_PF[parents_P[place_E], leaf_E], null_E)
 
 
-class Together:
-    """How often parent and child of each edge fire on the same token, by document.
-
-    ``counts`` [document, 5, E]: tokens with the parent; the child; both; the null leaf; the parent
-    and the null leaf.
-    """
-
-    def __init__(self, edges: Edges):
-        self.edges = edges
-        self.of_doc: dict[int, Tensor] = {}
-
-    def update(self, both: Both) -> None:
-        e, fires_NF = self.edges, both.leaves.z_NF > 0
-        parent_NE = (both.parents.z_NF > 0)[:, e.parents_P[e.place_E]]
-        child_NE, null_NE = fires_NF[:, e.leaf_E], fires_NF[:, e.null_E]
-        columns = (parent_NE, child_NE, parent_NE & child_NE, null_NE, parent_NE & null_NE)
-        columns_N5E = torch.stack(columns, 1).double().cpu()
-        for doc in both.leaves.doc_N.unique().tolist():
-            here = columns_N5E[(both.leaves.doc_N == doc).cpu()].sum(0)
-            self.of_doc[doc] = self.of_doc.get(doc, 0) + here
-
-    def counts(self) -> Tensor:
-        """[D, 5, E] float64, documents by ascending id."""
-        return torch.stack([self.of_doc[doc] for doc in sorted(self.of_doc)])
+def fired(edges: Edges, both: Both) -> Tensor:
+    """[5, E]: on how many tokens the parent of each edge fires; the child; both; the null leaf; the
+    parent and the null leaf."""
+    fires_NF = both.leaves.z_NF > 0
+    parent_NE = (both.parents.z_NF > 0)[:, edges.parents_P[edges.place_E]]
+    child_NE, null_NE = fires_NF[:, edges.leaf_E], fires_NF[:, edges.null_E]
+    columns = (parent_NE, child_NE, parent_NE & child_NE, null_NE, parent_NE & null_NE)
+    return torch.stack([column.sum(0) for column in columns]).double()
 
 
-def shares(counts: Tensor) -> dict[str, Tensor]:
-    """P(parent | child), P(child | parent) and both with the null leaf, from counts [..., 5, E].
-
-    NaN where what is given never happens.
-    """
-    parent, child, both, null, null_both = counts.unbind(-2)
-    return {
-        "parent_given_child": both / child,
-        "parent_given_child_null": null_both / null,
-        "child_given_parent": both / parent,
-        "child_given_parent_null": null_both / parent,
-    }
-
-
-def weighted_shares(counts_D5E: Tensor, weights_BD: Tensor) -> dict[str, Tensor]:
-    """Each share's mean over edges [B], in each weighting of the documents.
-
-    Only edges whose child and null leaf fire at all, so that both means are over the same ones.
-    """
-    once = shares(counts_D5E.sum(0))
-    seen_E = torch.stack([share.isfinite() for share in once.values()]).all(0)
-    counts_B5E = torch.einsum("bd,dce->bce", weights_BD, counts_D5E[..., seen_E])
-    return {name: share.nanmean(-1) for name, share in shares(counts_B5E).items()}
+def given_parent(counts_5E: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean P(child | parent) and P(null leaf | parent) over edges whose three latents all fire."""
+    parent, child, both, null, null_both = counts_5E[:, (counts_5E[[0, 1, 3]] > 0).all(0)]
+    return (both / parent).mean(), (null_both / parent).mean()
 
 
 class Fit:
@@ -158,30 +123,18 @@ class Fit:
         return [row(name, "all", value, cases) for name, (value, cases) in values.items()]
 
 
-class TopTokens:
-    """The tokens that say most about chosen latents, by Σ z / √n over a token's n occurrences.
+def top_tokens(latents_K: Tensor, id_N: Tensor, z_NK: Tensor, strings: Callable) -> dict[int, str]:
+    """Up to four tokens that say most about each latent, by Σ z / √n over a token's n occurrences.
 
     The sum alone would favour what is frequent, the mean what is rare.
     """
-
-    def __init__(self, level: int, latents_K: Tensor):
-        self.level, self.latents_K = level, latents_K
-        self.parts: list[tuple[Tensor, Tensor]] = []
-
-    def update(self, both: Both) -> None:
-        t = both[self.level]
-        self.parts.append((t.id_N, t.z_NF[:, self.latents_K].half()))
-
-    def names(self, strings: Callable) -> dict[int, str]:
-        """Up to four tokens of each latent, strongest first."""
-        id_N, z_NK = (torch.cat(part) for part in zip(*self.parts, strict=True))
-        named = {}
-        for latent, z_N in zip(self.latents_K.tolist(), z_NK.double().T, strict=True):
-            score_V = torch.bincount(id_N, z_N) / torch.bincount(id_N).clamp_min(1).sqrt()
-            top = score_V.topk(min(N_TOKENS, len(score_V)))
-            ids = top.indices[top.values > 0].tolist()
-            named[latent] = " ".join(visible(text) for text in strings(ids))
-        return named
+    named = {}
+    for latent, z_N in zip(latents_K.tolist(), z_NK.double().T, strict=True):
+        score_V = torch.bincount(id_N, z_N) / torch.bincount(id_N).clamp_min(1).sqrt()
+        top = score_V.topk(min(N_TOKENS, len(score_V)))
+        ids = top.indices[top.values > 0].tolist()
+        named[latent] = " ".join(visible(text) for text in strings(ids))
+    return named
 
 
 def visible(text: str) -> str:
@@ -191,68 +144,50 @@ def visible(text: str) -> str:
 
 @register("composition")
 def measure(
-    saes: Mapping[str, Encoder],
-    reading: Reading,
-    world: World | None,
-    *,
-    max_parents: int = 64,
-    max_children: int = 32,
-    draws: int = 500,
+    saes: Mapping[str, Encoder], reading: Reading, world: World | None
 ) -> dict[str, Measured]:
-    """Rows of the module's measures; tables ``composition`` (parent, child, weight, the shares,
-    tokens), ``parents`` (parent, energy, frequency, children, tokens, and those of
-    :func:`purity_rows`) and ``level_dwell``.
-
-    ``max_parents``: of how many parents, the strongest (largest mean h2²), edges and purity are
-    measured; ``draws``: of the bootstrap.
-    """
-    made = {}
+    """Rows of the module's measures; tables ``composition`` (parent, child, weight, tokens),
+    ``parents`` (parent, energy, tokens, and those of :func:`purity_rows`) and ``level_dwell``."""
+    made, specs = {}, reading.store.label_specs
     strings = world.to_strings if world is not None else lambda ids: [str(i) for i in ids]
     for name, sae in saes.items():
         if not two_levels(sae):
             continue
-        parents, seed, specs = Parents(sae), reading.seed, reading.store.label_specs
+        parents, seed = Parents(sae), reading.seed
         frequency = levels.frequencies(levels.read(sae, parents, reading, reading.choices))
-        e = strongest(sae, frequency, max_parents, max_children, seed)
+        e = strongest(sae, frequency, seed)
         drawn = torch.stack([levels.matched_leaves(frequency, seed + r) for r in range(N_NULLS)])
-        scales, fit, together = (
-            TimeScales(reading, sae, drawn[0]),
-            Fit(sae.composition),
-            Together(e),
-        )
-        names = TopTokens(0, e.leaf_E.unique()), TopTokens(1, e.parents_P)
+        scales, fit = TimeScales(reading, sae, drawn[0]), Fit(sae.composition)
         leaves_RP = drawn.to(e.parents_P.device)[:, e.parents_P]
         selected, seen = (Sets(specs, e.parents_P, leaves_RP) for _ in range(2))
         for both in levels.read(sae, parents, reading, reading.choices):
             scales.select(both)
             selected.update(both)
+        counts_5E = torch.zeros(5, len(e.leaf_E)).double()
+        leaves, shown = e.leaf_E.unique(), []
         for both in levels.read(sae, parents, reading, "test"):
-            for part in (scales, fit, together, *names, seen):
+            for part in (scales, fit, seen):
                 part.update(both)
-        reading.forget(parents)
+            counts_5E = counts_5E.to(e.leaf_E.device) + fired(e, both)
+            columns = both.leaves.z_NF[:, leaves], both.parents.z_NF[:, e.parents_P]
+            shown.append((both.leaves.id_N, *columns))
         rows, tables = [*fit.rows(), *scales.rows()], {"level_dwell": scales.dwell()}
+        reading.forget(parents)
         if len(e.parents_P):
-            counts_D5E, (leaf_names, parent_names) = (
-                together.counts(),
-                (t.names(strings) for t in names),
+            rows += levels.against_null(
+                "child_given_parent", "all", *given_parent(counts_5E), len(e.leaf_E)
             )
-            weights_BD = levels.document_draws(len(counts_D5E), draws, seed)
-            share = weighted_shares(counts_D5E, weights_BD)
-            for kind in SHARES:
-                given = (share[kind], share[f"{kind}_null"], len(e.leaf_E))
-                rows += levels.against_null(kind, "all", *given)
+            id_N, z_NK, h2_NP = map(torch.cat, zip(*shown, strict=True))
+            leaf_names = top_tokens(leaves, id_N, z_NK, strings)
+            names = top_tokens(e.parents_P, id_N, h2_NP, strings)
             ids = {"parent": e.parents_P[e.place_E], "child": e.leaf_E, "weight": e.weight_E}
-            columns = {k: v.tolist() for k, v in (ids | shares(counts_D5E.sum(0))).items()}
-            table = pd.DataFrame(columns)
+            table = pd.DataFrame({k: v.tolist() for k, v in ids.items()})
             tables["composition"] = table.assign(tokens=table["child"].map(leaf_names))
-            kept = e.parents_P
-            nodes = {"parent": kept, "energy": sae.composer.energy2[kept]}
-            nodes |= {"frequency": frequency.level2_P[kept]}
-            nodes |= {"children": torch.bincount(e.place_E, minlength=len(kept))}
+            nodes = {"parent": e.parents_P, "energy": sae.composer.energy2[e.parents_P]}
             table = pd.DataFrame({k: v.tolist() for k, v in nodes.items()})
-            tables["parents"] = table.assign(tokens=table["parent"].map(parent_names))
+            tables["parents"] = table.assign(tokens=table["parent"].map(names))
             if specs:
-                pure, labels = purity_rows(selected, seen, weights_BD)
+                pure, labels = purity_rows(selected, seen)
                 rows += pure
                 tables["parents"] = tables["parents"].join(labels)
         made[name] = Measured(rows, tables=tables)

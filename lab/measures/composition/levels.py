@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -17,8 +16,6 @@ from lab.measures.truth.recovery import Recovery
 from tsae.saes.base import SAEOutput
 from tsae.saes.hierarchical import HierarchicalSAE
 from tsae.sequences import SCALES, SequenceContext
-
-RECOVERY = ("ap", "auroc", "f1")
 
 
 class Parents:
@@ -98,25 +95,12 @@ def matched_leaves(frequency: Frequencies, seed: int) -> Tensor:
     return leaves
 
 
-def document_draws(n_documents: int, draws: int, seed: int) -> Tensor:
-    """[1 + draws, D] float64: every document once, then how often each draw holds each."""
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(n_documents, np.full(n_documents, 1 / n_documents), size=draws)
-    return torch.cat([torch.ones(1, n_documents), torch.as_tensor(drawn)]).double()
-
-
 def against_null(
-    metric: str, group: str, values_B: Tensor, null_B: Tensor, n: int
+    metric: str, group: str, value: Tensor, null: Tensor, n: int
 ) -> list[dict[str, Any]]:
-    """``metric``, ``_null`` and ``_excess`` of all documents, with the 95% interval of the excess.
-
-    The first of the values is of all documents, the others are of the draws.
-    """
-    excess_B = values_B - null_B
-    low, high = torch.nanquantile(excess_B[1:], excess_B.new_tensor([0.025, 0.975]))
-    ends = {"": values_B[0], "_null": null_B[0], "_excess": excess_B[0]}
-    ends |= {"_excess_low": low, "_excess_high": high}
-    return [row(metric + end, group, value, n) for end, value in ends.items()]
+    """``metric``, ``_null`` and ``_excess``, what is left without its null."""
+    ends = {"": value, "_null": null, "_excess": value - null}
+    return [row(metric + end, group, number, n) for end, number in ends.items()]
 
 
 class TimeScales:
@@ -124,9 +108,8 @@ class TimeScales:
 
     Three codings of the same tokens: ``level1``, ``level2``, and ``leaves``, as many latents of
     level 1 as there are parents and of like frequency, since among fewer latents the best one is
-    worse by itself. Per coding: ``level_ap``, ``level_auroc`` and ``level_f1`` with group
-    ``coding:scale`` (:class:`Recovery`), ``level_mean_dwell`` (tokens, Kaplan–Meier,
-    runs pooled) with group ``coding``.
+    worse by itself. Per coding: ``level_ap`` with group ``coding:scale`` (:class:`Recovery`),
+    ``level_mean_dwell`` (tokens, Kaplan–Meier, runs pooled) with group ``coding``.
     """
 
     def __init__(self, reading: Reading, sae: HierarchicalSAE, leaves_P: Tensor):
@@ -134,7 +117,7 @@ class TimeScales:
         n, store = sae.cfg.n_parents, reading.store
         sizes = {"level1": sae.cfg.d_sae, "level2": n, "leaves": n}
         length, specs, device = store.seq_len, store.label_specs, sae.W_dec.device
-        self.life = {name: LifecycleTracker(f, length, device=device) for name, f in sizes.items()}
+        self.life = {name: LifecycleTracker(f, length, device) for name, f in sizes.items()}
         self.codes = {name: (Codes(specs), Codes(specs)) for name in (sizes if specs else ())}
 
     def codings(self, both: Both) -> dict[str, Tokens]:
@@ -158,9 +141,8 @@ class TimeScales:
             recovery = Recovery(*codes)
             recovery.own()
             for r in recovery.rows:
-                if r["metric"] in RECOVERY and r["group"] in SCALES:
-                    renamed = {"metric": f"level_{r['metric']}", "group": f"{name}:{r['group']}"}
-                    out.append({**r, **renamed})
+                if r["metric"] == "ap" and r["group"] in SCALES:
+                    out.append(row("level_ap", f"{name}:{r['group']}", r["value"], r["n"]))
         for name, life in self.life.items():
             every = torch.arange(len(life.births_F))
             if runs := life.runs_seen(every):
@@ -170,5 +152,4 @@ class TimeScales:
     def dwell(self) -> pd.DataFrame:
         """Columns group (the coding), dwell, count, censored; latents pooled."""
         parts = [life.table().assign(group=name) for name, life in self.life.items()]
-        columns = ["count", "censored"]
-        return pd.concat(parts).groupby(["group", "dwell"], as_index=False)[columns].sum()
+        return pd.concat(parts, ignore_index=True)

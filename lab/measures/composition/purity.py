@@ -7,7 +7,7 @@ mixed as the text. Entropies of few tokens come out too small, for every set of 
 alike, which is why purities are compared at like numbers of tokens only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -22,96 +22,79 @@ MIN_TOKENS = 20
 
 
 def purity(counts_PC: Tensor, base_C: Tensor) -> Tensor:
-    """[..., P] of counts [..., P, C] and of those of all tokens [..., C]; NaN for no count."""
+    """[P] of counts [P, C] and of those of all tokens [C]; NaN for no count."""
     entropies = []
-    for counts in (counts_PC, base_C[..., None, :]):
+    for counts in (counts_PC, base_C):
         share = counts / counts.sum(-1, keepdim=True)
         entropies.append(-torch.xlogy(share, share).sum(-1))
     return 1 - entropies[0] / entropies[1]
 
 
 class Sets:
-    """Tokens of each document, label and class: of each of S sets, and of all.
+    """Tokens of each label and class: of each of S sets, and of all.
 
     The sets are the P parents, then R times P leaves (``leaves_RP``) of like frequency.
     """
 
     def __init__(self, specs: Mapping[str, LabelSpec], parents_P: Tensor, leaves_RP: Tensor):
         self.specs, self.parents_P, self.leaves_RP = specs, parents_P, leaves_RP
-        self.counts: dict[str, dict[int, Tensor]] = {name: {} for name in specs}
-        self.active_S: Tensor | int = 0
+        n = 1 + leaves_RP.numel() + len(parents_P)
+        self.counts = {k: torch.zeros(len(s.classes), n).double() for k, s in specs.items()}
+        self.active_S = torch.zeros(n - 1).double()
 
     def update(self, both: Both) -> None:
         own_NP = both.parents.z_NF[:, self.parents_P] > 0
         leaf_NX = both.leaves.z_NF[:, self.leaves_RP.flatten()] > 0
-        active_NS = torch.cat([own_NP, leaf_NX], 1).double().cpu()
-        self.active_S = self.active_S + active_NS.sum(0)
-        active_NS = torch.cat([active_NS, torch.ones(len(active_NS), 1)], 1)
-        for doc in both.leaves.doc_N.unique().tolist():
-            at = (both.leaves.doc_N == doc).cpu()
-            for name, of_label in self.counts.items():
-                label_n = both.leaves.labels[name].cpu()[at]
-                n_classes = len(self.specs[name].classes)
-                held = of_label.get(doc, torch.zeros(n_classes, active_NS.shape[1]).double())
-                keep = label_n >= 0
-                of_label[doc] = held.index_add_(0, label_n[keep], active_NS[at][keep])
+        active_NS = torch.cat([own_NP, leaf_NX, torch.ones_like(own_NP[:, :1])], 1).double().cpu()
+        self.active_S += active_NS[:, :-1].sum(0)
+        for name, count_CS in self.counts.items():
+            label_N = both.leaves.labels[name].cpu()
+            count_CS.index_add_(0, label_N[label_N >= 0], active_NS[label_N >= 0])
 
-    def table(self, name: str) -> Tensor:
-        """[D, S + 1, C] of one label, the last set being all tokens."""
-        return torch.stack([self.counts[name][doc] for doc in sorted(self.counts[name])]).mT
-
-    def purities(self, name: str, weights_BD: Tensor) -> Tensor:
-        """[B, S] in each weighting of the documents; NaN for sets of too few labelled tokens."""
-        table = self.table(name)
-        counts_BSC = torch.einsum("bd,dsc->bsc", weights_BD, table)
-        value_BS = purity(counts_BSC[:, :-1], counts_BSC[:, -1])
-        return torch.where(table[:, :-1].sum((0, 2)) >= MIN_TOKENS, value_BS, torch.nan)
+    def purities(self, name: str) -> Tensor:
+        """[S] of one label; NaN for sets of too few labelled tokens."""
+        *sets_SC, base_C = self.counts[name].T
+        counts_SC = torch.stack(sets_SC)
+        return torch.where(counts_SC.sum(1) >= MIN_TOKENS, purity(counts_SC, base_C), torch.nan)
 
     def covered(self, name: str) -> Tensor:
         """[S]: whether the label applies to at least half of a set's tokens."""
-        return self.table(name)[:, :-1].sum((0, 2)) * 2 >= self.active_S
+        return self.counts[name][:, :-1].sum(0) * 2 >= self.active_S
 
 
-def purity_rows(
-    selected: Sets, seen: Sets, weights_BD: Tensor
-) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+def purity_rows(selected: Sets, seen: Sets) -> tuple[list[dict[str, Any]], pd.DataFrame]:
     """``parent_purity`` against single leaves, and the best label of every parent.
 
     Group a scale: mean over parents and labels; group all: the best label of each set, chosen on
     ``selected`` among those that apply to half of its tokens. Leaves are averaged over their draws;
-    only where each kind of set has enough tokens. Table: label, scale, cls, share (of that class),
-    purity, purity_null; a row a parent.
+    only where each kind of set has enough tokens. Table: label, cls, share (of that class); a row a
+    parent.
     """
     specs, names = seen.specs, list(seen.specs)
-    once = torch.ones(1, len(selected.counts[names[0]])).double()
     before = [
-        torch.where(selected.covered(n), selected.purities(n, once)[0].nan_to_num(-1e9), -1e9)
-        for n in names
+        torch.where(selected.covered(n), selected.purities(n).nan_to_num(-1e9), -1e9) for n in names
     ]
-    value_LBS = torch.stack([seen.purities(name, weights_BD) for name in names])
+    value_LS = torch.stack([seen.purities(name) for name in names])
     best_S = torch.stack(before).argmax(0)
-    best_BS = value_LBS.gather(0, best_S.expand(1, value_LBS.shape[1], -1))[0]
     n_parents = len(seen.parents_P)
-    rows = _rows("all", best_BS[None], n_parents)
+    rows = _rows("all", value_LS.gather(0, best_S[None]), n_parents)
     for scale in SCALES:
         of_scale = [i for i, name in enumerate(names) if specs[name].scale == scale]
-        rows += _rows(scale, value_LBS[of_scale], n_parents) if of_scale else []
+        rows += _rows(scale, value_LS[of_scale], n_parents)
     labels = []
-    for place, null in enumerate(best_BS[0, n_parents:].view(-1, n_parents).nanmean(0).tolist()):
+    for place in range(n_parents):
         name = names[int(best_S[place])]
-        count_C = seen.table(name)[:, place].sum(0)
-        cls, share = specs[name].classes[int(count_C.argmax())], count_C.max() / count_C.sum()
-        value = float(best_BS[0, place])
-        labels.append((name, specs[name].scale, cls, float(share), value, null))
-    columns: Sequence[str] = ("label", "scale", "cls", "share", "purity", "purity_null")
-    return rows, pd.DataFrame(labels, columns=list(columns))
+        count_C = seen.counts[name][:, place]
+        share = float(count_C.max() / count_C.sum())
+        labels.append((name, specs[name].classes[int(count_C.argmax())], share))
+    return rows, pd.DataFrame(labels, columns=["label", "cls", "share"])
 
 
-def _rows(group: str, value_LBS: Tensor, n_parents: int) -> list[dict[str, Any]]:
+def _rows(group: str, value_LS: Tensor, n_parents: int) -> list[dict[str, Any]]:
     """Means over labels and parents, where both kinds of sets are measured."""
-    own_LBP = value_LBS[..., :n_parents]
-    leaf_LBP = value_LBS[..., n_parents:].unflatten(-1, (-1, n_parents)).nanmean(-2)
-    counted_LP = (own_LBP + leaf_LBP)[:, 0].isfinite()
+    own_LP = value_LS[:, :n_parents]
+    leaf_LP = value_LS[:, n_parents:].unflatten(-1, (-1, n_parents)).nanmean(-2)
+    counted_LP = (own_LP + leaf_LP).isfinite()
     n = int(counted_LP.sum())
-    means = [v.transpose(0, 1)[:, counted_LP].nanmean(1) for v in (own_LBP, leaf_LBP)]
-    return against_null("parent_purity", group, means[0], means[1], n) if n else []
+    means = own_LP[counted_LP].mean(), leaf_LP[counted_LP].mean()
+    return against_null("parent_purity", group, *means, n) if n else []

@@ -13,6 +13,10 @@ from lab.measures.reading import Encoder, Reading, row
 from lab.measures.succession.events import Activity
 from lab.worlds.base import ChainEdge, World
 
+LABEL, KIND = "step", "domain"
+"""The label that arrows connect, and the one that exchanged documents share."""
+MEMBERS = 3
+"""Latents of a conjunction at most."""
 QUANTILES = (0.25, 0.5, 0.75)
 
 
@@ -46,9 +50,14 @@ def read(
     return Text(Activity(scipy.sparse.vstack(values).tocsc(), piece), ids, classes.astype(int))
 
 
-def arrows(world: World | None, label: str) -> list[ChainEdge]:
-    """The world's true arrows between classes of ``label``; none without a world."""
-    return [e for e in world.chains() or [] if e.label == label] if world is not None else []
+def arrows(world: World | None) -> list[ChainEdge]:
+    """The world's true arrows between classes of :data:`LABEL`; none without a world."""
+    return [e for e in world.chains() or [] if e.label == LABEL] if world is not None else []
+
+
+def matching_split(reading: Reading) -> str:
+    """Where steps are matched: validation, or test in a store that has none."""
+    return "test" if reading.choices == "train" else reading.choices
 
 
 class Match(NamedTuple):
@@ -62,8 +71,7 @@ class Match(NamedTuple):
 def match(text: Text, n_classes: int, members: int, min_count: int = 10) -> dict[int, Match]:
     """For each class that begins ``min_count`` times, greedily up to ``members`` latents whose
     conjunction has the largest F1; a latent that does not raise it is not taken."""
-    truth = text.steps(n_classes).active_NF
-    codes = text.codes.active_NF
+    truth, codes = text.steps(n_classes).active_NF, text.codes.active_NF
     levels = np.zeros((1 + len(QUANTILES), codes.shape[1]))
     for latent in np.flatnonzero(np.diff(codes.indptr)):
         values = codes.data[codes.indptr[latent] : codes.indptr[latent + 1]]
@@ -74,8 +82,7 @@ def match(text: Text, n_classes: int, members: int, min_count: int = 10) -> dict
         for level_F in levels
     ]  # fmt: skip
     hits = np.stack([(on.T.astype(int) @ truth.astype(int)).toarray() for on in states])
-    fires = np.stack([on.astype(int).sum(0) for on in states])
-    found = {}
+    fires, found = np.stack([on.astype(int).sum(0) for on in states]), {}
     for c, n in enumerate(np.asarray(truth.astype(int).sum(0))):
         if n < min_count:
             continue
@@ -97,23 +104,20 @@ def match(text: Text, n_classes: int, members: int, min_count: int = 10) -> dict
             chosen.append(step[:2])
             held = step[2]
         if chosen:
-            latents, thresholds = zip(*chosen, strict=True)
-            found[c] = Match(latents, thresholds, float(best))
+            found[c] = Match(*zip(*chosen, strict=True), float(best))
     return found
 
 
 def matched_events(text: Text, matches: Mapping[int, Match]) -> tuple[Activity, dict[int, int]]:
     """Where each distinct conjunction begins, one column each, and the column of every class."""
-    codes, distinct = text.codes.active_NF, dict[tuple, int]()
-    events: list[scipy.sparse.csc_array] = []
-    for m in matches.values():
-        if m[:2] in distinct:
-            continue
-        distinct[m[:2]] = len(events)
-        on_NM = codes[:, list(m.latents)].toarray() > np.array(m.thresholds)
-        events.append(scipy.sparse.csc_array(on_NM.all(1)[:, None]))
-    activity = Activity(scipy.sparse.hstack(events).tocsc(), text.codes.piece_N).begins()
-    return activity, {c: distinct[m[:2]] for c, m in matches.items()}
+    distinct = {m: place for place, m in enumerate(dict.fromkeys(m[:2] for m in matches.values()))}
+    events = [
+        text.codes.active_NF[:, list(latents)].toarray() > np.array(thresholds)
+        for latents, thresholds in distinct
+    ]
+    on_NE = scipy.sparse.csc_array(np.stack([on_NM.all(1) for on_NM in events], 1))
+    columns = {c: distinct[m[:2]] for c, m in matches.items()}
+    return Activity(on_NE, text.codes.piece_N).begins(), columns
 
 
 def pattern_detection(
@@ -148,12 +152,13 @@ def pattern_detection(
     scores = np.array([values.get(pair, 0.0) if pair[0] != pair[1] else 0.0 for pair in at])
     truth = np.array([pair in true for pair in pairs])
     hits = [(true[pairs[i]], lags[at[i]]) for i in np.flatnonzero((scores > 0) & truth)]
-    right = [e.lag_min <= lag <= e.lag_max for e, lag in hits]
-    n_found, nan = int((scores > 0).sum()), float("nan")
-    return [
-        row("chain_ap", "token", average_precision_score(truth, scores), len(pairs)),
-        row("chain_ap_chance", "token", truth.mean(), len(pairs)),
-        row("chain_precision", "token", len(hits) / n_found if n_found else nan, n_found),
-        row("chain_recall", "token", len(hits) / truth.sum(), int(truth.sum())),
-        row("chain_lag_accuracy", "token", np.mean(right) if right else nan, len(hits)),
-    ]
+    right = sum(e.lag_min <= lag <= e.lag_max for e, lag in hits)
+    n_found = int((scores > 0).sum())
+    values = {
+        "chain_ap": (average_precision_score(truth, scores), len(pairs)),
+        "chain_ap_chance": (truth.mean(), len(pairs)),
+        "chain_precision": (len(hits) / n_found if n_found else np.nan, n_found),
+        "chain_recall": (len(hits) / truth.sum(), truth.sum()),
+        "chain_lag_accuracy": (right / len(hits) if hits else np.nan, len(hits)),
+    }
+    return [row(name, "token", *value) for name, value in values.items()]

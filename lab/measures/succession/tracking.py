@@ -7,7 +7,8 @@ documents; the strength of a pair of steps at a lag is the mean of C_ℓ[j→i] 
 the one and i of the other. Only lags up to the window can be read; true arrows span up to 12 tokens.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,17 @@ from tqdm.auto import tqdm
 from lab.measures.families import register
 from lab.measures.reading import Encoder, Measured, Reading, row
 from lab.measures.succession.events import Activity, exchanged, shuffled
-from lab.measures.succession.steps import Match, arrows, match, pattern_detection, read
+from lab.measures.succession.steps import (
+    KIND,
+    LABEL,
+    MEMBERS,
+    Match,
+    arrows,
+    match,
+    matching_split,
+    pattern_detection,
+    read,
+)
 from lab.worlds.base import World
 from tsae.tracking import Active, TemporalCorrelationTracker, strongest, track
 
@@ -40,12 +51,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 """What is changed of :data:`BASE`, one setting each. ``norm`` learns nothing, so that its C is the
 counted log-lift; ``rates``: no C at all, but how often both are active. ``slots``: a token's
 strongest k / 2 codes are read, or all."""
-METRICS = {
-    "chain_ap": "tracker_ap",
-    "chain_ap_chance": "tracker_ap_chance",
-    "chain_recall": "tracker_recall",
-    "chain_lag_accuracy": "tracker_lag_accuracy",
-}
+LR = 0.003
 
 
 def mean_over(found: Mapping[int, Match], n_latents: int) -> scipy.sparse.csr_array:
@@ -68,33 +74,30 @@ def between_steps(
     return pd.concat(frames, ignore_index=True)
 
 
-def batches(codes: Activity, slots: int, tokens: int = 1024) -> Iterator[tuple[Active, Tensor]]:
-    """The text in parts: its strongest codes, and each token's document."""
-    values_NF, document_N = codes.active_NF.tocsr(), torch.from_numpy(codes.piece_N)
-    for first in range(0, len(document_N), tokens):
-        part = torch.from_numpy(values_NF[first : first + tokens].toarray()).float()
-        yield strongest(part, slots), document_N[first : first + tokens]
-
-
-def trained(
-    codes: Activity, slots: int, seed: int, lr: float, **setting: Any
-) -> TemporalCorrelationTracker:
-    """A fresh tracker of :data:`BASE` and ``setting`` that has read the text."""
+def trained(codes: Activity, slots: int, seed: int, **setting: Any) -> TemporalCorrelationTracker:
+    """A fresh tracker of :data:`BASE` and ``setting`` that has read each token's strongest codes."""
     options = {**BASE, **setting}
     learning = options.pop("learning")
+    values_NF, document_N = codes.active_NF.tocsr(), torch.from_numpy(codes.piece_N)
+
+    def parts(tokens: int = 1024) -> Iterator[tuple[Active, Tensor]]:
+        for first in range(0, len(document_N), tokens):
+            part = torch.from_numpy(values_NF[first : first + tokens].toarray()).float()
+            yield strongest(part, slots), document_N[first : first + tokens]
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tracker = TemporalCorrelationTracker(codes.active_NF.shape[1], **options)
-        return track(tracker, batches(codes, slots), lr=lr, learning=learning)
+        return track(tracker, parts(), lr=LR, learning=learning)
 
 
 def false_discovery(
     codes: Activity,
     kind_N: np.ndarray,
-    found: Mapping[int, Match],
+    mean_KF: scipy.sparse.csr_array,
     texts: int,
-    fit: Any,
-    rng: np.random.Generator,
+    fit: Callable[[Activity], TemporalCorrelationTracker],
+    seed: int,
 ) -> tuple[float, list[dict[str, Any]]]:
     """The C that one exchanged text in twenty exceeds, and how often other texts do.
 
@@ -102,7 +105,7 @@ def false_discovery(
     pair of steps, all of one's latents in the one half and all of the other's in the other, has a
     larger C. The threshold is the .95 quantile of the largest C over ``2 texts`` of their own.
     """
-    mean_KF = mean_over(found, codes.active_NF.shape[1])
+    rng = np.random.default_rng(seed)
 
     def largest(name: str) -> float:
         moved_F = rng.permutation(mean_KF.shape[1]) % 2 == 0
@@ -111,10 +114,10 @@ def false_discovery(
             text, _ = exchanged(codes, kind_N, moved_F, rng)
         share_K = mean_KF @ moved_F.astype(float)
         table = between_steps(fit(text), mean_KF)
-        ends = share_K[table["source"]] + 2 * share_K[table["target"]]
-        apart = np.isclose(ends, 1) | np.isclose(ends, 2)
-        half = np.isclose(share_K, 0.5)[table["source"]] | np.isclose(share_K, 0.5)[table["target"]]
-        return float(table["C"][apart & ~half].max()) if (apart & ~half).any() else 0.0
+        ends = [share_K[table[end]] for end in ("source", "target")]
+        whole = [np.isclose(end, 0) | np.isclose(end, 1) for end in ends]
+        apart = whole[0] & whole[1] & ~np.isclose(*ends)
+        return float(table["C"][apart].max()) if apart.any() else 0.0
 
     reached = [largest("exchanged") for _ in range(2 * texts)]
     threshold = float(np.quantile(reached, 0.95, method="higher"))
@@ -132,11 +135,7 @@ def measure(
     reading: Reading,
     world: World | None,
     *,
-    label: str = "step",
-    kind: str = "domain",
-    members: int = 3,
     track_tokens: int = 240_000,
-    lr: float = 0.003,
     settings: Sequence[Mapping[str, Any]] = SETTINGS,
     unchained: int = 0,
 ) -> dict[str, Measured]:
@@ -146,65 +145,50 @@ def measure(
     ``tracker_mib``, the memory of the tracker.
 
     ``unchained``: texts of :func:`false_discovery`, with which come ``tracker_firm_recall`` and
-    ``tracker_firm_precision``, of the pairs above its threshold. Steps are matched on validation,
-    or on test in a store that has none; trackers read ``track_tokens`` of the train split. Nothing
-    is measured in a world without true arrows.
+    ``tracker_firm_precision``, of the pairs above its threshold. Trackers read ``track_tokens`` of
+    the train split. Nothing is measured in a world without true arrows.
     """
-    chains = arrows(world, label)
-    if not chains:
-        return {}
-    classes, out = reading.store.label_specs[label].classes, {}
-    split = "test" if reading.choices == "train" else reading.choices
-    for key, sae in saes.items():
-        found = match(read(sae, reading, split, label), len(classes), members)
+    chains, out = arrows(world), {}
+    for key, sae in saes.items() if chains else ():
+        classes = reading.store.label_specs[LABEL].classes
+        found = match(read(sae, reading, matching_split(reading), LABEL), len(classes), MEMBERS)
         if not found:
             continue
         columns = {classes[c]: place for place, c in enumerate(found)}
-        text = read(sae, reading, "train", kind if unchained else None, track_tokens)
+        text = read(sae, reading, "train", KIND if unchained else None, track_tokens)
         codes, mean_KF = text.codes, mean_over(found, sae.cfg.d_sae)
         slots = min(int(np.diff(codes.active_NF.tocsr().indptr).max()), 2 * sae.cfg.k)
-        fit: dict[str, Any] = {"slots": max(1, sae.cfg.k // 2), "seed": reading.seed, "lr": lr}
-        rows, whole = [], None
+        fit = partial(trained, slots=max(1, sae.cfg.k // 2), seed=reading.seed)
+        rows, tables = [], dict[str, pd.DataFrame]()
         for setting in tqdm(settings, desc=f"trackers of {key}", disable=not reading.progress):
             group = ", ".join(f"{name}={value}" for name, value in setting.items()) or "base"
             if setting.get("learning") == "rates":
                 rate_K = mean_KF @ (codes.active_NF > 0).mean(0)
                 source, target = np.nonzero(np.ones((len(rate_K), len(rate_K))))
-                rates = {"source": source, "target": target, "lag": 1}
-                table = pd.DataFrame({**rates, "C": rate_K[source] * rate_K[target]})
-            else:
-                asked = {**setting, "slots": slots} if "slots" in setting else setting
-                tracker = trained(codes, **{**fit, **asked})
-                table = between_steps(tracker, mean_KF)
-                rows.append(row("tracker_mib", group, tracker.nbytes / 2**20, 1))
-            whole = table if group == "base" else whole
-            rows += detected(table, chains, columns, classes, group)
+                ends = {"source": source, "target": target, "lag": 1}
+                tables[group] = pd.DataFrame({**ends, "C": rate_K[source] * rate_K[target]})
+                continue
+            tracker = fit(codes, **{**setting, **({"slots": slots} if "slots" in setting else {})})
+            tables[group] = between_steps(tracker, mean_KF)
+            rows.append(row("tracker_mib", group, tracker.nbytes / 2**20, 1))
         if hasattr(sae, "tracker"):
-            rows += detected(between_steps(sae.tracker, mean_KF), chains, columns, classes, "own")
-        if unchained and whole is not None:
-            threshold, more = false_discovery(
-                codes, text.label_N, found, unchained,
-                lambda changed, fit=fit: trained(changed, **fit), np.random.default_rng(reading.seed),
-            )  # fmt: skip
-            firm = pattern_detection(
-                whole[whole["C"] > threshold], chains, columns, classes, score="C"
-            )
-            firm = [
-                row(f"tracker_firm_{r['metric'][6:]}", "base", r["value"], r["n"])
-                for r in firm
-                if r["metric"] in ("chain_recall", "chain_precision")
-            ]
-            rows += [*more, *firm]
+            tables["own"] = between_steps(sae.tracker, mean_KF)
+        truth = chains, columns, classes
+        for group, table in tables.items():
+            rows += detected(table, truth, group, ("ap", "ap_chance", "recall", "lag_accuracy"))
+        if unchained and "base" in tables:
+            given = codes, text.label_N, mean_KF, unchained, fit, reading.seed
+            threshold, more = false_discovery(*given)
+            firm = tables["base"][tables["base"]["C"] > threshold]
+            rows += more + detected(firm, truth, "base", ("recall", "precision"), "firm_")
         out[key] = Measured(rows)
     return out
 
 
 def detected(
-    table: pd.DataFrame, chains: Any, columns: Mapping[str, int], classes: Any, group: str
+    table: pd.DataFrame, truth: tuple, group: str, names: Sequence[str], prefix: str = ""
 ) -> list[dict[str, Any]]:
-    """Rows of :func:`pattern_detection` by C under the names of :data:`METRICS`."""
-    return [
-        row(METRICS[r["metric"]], group, r["value"], r["n"])
-        for r in pattern_detection(table, chains, columns, classes, score="C")
-        if r["metric"] in METRICS
-    ]
+    """Rows ``tracker_…`` of those of :func:`pattern_detection` by C that are named."""
+    found = {r["metric"]: r for r in pattern_detection(table, *truth, score="C")}
+    rows = {name: found[f"chain_{name}"] for name in names}
+    return [row(f"tracker_{prefix}{n}", group, r["value"], r["n"]) for n, r in rows.items()]

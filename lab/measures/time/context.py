@@ -6,12 +6,12 @@ and SAE read BOS and the block alone, and the tokens of its second half, which h
 with c or more before it is compared once. The residual is made anew by the model: a static SAE
 changes too, as far as its input does.
 
-``context_jaccard`` = |A_c ∩ A| / |A_c ∪ A| of the active sets, ``context_cosine`` = cos(z_c, z);
-group ``context=c``; means over tokens, n of them. Codes that are empty in both count as equal.
-Document rows of ``context_jaccard``. Each residual is computed once for all dictionaries.
+``context_jaccard`` = |A_c ∩ A| / |A_c ∪ A| of the active sets; group ``context=c``; mean over
+tokens, n of them. Codes that are empty in both count as equal. Document rows of it. Each residual
+is computed once for all dictionaries.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 import torch
@@ -22,45 +22,42 @@ from lab.measures.reading import Encoder, Measured, Reading, row
 from lab.worlds import World
 from tsae import models
 from tsae.sequences import FilledContext
-from tsae.store.reading import Batch
 
-METRICS = ("context_jaccard", "context_cosine")
+CONTEXTS = (4, 8, 16, 32)
 
 
 @register("context", together=True, nulls=True, needs=("model",))
 @torch.no_grad()
-def measure(
-    saes: Mapping[str, Encoder],
-    reading: Reading,
-    world: World,
-    *,
-    contexts: Sequence[int] = (4, 8, 16, 32),
-) -> dict[str, Measured]:
-    """The module's measures on ``sizes.sequences`` test sequences; contexts of which two do not
-    fit a sequence are left out."""
+def measure(saes: Mapping[str, Encoder], reading: Reading, world: World) -> dict[str, Measured]:
+    """The module's measure on ``sizes.sequences`` test sequences; contexts of which two do not fit
+    a sequence are left out."""
     model, store = world.model(reading.device), reading.store
-    used = [c for c in contexts if 2 * c < store.seq_len]
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in saes}
     left = reading.sizes.sequences
     for batch in reading.batches("test", 2**62):
         rows = slice(0, left)
         tokens_BT, doc_BT = batch.tokens_BT[rows].long(), batch.doc_BT[rows]
-        mask_BT, boundary_BT = batch.context.mask_BT[rows], batch.context.boundary_BT[rows]
-        context = FilledContext(mask_BT, boundary_BT)
+        mask_BT, level_BT = batch.context.mask_BT[rows], batch.context.boundary_BT[rows]
         x_BTD = models.residual(model, tokens_BT, store.layer).float() * store.scale
-        whole = {name: sae.encode(x_BTD, context) for name, sae in saes.items()}
-        for c in used:
-            for place_J, block in blocks(tokens_BT, context, c):
-                x_BJD = models.residual(model, block.tokens_BT, store.layer).float() * store.scale
-                late_J = slice(1 + c, None)
-                keep_BJ = context.mask_BT[:, place_J[late_J]].bool()
+        whole = {
+            name: s.encode(x_BTD, FilledContext(mask_BT, level_BT)) for name, s in saes.items()
+        }
+        for c in (c for c in CONTEXTS if 2 * c < store.seq_len):
+            for place_KJ in blocks(store.seq_len, c):
+                tokens_MJ, mask_MJ, level_MJ = (
+                    part_BT[:, place_KJ].flatten(0, 1) for part_BT in (tokens_BT, mask_BT, level_BT)
+                )
+                level_MJ[:, :2] = 3
+                x_MJD = models.residual(model, tokens_MJ, store.layer).float() * store.scale
+                late_KJ = place_KJ[:, 1 + c :]
+                keep_BKJ = mask_BT[:, late_KJ].bool()
+                doc = doc_BT[:, late_KJ][keep_BKJ].cpu().numpy()
                 for name, sae in saes.items():
-                    a = sae.encode(x_BJD, block.context)[:, late_J][keep_BJ]
-                    b = whole[name][:, place_J[late_J]][keep_BJ]
-                    table = {"doc": doc_BT[:, place_J[late_J]][keep_BJ].cpu().numpy(), "den": 1.0}
-                    table |= {METRICS[0]: jaccard(a, b).cpu().numpy()}
-                    table |= {METRICS[1]: cosine(a, b).cpu().numpy()}
-                    frame = pd.DataFrame(table).groupby("doc", as_index=False).sum()
+                    z_MJF = sae.encode(x_MJD, FilledContext(mask_MJ, level_MJ))[:, 1 + c :]
+                    cut = z_MJF.unflatten(0, (-1, len(place_KJ)))[keep_BKJ]
+                    same = jaccard(cut, whole[name][:, late_KJ][keep_BKJ]).cpu().numpy()
+                    frame = pd.DataFrame({"doc": doc, "num": same, "den": 1.0})
+                    frame = frame.groupby("doc", as_index=False).sum()
                     parts[name].append(frame.assign(group=f"context={c}"))
         left -= len(tokens_BT)
         if left <= 0:
@@ -68,24 +65,19 @@ def measure(
     found = {}
     for name, frames in parts.items():
         table = pd.concat(frames).groupby(["group", "doc"], as_index=False).sum()
-        sums = table.groupby("group").sum()
-        values = {m: [(g, s[m] / s["den"], s["den"]) for g, s in sums.iterrows()] for m in METRICS}
-        rows_ = [row(m, *value) for m, part in values.items() for value in part]
-        documents = table[["doc", "group", "den"]].assign(num=table[METRICS[0]], metric=METRICS[0])
-        found[name] = Measured(rows_, documents)
+        sums = table.groupby("group")[["num", "den"]].sum()
+        rows_ = [row("context_jaccard", s.Index, s.num / s.den, s.den) for s in sums.itertuples()]
+        found[name] = Measured(rows_, table.assign(metric="context_jaccard"))
     return found
 
 
-def blocks(tokens_BT: Tensor, context: FilledContext, c: int) -> Iterator[tuple[Tensor, Batch]]:
-    """Positions [J] in the sequence and the block at them: BOS, then up to 2c tokens."""
-    length = tokens_BT.shape[1]
-    for start in range(1, length - c, c):
-        place_J = torch.tensor([0, *range(start, min(start + 2 * c, length))])
-        level_BJ = context.boundary_BT[:, place_J].clone()
-        level_BJ[:, :2] = 3
-        cut = FilledContext(context.mask_BT[:, place_J], level_BJ)
-        tokens_BJ = tokens_BT[:, place_J]
-        yield place_J, Batch(tokens_BJ, tokens_BJ, tokens_BJ, cut, {})
+def blocks(length: int, c: int) -> Iterator[Tensor]:
+    """Positions [K, J] of K blocks: BOS, then 2c tokens, or at a sequence's end fewer."""
+    place_KJ = torch.arange(1, length - c, c)[:, None] + torch.arange(-1, 2 * c)
+    place_KJ[:, 0] = 0
+    yield place_KJ[place_KJ[:, -1] < length]
+    for place_J in place_KJ[place_KJ[:, -1] >= length]:
+        yield place_J[place_J < length][None]
 
 
 def jaccard(a_NF: Tensor, b_NF: Tensor) -> Tensor:
@@ -93,11 +85,3 @@ def jaccard(a_NF: Tensor, b_NF: Tensor) -> Tensor:
     both, either = (a_NF > 0) & (b_NF > 0), (a_NF > 0) | (b_NF > 0)
     union = either.sum(-1).double()
     return torch.where(union > 0, both.sum(-1) / union.clamp(min=1), 1.0)
-
-
-def cosine(a_NF: Tensor, b_NF: Tensor) -> Tensor:
-    """[N] cosine; 1 when both are zero, 0 when one is."""
-    a, b = a_NF.double(), b_NF.double()
-    norm_a, norm_b = a.norm(dim=-1), b.norm(dim=-1)
-    empty = (norm_a == 0) & (norm_b == 0)
-    return torch.where(empty, 1.0, (a * b).sum(-1) / (norm_a * norm_b).clamp(min=1e-30))

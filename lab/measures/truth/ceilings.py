@@ -27,14 +27,15 @@ def ceilings(reading: Reading) -> dict[str, np.ndarray]:
 def probed(reading: Reading, decay: float) -> tuple[np.ndarray, np.ndarray]:
     """Scores [3, C] on the split for choices and on test of a probe on x (decay 0) or EMA(x)."""
     weights_DC = ridge(*gathered(reading, "train", decay))
-    tried_4C, test_4C = scores = [], []
-    for split, score_4C in zip((reading.choices, "test"), scores, strict=True):
+    scores = []
+    for split in (reading.choices, "test"):
         x_ND, y_NC = gathered(reading, split, decay)
         score_NC = x_ND @ weights_DC
-        score_4C += np.stack([single(s, y) for s, y in zip(score_NC.T, y_NC.T, strict=True)]).T
+        scores.append(np.stack([single(s, y) for s, y in zip(score_NC.T, y_NC.T, strict=True)], 1))
+    tried_4C, test_4C = scores
     on_NC = score_NC >= tried_4C[3]  # F1 on test is that of the threshold chosen before
     test_4C[F1] = 2 * (on_NC & y_NC).sum(0) / np.maximum(on_NC.sum(0) + y_NC.sum(0), 1)
-    return np.stack(tried_4C[:3]), np.stack(test_4C[:3])
+    return tried_4C[:3], test_4C[:3]
 
 
 def gathered(reading: Reading, split: str, decay: float) -> tuple[np.ndarray, np.ndarray]:

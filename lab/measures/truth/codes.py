@@ -51,7 +51,8 @@ class Codes:
     """
 
     def __init__(self, specs: Mapping[str, LabelSpec], tokens: Iterable[Tokens] = ()):
-        self.specs, self.n_classes, self.n = specs, len(variables(specs)), 0
+        self.specs, self.n_classes = specs, len(variables(specs))
+        self.n = self.n_latents = 0
         self._parts: list[tuple[np.ndarray, ...]] = []
         for t in tokens:
             self.add(t)
