@@ -10,7 +10,15 @@ from test_unlearning import D, ToyStore, ToyWorld, config, identity, values
 from lab.edits import Clamp, Edit, Parents, Text, coded
 from lab.edits.hierarchical import above, above_parents, children
 from lab.measures.composition import levels, purity
-from lab.measures.composition.composition import Edges, Fit, fired, given_parent, measure, strongest, visible
+from lab.measures.composition.composition import (
+    Edges,
+    Fit,
+    fired,
+    given_parent,
+    measure,
+    strongest,
+    visible,
+)
 from lab.measures.unlearning.unlearning import unlearn
 from tsae import saes
 from tsae.saes import SequenceContext

@@ -69,8 +69,8 @@ def test_what_shapes_no_result_makes_nothing_anew(made_again, name):
         ("tsae/saes/glta.py", "glta"),
         ("tsae/saes/lstm.py", "lstm"),
         ("lab/measures/concepts/autointerp.py", "autointerp"),
-        ("lab/measures/time/lifetimes.py", "lifetimes"),
-        ("lab/measures/truth/gates.py", "gates"),
+        ("lab/measures/time/effects.py", "effects"),
+        ("lab/measures/time/order.py", "order"),
         ("lab/worlds/pydocs.py", "smollm2|pydocs"),
     ],
 )

@@ -41,7 +41,7 @@ def line(text, start):
         (("smollm2", "topk", "l0"), "SmollmTwoTopkLZero"),
         (("ema(topk)",), "EmaTopk"),
         (("ap", "document:domain"), "ApDocumentDomain"),
-        (("autocorrelation", "lag=16"), "AutocorrelationLagOneSix"),
+        (("probe_sparse", "k=16"), "ProbeSparseKOneSix"),
         (("density", "-3.5"), "DensityMinusThreePointFive"),
         (("gpt-2",), "GptTwo"),
         (("factTorch",), "FactTorch"),

@@ -29,8 +29,7 @@ from lab.measures.reading import EMA, OWN, Encoder, Measured, Reading, row
 from lab.measures.time.lifecycle import stays
 from lab.measures.truth.ranking import AUROC, influences, single
 from lab.worlds import World
-from tsae.saes.base import SequenceContext
-from tsae.sequences import DOCUMENT
+from tsae.sequences import DOCUMENT, SequenceContext
 from tsae.store.reading import Batch
 
 K, W = 32, 16
