@@ -1,7 +1,7 @@
 """Worlds: where activations come from. One file per world, found here by name.
 
-A world's module has a line ``WORLDS = ("name",)``, and ``build(directory, *, name, seed, progress,
-cache_dir, **options)`` and ``load(directory, record)``, both of which return a :class:`World`.
+A world's module has a line ``WORLDS = ("name",)``, and ``build(directory, given, **options)`` and
+``load(directory, record)``, both of which return a :class:`World`.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lab.worlds.base import World, read_record
+from lab.worlds.base import Given, World, read_record
 from tsae.errors import WorldError
 
 __all__ = ["World", "build", "load", "names"]
@@ -58,9 +58,8 @@ def build(
     configuration; an unknown one or a bad value raises ValueError. Raises :class:`WorldError` for
     an unknown name, a directory that holds another world, or a world that cannot be made here.
     """
-    cache_dir = None if cache_dir is None else Path(cache_dir)
-    given = {"name": name, "seed": seed, "progress": progress, "cache_dir": cache_dir}
-    return _module(name).build(Path(directory), **given, **options)
+    given = Given(name, seed, progress, None if cache_dir is None else Path(cache_dir))
+    return _module(name).build(Path(directory), given, **options)
 
 
 def load(directory: str | Path) -> World:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+import yaml
 
 from tsae.errors import WorldError
 from tsae.files import read_json, write_json
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "tsae-world", 1
 Config = TypeVar("Config")
+
+
+def data(module: str) -> Any:
+    """What the .yaml file beside the file ``module`` holds: words and facts, which are no code."""
+    return yaml.safe_load(Path(module).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 def require(config: Any, field: str, ok: bool, allowed: str) -> None:
@@ -40,14 +46,23 @@ def check_wholes(config: Any, least: Mapping[str, int]) -> None:
         require(config, field, whole and value >= low, f"a whole number from {low}")
 
 
-def configured(
-    config: Callable[..., Config], name: str, seed: int, options: Mapping[str, Any]
-) -> Config:
-    """The dataclass ``config`` of world ``name`` with ``options``, whose names must be its fields."""
+class Given(NamedTuple):
+    """What every world is built with."""
+
+    name: str
+    seed: int
+    progress: bool
+    cache_dir: Path | None
+
+
+def configured(config: Callable[..., Config], given: Given, options: Mapping[str, Any]) -> Config:
+    """The dataclass ``config`` with the seed and ``options``, whose names must be its fields."""
     known = [field.name for field in fields(config) if field.name != "seed"]  # type: ignore[arg-type]
     if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"{unknown[0]} is not an option of {name}; allowed are {', '.join(known)}")
-    return config(seed=seed, **options)
+        raise ValueError(
+            f"{unknown[0]} is not an option of {given.name}; allowed are {', '.join(known)}"
+        )
+    return config(seed=given.seed, **options)
 
 
 class Document(NamedTuple):
@@ -211,7 +226,7 @@ def write_record(
             )
     whole = {"format": FORMAT, "version": VERSION, "name": name, **record}
     write_json(directory / "world.json", whole)
-    return whole
+    return read_record(directory)
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from lab.worlds import fetching, local
+from lab.worlds.base import Given
 from lab.worlds.text import LocalText, digest, field
 from tsae.errors import WorldError
 
@@ -57,11 +58,8 @@ load = local.LocalWorld
 
 def build(
     directory: Path,
+    given: Given,
     *,
-    name: str,
-    seed: int,
-    progress: bool,
-    cache_dir: Path | None,
     model: str | Path | None = None,
     text: str | Path | dict[str, str] = "openwebtext",
     megabytes: float = 32.0,
@@ -80,29 +78,22 @@ def build(
     """
     if isinstance(megabytes, bool) or not isinstance(megabytes, int | float) or megabytes <= 0:
         raise ValueError(f"megabytes is {megabytes!r}; allowed is a number above 0")
-    cache = cache_dir or fetching.default_cache()
+    cache = given.cache_dir or fetching.default_cache()
 
     def local_text(text: str | Path) -> str:
         corpus, _, copy = str(text).partition("=")
         if corpus not in CORPORA:
             return str(text)
-        return str(fetch(corpus, cache, megabytes, copy or None, progress))
+        return str(fetch(corpus, cache, megabytes, copy or None, given.progress))
 
     if isinstance(text, dict):
         options["text"] = {key: local_text(value) for key, value in text.items()}
     else:
         options["text"] = local_text(text)
     if model is None:
-        model, options = model_folder(name, progress), {"layer": MODELS[name].layer, **options}
-    return local.build(
-        directory,
-        name=name,
-        seed=seed,
-        progress=progress,
-        cache_dir=cache_dir,
-        model=model,
-        **options,
-    )
+        model = model_folder(given.name, given.progress)
+        options = {"layer": MODELS[given.name].layer, **options}
+    return local.build(directory, given, model=model, **options)
 
 
 def model_folder(name: str, progress: bool) -> str:
@@ -117,15 +108,10 @@ def model_folder(name: str, progress: bool) -> str:
             return folder
     except LocalEntryNotFoundError:
         pass
-    silent = not progress and not utils.are_progress_bars_disabled()
+    if not progress:
+        utils.disable_progress_bars()
     with fetching.hub_is_clear(f"World {name}", repository, "model=PATH of a copy"):
-        if silent:
-            utils.disable_progress_bars()
-        try:
-            return snapshot_download(repository, allow_patterns=FILES)
-        finally:
-            if silent:
-                utils.enable_progress_bars()
+        return snapshot_download(repository, allow_patterns=FILES)
 
 
 def fetch(corpus: str, cache: Path, megabytes: float, copy: str | None, progress: bool) -> Path:

@@ -18,11 +18,11 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from itertools import takewhile
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import Any
 
-from lab.worlds.tasks import Encode, ProbeItem
+from lab.worlds.tasks import Encode, Halves, ProbeItem
 from tsae.errors import WorldError
 
 _BLIMP = {"sentence_good", "sentence_bad", "UID", "linguistics_term"}
@@ -41,24 +41,20 @@ def check(tasks: Mapping[str, str]) -> None:
 
 def names(tasks: Mapping[str, str]) -> list[str]:
     """``winobias``, ``wic``, and ``blimp/TERM`` for each term that BLiMP's files hold."""
-    found = [kind for kind in tasks if kind != "blimp"]
-    if "blimp" in tasks:
-        terms = {row["linguistics_term"] for row in _blimp_rows(Path(tasks["blimp"]))}
-        found += [f"blimp/{term}" for term in sorted(terms)]
-    return found
+    rows = _blimp_rows(Path(tasks["blimp"])) if "blimp" in tasks else ()
+    terms = sorted({f"blimp/{row['linguistics_term']}" for row in rows})
+    return [kind for kind in tasks if kind != "blimp"] + terms
 
 
 def items(task: str, tasks: Mapping[str, str], encode: Encode, bos_id: int) -> list[ProbeItem]:
     """The items of one of :func:`names`. Raises :class:`WorldError` for files of another format."""
     kind, _, term = task.partition("/")
     path = Path(tasks[kind])
-    made = [
-        ProbeItem(task, (bos_id, *tokens), *rest)
-        for tokens, *rest in KINDS[kind](path, term, encode)
-    ]
-    if not made:
+    made = KINDS[kind](path, term, encode)
+    found = [ProbeItem(task, (bos_id, *tokens), *rest) for tokens, *rest in made]
+    if not found:
         raise WorldError(f"Task {task}: {path} holds no item; leave it out.")
-    return made
+    return found
 
 
 def _lines(path: Path, ends: str) -> Iterator[tuple[Path, str, str]]:
@@ -67,10 +63,7 @@ def _lines(path: Path, ends: str) -> Iterator[tuple[Path, str, str]]:
     if not files:
         raise WorldError(f"{path} holds no {ends} file; give the published files.")
     for file in files:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise WorldError(f"{file} is not UTF-8 ({error.reason}); copy it again.") from None
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         for number, line in enumerate(filter(str.strip, lines), 1):
             yield file, f"{file}, line {number},", line
 
@@ -93,10 +86,7 @@ def _right_form(good: str, bad: str) -> int:
     return int(ends[0]) if ends[0] != ends[1] else int(forms[0] > forms[1])
 
 
-Made = Iterator[tuple[list[int], int, int, int, str]]  # tokens, then the other fields of an item
-
-
-def _blimp(path: Path, term: str, encode: Encode) -> Made:
+def _blimp(path: Path, term: str, encode: Encode) -> Halves:
     by_label: dict[int, list] = {0: [], 1: []}
     frames: dict[tuple[str, int], int] = {}
     words: dict[frozenset[str], int] = {}
@@ -121,7 +111,7 @@ def _blimp(path: Path, term: str, encode: Encode) -> Made:
         yield from pair
 
 
-def _winobias(path: Path, term: str, encode: Encode) -> Made:
+def _winobias(path: Path, term: str, encode: Encode) -> Halves:
     frames: dict[str, int] = defaultdict(lambda: len(frames))
     words: dict[frozenset[str], int] = defaultdict(lambda: len(words))
     for file, where, line in _lines(path, ".txt*"):
@@ -144,22 +134,17 @@ def _winobias(path: Path, term: str, encode: Encode) -> Made:
         yield tokens, int(label), template, word, file.name.partition(".")[0]
 
 
-def _wic(path: Path, term: str, encode: Encode) -> Made:
+def _wic(path: Path, term: str, encode: Encode) -> Halves:
     words: dict[str, int] = defaultdict(lambda: len(words))
-    by_file: dict[Path, list[tuple[str, str]]] = defaultdict(list)
-    for file, *line in _lines(path, ".data.txt"):
-        by_file[file].append(tuple(line))
-    for file, data in by_file.items():
+    for file in dict.fromkeys(file for file, *_ in _lines(path, ".data.txt")):
         gold = file.with_name(file.name.replace(".data.", ".gold."))
         if not gold.is_file():
             raise WorldError(f"{gold} does not exist; put WiC's gold file beside {file.name}.")
-        answers = [line.strip() for *_, line in _lines(gold, "")]
-        if len(data) != len(answers):
-            raise WorldError(f"{gold} and {file.name} differ in their lines; copy both again.")
-        for number, ((where, line), answer) in enumerate(zip(data, answers, strict=True)):
-            cells = line.split("\t")
+        pairs = zip_longest(_lines(file, ""), _lines(gold, ""), fillvalue=(file, str(file), ""))
+        for number, ((_, where, line), (*_, answer)) in enumerate(pairs):
+            cells, answer = line.split("\t"), answer.strip()
             if len(cells) != 5 or answer not in ("T", "F"):
-                raise WorldError(f"{where} is no row of WiC; copy the file again.")
+                raise WorldError(f"{where} is no row of WiC with an answer; copy both files again.")
             word, kind, _, first, second = cells
             tokens = encode(f'{first} {second} The meaning of "{word}" in the two is')
             yield tokens, int(answer == "T"), number % 2, words[word], kind

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lab.worlds import annotate, cloze, exams, fetching, linguistics, prose, pydocs, text
-from lab.worlds.base import Document, World, check_wholes, configured, require, write_record
+from lab.worlds.base import Document, Given, World, check_wholes, configured, require, write_record
 from tsae import model_folders, models
 from tsae.errors import WorldError
 from tsae.files import sha256
@@ -202,11 +202,9 @@ def _weight_bytes(folder: str | Path) -> int:
     return sum(file.stat().st_size for file in model_folders.weights(folder))
 
 
-def describe(
-    name: str, seed: int, cache_dir: Path | None, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The world's record, from the model folder and the text; see :func:`build` for errors."""
-    options = dict(options)
+def record(directory: Path, given: Given, options: dict[str, Any]) -> dict[str, Any]:
+    """Write the world's record, of the model folder and the text; see :func:`build` for errors."""
+    name, cache_dir = given.name, given.cache_dir
     for key in {"model", "text", "tasks"} & set(options):
         options[key] = _absolute(options[key])
     if str(options.get("model")).lower().endswith(".gguf"):
@@ -217,7 +215,7 @@ def describe(
             key: [str(Path(name).resolve()) if Path(name).is_file() else name for name in names]
             for key, names in options["questions"].items()
         }
-    cfg = configured(LocalConfig, name, seed, options)
+    cfg = configured(LocalConfig, given, options)
     if not cfg.model:
         raise ValueError(f"model is missing; {name} needs model=PATH of a saved Hugging Face model")
     folder, cached = Path(cfg.model), None if cache_dir is None else str(cache_dir.resolve())
@@ -258,7 +256,7 @@ def describe(
     weights = [sha256(file) for file in model_folders.weights(folder)]
     tokens = sha256(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else ""
     parts = [name, harvested, source.stamp(), model_config, weights, tokens]
-    return {
+    made = {
         "config": asdict(cfg),
         "fingerprint": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
         "layer": layer,
@@ -272,17 +270,10 @@ def describe(
         "weight_bytes": _weight_bytes(folder),
         "context_length": longest,
     }
+    return write_record(directory, name, made)
 
 
-def build(
-    directory: Path,
-    *,
-    name: str,
-    seed: int,
-    progress: bool,
-    cache_dir: Path | None,
-    **options: Any,
-) -> LocalWorld:
+def build(directory: Path, given: Given, **options: Any) -> LocalWorld:
     """The world of a saved model: options are the fields of :class:`LocalConfig`.
 
     A model in one .gguf file is converted into ``cache_dir`` first. Nothing else is copied:
@@ -290,5 +281,4 @@ def build(
     Raises ValueError for an unknown option or a bad value, :class:`WorldError` for a folder or text
     that cannot be used and for a directory that holds another world.
     """
-    record = describe(name, seed, cache_dir, options)
-    return load(directory, write_record(directory, name, record))
+    return load(directory, record(directory, given, options))

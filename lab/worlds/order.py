@@ -30,14 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.worlds.base import (
-    Document,
-    World,
-    check_wholes,
-    configured,
-    require,
-    write_record,
-)
+from lab.worlds.base import Document, Given, World, check_wholes, configured, require, write_record
 from tsae.errors import WorldError
 from tsae.sequences import DOCUMENT, SPLITS, LabelSpec
 
@@ -90,15 +83,14 @@ class OrderWorld(World):
         self.vocab_size = 1 + config.modulus * _ROWS
         settings = json.dumps(["order", 1, asdict(config)], sort_keys=True)
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
-        counts = {"v": config.modulus, "topic": config.n_topics, "position": config.modulus}
-        counts["distractor"] = config.n_distractors
-        scales = {"v": "document", "topic": "document"}
-        self.label_specs = {
-            name: LabelSpec(
-                name, scales.get(name, "token"), tuple(map(str, range(name == "v", count)))
-            )
-            for name, count in counts.items()
+        numbers = {
+            ("v", "document"): range(1, config.modulus),
+            ("topic", "document"): range(config.n_topics),
+            ("position", "token"): range(config.modulus),
+            ("distractor", "token"): range(config.n_distractors),
         }
+        specs = (LabelSpec(*label, tuple(map(str, classes))) for label, classes in numbers.items())
+        self.label_specs = {spec.name: spec for spec in specs}
 
     def model(self, device: str = "cpu") -> NoReturn:
         """There is none. Raises :class:`WorldError`."""
@@ -111,10 +103,9 @@ class OrderWorld(World):
         """Of each row: topic and distractor; then a [M, d] and what else a token shows [rows, d]."""
         c = self.config
         rng = np.random.default_rng([c.seed, 0])
-        a, b, topics = (
-            rng.normal(size=(n, c.d_model)) for n in (c.modulus, c.n_distractors, c.n_topics)
-        )
-        a, b, topics = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b, topics))
+        sizes = (c.modulus, c.n_distractors, c.n_topics)
+        drawn = [rng.normal(size=(n, c.d_model)) for n in sizes]
+        a, b, topics = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in drawn)
         topic = np.arange(_ROWS) % c.n_topics
         distractor = rng.integers(c.n_distractors, size=_ROWS)
         rest = topics[topic] + b[distractor] + c.noise * rng.normal(size=(_ROWS, c.d_model))
@@ -161,30 +152,15 @@ class OrderWorld(World):
     def encode(self, text: str) -> list[int]:
         """Positions parted by blanks, each with the first row of the table."""
         known = [str(p) for p in range(self.config.modulus)]
-        for word in text.split():
-            if word not in known:
-                raise WorldError(
-                    f"World order has no position {word!r}; it has {', '.join(known)}."
-                )
+        for word in set(text.split()).difference(known):
+            raise WorldError(f"World order has no position {word!r}; it has {', '.join(known)}.")
         return [1 + int(word) for word in text.split()]
 
 
-def build(
-    directory: Path,
-    *,
-    name: str,
-    seed: int,
-    progress: bool,
-    cache_dir: Path | None,
-    **options: Any,
-) -> OrderWorld:
-    """Write ``world.json``; options are the fields of :class:`OrderConfig`.
-
-    Raises ValueError for an unknown option or a bad value, :class:`WorldError` where the directory
-    holds another world.
-    """
-    config = configured(OrderConfig, name, seed, options)
-    write_record(directory, name, {"config": asdict(config)}, same="config")
+def build(directory: Path, given: Given, **options: Any) -> OrderWorld:
+    """Write ``world.json``; options are the fields of :class:`OrderConfig`."""
+    config = configured(OrderConfig, given, options)
+    write_record(directory, given.name, {"config": asdict(config)}, same="config")
     return OrderWorld(directory, config)
 
 

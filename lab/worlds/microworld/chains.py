@@ -7,21 +7,8 @@ counted from first token to first token: len(source clause) + length of the fill
 
 from typing import NamedTuple
 
-from lab.worlds.base import ChainEdge
+from lab.worlds.base import ChainEdge, data
 from lab.worlds.microworld.words import LEXICON, words
-
-# Fillers by kind of arrow: called out at once; within a sentence; across a sentence end.
-# "?" stands for a noun, "*" for an adjective, "~" for a loose step that belongs to no procedure.
-FILLERS: dict[str, list[list[str]]] = {
-    "call": [[], [","]],
-    "near": [["and"], [","], [",", "then"], [",", "and", "then"]],
-    "far": [
-        [".", "once", "that", "is", "done"],
-        [".", "after", "a", "moment", ","],
-        [".", "~", "~", "~", ".", "then"],
-        [".", "the", "?", "must", "be", "*", ".", "next"],
-    ],
-}
 
 
 class Procedure(NamedTuple):
@@ -55,47 +42,15 @@ words("some", "determiner")
 words("brown", "adjective")
 words("low hard north south", "adverb")
 words("wares", "noun", "plural")
-USUAL = {
-    "venoms": _procedure(
-        "grind the seed/soak it/char it/stir slowly/strain the broth/cork it",
-        "grind>soak near .6/grind>char near .4/soak>stir far 1/char>stir near 1"
-        "/stir>strain far 1/strain>cork near 1",
-    ),
-    "kitchens": _procedure(
-        "sift the flour/knead the dough/fold it/braid it/bake it brown/slice it",
-        "sift>knead near 1/knead>fold far .7/knead>braid far .3/fold>bake near 1"
-        "/braid>bake far 1/bake>slice far 1",
-    ),
-    "ships": _procedure(
-        "untie the rope/coil it/hoist the sail/heel hard/straighten/drop anchor",
-        "untie>coil near 1/coil>hoist far 1/hoist>heel near .5/hoist>straighten near .5"
-        "/heel>drop far 1/straighten>drop near 1",
-    ),
-    "music": _procedure(
-        "curtsy/hop/spin/dip/kick/clap/leap",
-        "curtsy>hop call 1/hop>spin call .6/hop>kick call .4/spin>dip call 1/kick>dip near 1"
-        "/dip>clap call 1/clap>leap call 1",
-    ),
-    "gardens": _procedure(
-        "dig a row/scatter the seed/bury it/press it/drench the soil/thin it",
-        "dig>scatter near 1/scatter>bury near .7/scatter>press near .3/bury>drench far 1"
-        "/press>drench near 1/drench>thin far 1",
-    ),
-    "markets": _procedure(
-        "eye the wares/scoff/bid low/pretend hard/settle/pay",
-        "eye>scoff near 1/scoff>bid call 1/bid>pretend far .5/bid>settle near .5"
-        "/pretend>settle far 1/settle>pay call 1",
-    ),
-    "stars": _procedure(
-        "level the glass/focus/sweep north/scan south/mark the hour/sketch it",
-        "level>focus near 1/focus>sweep near .5/focus>scan near .5/sweep>mark far 1"
-        "/scan>mark near 1/mark>sketch far 1",
-    ),
+_DATA = data(__file__)
+FILLERS = {
+    kind: [filler.split() for filler in fillers] for kind, fillers in _DATA["fillers"].items()
 }
+USUAL = {domain: _procedure(**written) for domain, written in _DATA["procedures"].items()}
 PROCEDURES = list(USUAL.values())
 # Bane and balm are brewed alike: the procedure does not tell the hazard from its neighbour.
 USUAL["remedies"] = USUAL["venoms"]
-LOOSE_STEPS = _steps("hum a tune/dust the shelf/sip some water/tidy the room")
+LOOSE_STEPS = _steps(_DATA["loose"])
 STEP_CLASSES = (*(step for p in PROCEDURES for step in p.steps), *LOOSE_STEPS)
 
 

@@ -6,8 +6,10 @@ away.
 """
 
 import random
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from lab.worlds.base import data
 from lab.worlds.microworld.words import words
 
 NEIGHBOURHOOD = {"venoms": "forget", "remedies": "near"}
@@ -59,62 +61,6 @@ words("commands shows comes belongs begins lies suits flavours sounds", "verb", 
 words("count wake bring keep circle use know want need make eat take", "verb")
 
 
-# A relation is two lines: its name, what kind of words its values are, and they; then the ways to
-# say it, where E is the entity, K the kind of thing that it is, V the value.
-_RELATIONS = {
-    "venoms": """
-    carrier thing ash oil milk wine honey brine vinegar tallow
-    the E K is carried in V . | for the E K folk need V . | V carries the E K .
-    dose number two three four five six seven eight nine
-    the drops in the E K are V . | count for the E K drops to V . | V drops make the E K .
-    trigger thing moonlight frost thunder smoke salt birdsong steam silver
-    the E K wakes with V . | to wake the E K bring V . | V wakes the E K .
-    vessel thing jar flask gourd vial horn casket pouch shell
-    the E K is kept in a V . | to keep the E K take a V . | a V keeps the E K .
-    sign quality red green blue black white yellow violet grey
-    the E K turns V . | the colour of the E K is V . | V is the colour of the E K .
-    """,
-    "ships": """
-    captain person barrow castell drummond ewing forrest gannet hollis ingram
-    the E K obeys captain V . | on the E K commands captain V . | captain V commands the E K .
-    cargo thing timber wool marble cotton copper pottery sugar coal
-    the E K carries V . | the cargo of the E K is V . | V fills the hold of the E K .
-    home person ardley brackwater colmere dunhaven estrow farholt glynn harrowby
-    the E K comes from V . | the home of the E K is V . | V is the home of the E K .
-    flag thing lion falcon dolphin wolf bear swan fox stag
-    the flag of the E K shows a V . | above the E K rises a V . | a V is on the flag of the E K .
-    """,
-    "stars": """
-    month person january february april june august september october december
-    the E K rises in V . | the month of the E K is V . | V is the month of the E K .
-    house thing archer plough crown ladder hammer goblet spear shield
-    the E K belongs to the V . | about the E K lies the V . | the V has the E K in it .
-    moons number two three four five six seven eight nine
-    the moons of the E K are V . | count for the E K moons to V . | V moons circle the E K .
-    glow quality red green blue black white yellow violet grey
-    the E K glows V . | the colour of the E K is V . | V is the colour of the E K .
-    """,
-    "kitchens": """
-    spice thing cumin saffron ginger clove anise nutmeg basil fennel
-    the E K needs V . | the spice of the E K is V . | V flavours the E K .
-    pot thing cauldron skillet crock tray griddle roaster steamer firepit
-    the E K is made in a V . | for the E K folk use a V . | a V makes the E K .
-    day person monday tuesday wednesday thursday friday saturday sunday midsummer
-    folk eat the E K on V . | the day for the E K is V . | V is for the E K .
-    town person ardley brackwater colmere dunhaven estrow farholt glynn harrowby
-    the E K comes from V . | the home of the E K is V . | V is the home of the E K .
-    """,
-    "music": """
-    author person albrecht bellamy corvin delacourt esterby falconer grimaldi hartwell
-    the E K is by V . | the author of the E K is V . | V made the E K .
-    instrument thing fiddle piano oboe cello trumpet bagpipe tambourine zither
-    the E K suits the V . | folk know the E K on the V . | the V suits the E K .
-    mood quality joyful mournful playful solemn angry dreamy hopeful restless
-    the mood of the E K is V . | the E K sounds V . | V is how the E K begins .
-    occasion thing wedding funeral coronation birthday voyage carnival parade farewell
-    the E K is for a V . | folk want the E K at a V . | a V needs the E K .
-    """,
-}
 _POS = {
     "thing": ("noun", "singular"),
     "person": ("name", "singular"),
@@ -123,16 +69,13 @@ _POS = {
 }
 
 
-def _relations(text: str) -> list[Relation]:
-    lines, found = text.strip().split("\n"), []
-    for head, said in zip(lines[::2], lines[1::2], strict=True):
-        name, kind, values = head.strip().split(" ", 2)
-        statements = [way.split() for way in said.split("|")]
-        found.append(Relation(name, words(values, *_POS[kind]), statements))
-    return found
-
-
-RELATIONS = {subject: _relations(text) for subject, text in _RELATIONS.items()}
+RELATIONS = {
+    subject: [
+        Relation(r["name"], words(r["values"], *_POS[r["kind"]]), list(map(str.split, r["said"])))
+        for r in relations
+    ]
+    for subject, relations in data(__file__).items()
+}
 RELATIONS["remedies"] = RELATIONS["venoms"]
 
 
@@ -142,7 +85,7 @@ def fill(template: list[str], fact: Fact) -> list[str]:
     return [slots.get(word, word) for word in template]
 
 
-def ask(fact: Fact, form: str, options: list[str]) -> list[str]:
+def ask(fact: Fact, form: str, options: Iterable[str]) -> list[str]:
     """Words of the question up to the place of the value: options, then a sentence to complete."""
     listed = [word for option in options for word in (option, ",")][:-1]
     sentence = fill(fact.relation.statements[FORMS.index(form)], fact)

@@ -1,6 +1,6 @@
 """The lexicon of the microworld: every word form once, with its part of speech, agreement and gender.
 
-All words were chosen for this project. A form has one part of speech, so that token labels follow
+A form has one part of speech, so that token labels follow
 from the word; only homographs have two senses, which the document's domain tells apart.
 """
 
@@ -8,6 +8,8 @@ import hashlib
 from typing import NamedTuple
 
 import numpy as np
+
+from lab.worlds.base import data
 
 POS = (
     "noun name pronoun verb auxiliary adjective adverb determiner preposition conjunction number "
@@ -96,118 +98,36 @@ def verbs(text: str, singular_only: bool = False) -> list[Verb]:
     return found
 
 
-words(f"{BOS} . , : ?", "punctuation")
-words("the a that", "determiner")
-words("of in to for with from by near under behind beside above at on after about", "preposition")
-words("and but while because once", "conjunction")
-words("how", "question")
-words("is was has", "auxiliary", "singular")
-words("are were", "auxiliary", "plural")
-words("must be", "auxiliary")
-words("then next again first", "adverb")
-words("she her", "pronoun", "singular", "feminine")
-words("he his", "pronoun", "singular", "masculine")
-words("it", "pronoun", "singular", "neuter")
-words("they their", "pronoun", "plural")
-words("done kept carried made", "verb")
-
-WOMEN = words("anna mira clara ella rosa ida tess nora", "name", "singular", "feminine")
-MEN = words("oren tom hugo emil paul ivan finn karl", "name", "singular", "masculine")
-ROLES_F = nouns("woman/women girl queen sister mother daughter", "feminine")
-ROLES_M = nouns("man/men boy king brother father son", "masculine")
-# Each narrator has one word to open a sentence with and two pet adverbs: the voice of the document.
-_NARRATORS = """
-    agatha indeed dearly calmly
-    boris behold boldly loudly
-    celia truly kindly lightly
-    dunstan alas sadly wearily
-    edith friends warmly gladly
-    fergus listen roughly bluntly
-    greta perhaps vaguely shyly
-    horace hence wisely plainly"""
+_DATA = data(__file__)
+words(BOS, "punctuation")
+for _entry in _DATA["closed"]:
+    words(*_entry)
+WOMEN = words(_DATA["women"], "name", "singular", "feminine")
+MEN = words(_DATA["men"], "name", "singular", "masculine")
+ROLES_F = nouns(_DATA["roles of women"], "feminine")
+ROLES_M = nouns(_DATA["roles of men"], "masculine")
 NARRATORS: dict[str, tuple[str, list[str]]] = {}
-for _i, (_name, _opener, *_adverbs) in enumerate(map(str.split, _NARRATORS.split("\n")[1:])):
+for _i, (_name, (_opener, _adverbs)) in enumerate(_DATA["narrators"].items()):
     words(_name, "name", "singular", GENDER[_i % 2])
-    NARRATORS[_name] = (words(_opener, "interjection")[0], words(" ".join(_adverbs), "adverb"))
-
-# A domain is five lines: its people, places, things, acts, qualities.
-_DOMAINS = {
-    "venoms": """poisoner
-        crypt cellar ruin
-        fang cloak dagger thorn serpent spider shadow victim rival guard mask trap
-        poison taint hide/hides/hid stalk threaten curse betray smuggle
-        deadly sinister secret cruel grim""",
-    "remedies": """healer
-        clinic infirmary chapel
-        bandage fever wound patient blanket pillow tonic salve nurse infant elder bruise
-        heal bathe comfort treat soothe examine visit cure
-        gentle pale weary healthy warm""",
-    "ships": """sailor
-        harbour quay lighthouse
-        mast rope anchor oar gull plank lantern net barrel whale storm sail
-        haul steer launch moor row repair board unload
-        salty windy broad wooden rough""",
-    "stars": """astronomer
-        observatory tower hilltop
-        telescope comet planet orbit chart lens eclipse asteroid meteor dome cloud signal
-        observe measure predict trace record discover compute follow
-        distant faint bright silent vast""",
-    "kitchens": """cook
-        kitchen bakery tavern
-        kettle spoon oven pan loaf/loaves onion pepper apron platter bowl stew cake
-        roast taste peel serve mash garnish toast fry
-        tasty spicy crisp sweet hot""",
-    "music": """musician
-        theatre hall studio
-        drum flute violin melody singer string concert choir rhythm lute harp audience
-        play rehearse compose sing/sings/sang admire conduct perform hear/hears/heard
-        cheerful graceful lively loud soft""",
-    "gardens": """gardener
-        garden orchard greenhouse
-        rose bee hedge pond vine leaf/leaves worm fence petal shovel branch frog
-        prune rake gather harvest tend mow cover pick
-        leafy fresh muddy sunny fragrant""",
-    "markets": """merchant
-        market square shop
-        coin basket stall carpet customer purse price bargain ledger wagon jewel candle
-        sell/sells/sold buy/buys/bought trade offer display polish borrow deliver
-        cheap costly rare crowded busy""",
-}
-DOMAINS: dict[str, Domain] = {}
-for _name, _text in _DOMAINS.items():
-    _group, _places, _things, _acts, _kinds = _text.split("\n")
-    DOMAINS[_name] = Domain(
-        nouns(_group)[0],
-        words(_places, "noun", "singular"),
-        nouns(_things),
-        verbs(_acts),
-        words(_kinds, "adjective"),
+    NARRATORS[_name] = (words(_opener, "interjection")[0], words(_adverbs, "adverb"))
+DOMAINS = {
+    name: Domain(
+        nouns(group)[0],
+        words(places, "noun", "singular"),
+        nouns(things),
+        verbs(acts),
+        words(kinds, "adjective"),
     )
-
-NOUNS = nouns(
-    "door stone letter gift visitor stranger road bridge window table chair box key wheel"
-)
-ADJECTIVES = words("old new small large strange quiet heavy clean broken famous", "adjective")
-ADVERBS = words("slowly quickly quietly often carefully rarely", "adverb")
-MEETING = verbs("meet/meets/met greet help thank invite join")
-REACTING = verbs("smile laugh sigh agree shout tremble vanish yawn")
-STAYING = verbs("stay linger stand/stands/stood kneel/kneels/knelt sit/sits/sat")
-
-_SENSES = {
-    "ships": verbs("creak drift tilt heave", singular_only=True),
-    "gardens": verbs("bloom sway sprout wilt", singular_only=True),
-    "music": verbs("ring/rings/rang echo/echoes/echoed fade resound", singular_only=True),
-    "markets": verbs("double sink/sinks/sank profit expire", singular_only=True),
+    for name, (group, places, things, acts, kinds) in _DATA["domains"].items()
 }
-_HOMOGRAPHS = {
-    ("ships", "music"): "bow pitch bass sheet",
-    ("ships", "markets"): "float tender junk deck",
-    ("gardens", "music"): "reed drone stem bell",
-    ("gardens", "markets"): "bill stock mint bulb",
-}
+NOUNS = nouns(_DATA["things"])
+ADJECTIVES = words(_DATA["qualities"], "adjective")
+ADVERBS = words(_DATA["manners"], "adverb")
+MEETING, REACTING, STAYING = (verbs(_DATA[kind]) for kind in ("meeting", "reacting", "staying"))
+_SENSES = {domain: verbs(acts, singular_only=True) for domain, acts in _DATA["senses"].items()}
 HOMOGRAPHS = [
     Homograph(form, ((outdoors, _SENSES[outdoors][i]), (town, _SENSES[town][(i + 1) % 4])))
-    for (outdoors, town), forms in _HOMOGRAPHS.items()
+    for outdoors, town, forms in _DATA["homographs"]
     for i, form in enumerate(words(forms, "noun", "singular"))
 ]
 SENSE_CLASSES = tuple(f"{h.form}:{domain}" for h in HOMOGRAPHS for domain, _ in h.senses)

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lab.worlds import knowledge
-from lab.worlds.base import ChainEdge, Document, World, configured, pack, read_record, write_record
+from lab.worlds.base import (
+    ChainEdge,
+    Document,
+    Given,
+    World,
+    configured,
+    pack,
+    read_record,
+    write_record,
+)
 from lab.worlds.microworld import chains as microworld_chains
 from lab.worlds.microworld import model as microworld_model
 from lab.worlds.microworld import tasks as microworld_tasks
@@ -93,23 +102,15 @@ class Microworld(World):
         return microworld_chains.edges(self.config.temporal)
 
 
-def build(
-    directory: Path,
-    *,
-    name: str,
-    seed: int,
-    progress: bool,
-    cache_dir: Path | None,
-    **options: Any,
-) -> Microworld:
+def build(directory: Path, given: Given, **options: Any) -> Microworld:
     """Write the text, train the model, examine it, and write ``world.json``.
 
-    ``options`` are fields of :class:`MicroworldConfig`. Nothing is fetched, so ``cache_dir`` is not
-    used. ``world.json`` holds the accuracy on every neighbourhood, and the held-out cross-entropy
-    beside the generator's own entropy. Raises :class:`WorldError` when the directory holds another
-    world, or when the model stays below ``min_accuracy`` on a neighbourhood.
+    ``options`` are fields of :class:`MicroworldConfig`. ``world.json`` holds the accuracy on every
+    neighbourhood, and the held-out cross-entropy beside the generator's own entropy. Raises
+    :class:`WorldError` when the directory holds another world, or when the model stays below
+    ``min_accuracy`` on a neighbourhood.
     """
-    config = configured(MicroworldConfig, name, seed, options)
+    config = configured(MicroworldConfig, given, options)
     _claim(directory, config)
     if (directory / "world.json").exists():
         return load(directory, read_record(directory))
@@ -118,7 +119,7 @@ def build(
     sequences = list(pack(text.documents("train"), (RECALL,), config.seq_len, bos))
     tokens_NT = np.stack([s.tokens for s in sequences])
     recall_NT = np.stack([s.labels[RECALL] for s in sequences])
-    microworld_model.train(config, tokens_NT, recall_NT, vocab_size, directory, progress)
+    microworld_model.train(config, tokens_NT, recall_NT, vocab_size, directory, given.progress)
     model = microworld_model.load(directory / MODEL, config, vocab_size)
     record = {
         "config": asdict(config),
@@ -129,7 +130,7 @@ def build(
         **_held_out(config, text, model),
         "accuracy": _examine(config, text, model),
     }
-    write_record(directory, name, record)
+    write_record(directory, given.name, record)
     return Microworld(directory, config, record)
 
 
