@@ -1,6 +1,5 @@
 """Worlds of published models, from folders in the hub's formats that the tests make; no network."""
 
-import csv
 import json
 import shutil
 
@@ -22,16 +21,8 @@ from tsae.errors import WorldError
 from tsae.training.runs import run_training
 
 KINDS = {"gpt2": "gpt2", "pythia-70m": "gpt_neox", "gemma-2-2b": "gemma2"}
-WIKITEXT = [
-    "",
-    " = First article = \n",
-    "",
-    " It begins here . \n",
-    " = = A section = = \n",
-    " More of it . \n",
-    " = Second article = \n",
-    " Another one . \n",
-]
+WIKITEXT = ["", " = First article = \n", "", " It begins here . \n", " = = A section = = \n"]
+WIKITEXT += [" More of it . \n", " = Second article = \n", " Another one . \n"]
 ARTICLES = [
     "First article\n\nIt begins here .\n\nA section\n\nMore of it .",
     "Second article\n\nAnother one .",
@@ -248,23 +239,13 @@ def test_a_local_model_and_text_go_the_whole_way(tmp_path, corpus, kind):
         tmp_path / "s", world="local", options={"model": folder, "text": corpus, "seq_len": 16},
         layer=2, tokens={"train": 256, "test": 32}, progress=False,
     )  # fmt: skip
+    options = {"variant": "conv", "k": 3, "d_sae": 24, "steps": 2, "lr": 1e-3, "batch_tokens": 64}
+    options |= {"warmup_steps": 0, "progress": False}
     with pytest.raises(
-        ValueError, match="colour is not an option of TrainConfig; allowed are steps"
+        ValueError, match="colour is not an option of TrainConfig; allowed are step"
     ):
-        run_training(
-            setting.store,
-            tmp_path / "run",
-            variant="conv",
-            k=3,
-            d_sae=24,
-            steps=2,
-            lr=1e-3,
-            colour="red",
-        )
-    sae = run_training(
-        setting.store, tmp_path / "run", variant="conv", k=3, d_sae=24, steps=2, lr=1e-3,
-        batch_tokens=64, warmup_steps=0, progress=False,
-    ).sae  # fmt: skip
+        run_training(setting.store, tmp_path / "run", colour="red", **options)
+    sae = run_training(setting.store, tmp_path / "run", **options).sae
     tables = run_evaluation(
         setting, {"conv": sae}, limit_tokens=32, selection_tokens=32, splice_tokens=16,
         families=("core", "splice"), progress=False,
@@ -273,12 +254,6 @@ def test_a_local_model_and_text_go_the_whole_way(tmp_path, corpus, kind):
     found = rows.set_index("metric")["value"]
     assert 0 < found["l0"] <= 3 and found["fve"] < 1 and "ce_score" in found
     assert set(tables["results"]["world"]) == {"local"} and set(tables["results"]["layer"]) == {2}
-
-
-def write_exam(path, rows):
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return path
 
 
 def test_a_chat_model_is_asked_in_its_turns(tmp_path, corpus):
@@ -291,7 +266,8 @@ def test_a_chat_model_is_asked_in_its_turns(tmp_path, corpus):
     tokenizer.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 512}))
-    exam = write_exam(tmp_path / "anatomy_test.csv", [["Q?", "a", "b", "c", "d", "C"]])
+    exam = tmp_path / "anatomy_test.csv"
+    exam.write_text("Q?,a,b,c,d,C\n")
     world = worlds.build(
         "local", tmp_path / "w", model=folder, text=corpus, questions={"far": [str(exam)]}
     )

@@ -47,10 +47,7 @@ def test_a_local_world_is_what_its_folder_says(world):
 
 def test_loaded_and_rebuilt_worlds_are_the_same(world, model_folder, corpus):
     options = {"model": str(model_folder), "text": str(corpus), "seq_len": 32}
-    for again in (
-        worlds.load(world.directory),
-        worlds.build("local", world.directory, **options),
-    ):
+    for again in (worlds.load(world.directory), worlds.build("local", world.directory, **options)):
         assert again.fingerprint == world.fingerprint
         assert again.label_specs == world.label_specs
         for a, b in zip(again.sequences("train"), world.sequences("train"), strict=True):
@@ -96,11 +93,8 @@ def test_strings_and_ids_are_inverse(world):
 def test_pydocs_world_has_three_scales(tmp_path, model_folder, monkeypatch):
     monkeypatch.setattr(pydocs, "LIBRARIES", {"papermill": "papermill", "networkx": "networkx"})
     world = worlds.build("local", tmp_path / "world", model=model_folder, text="pydocs", seq_len=64)
-    assert {name: spec.scale for name, spec in world.label_specs.items()} == {
-        "library": "document",
-        "section": "section",
-        "token": "token",
-    }
+    scales = {"library": "document", "section": "section", "token": "token"}
+    assert {name: spec.scale for name, spec in world.label_specs.items()} == scales
     documents = list(islice(world.documents("test"), 30))
     world._text_stamp["papermill"] = "0.1"
     with pytest.raises(WorldError, match=r"pydocs has changed .* \(papermill: 0.1, now .*; put"):
@@ -115,11 +109,7 @@ def test_pydocs_world_has_three_scales(tmp_path, model_folder, monkeypatch):
 
 
 def test_options_that_are_wrong(tmp_path, model_folder, corpus):
-    def build(**options):
-        return worlds.build(
-            "local", tmp_path / "w", **{"model": model_folder, "text": corpus} | options
-        )
-
+    given = {"model": model_folder, "text": corpus}
     for options, error, line in [
         (
             {"txt": "a"},
@@ -139,7 +129,7 @@ def test_options_that_are_wrong(tmp_path, model_folder, corpus):
         ({"model": tmp_path / "none"}, WorldError, "config.json does not exist"),
     ]:
         with pytest.raises(error, match=line):
-            build(**options)
+            worlds.build("local", tmp_path / "w", **given | options)
     with pytest.raises(ValueError, match="model is missing; local needs model=PATH"):
         worlds.build("local", tmp_path / "w")
     assert not (tmp_path / "w").exists()
@@ -168,10 +158,7 @@ def test_a_world_notices_what_changed_under_it(tmp_path, corpus):
     world = worlds.build("local", tmp_path / "w", model=folder, text=corpus)
     with open(corpus, "a") as file:
         file.write('{"text": "one more"}\n')
-    with pytest.raises(
-        WorldError,
-        match=r"has changed .* \(bytes: .*, now .*\); put it back",
-    ):
+    with pytest.raises(WorldError, match=r"has changed .* \(bytes: .*, now .*\); put it back"):
         next(world.documents("train"))
     with pytest.raises(WorldError, match="holds another world"):
         worlds.build("local", tmp_path / "w", model=folder, text=corpus)

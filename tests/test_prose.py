@@ -80,7 +80,7 @@ def test_sections_of_headings_and_titles_of_lists():
         "Zebra",
     ]
     assert [prose_classes.section(h) for h in headings] == [
-        *("lead", "history", "works", "geography", "end", "end", "other"),
+        *("lead", "history", "works", "geography", "end", "end", "other")
     ]
     titles = ["1914", "1990s", "5th century", "July 4", "List of kings", "Julius", "May"]
     assert [wikitext.is_list(title) for title in titles] == [True] * 5 + [False] * 2

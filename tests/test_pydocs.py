@@ -69,43 +69,46 @@ def spans_of(text):
     ]
 
 
-def test_numpy_style_sections():
-    assert spans_of(NUMPY_STYLE) == [
-        ("description", "Add two numbers.  See e.g. the notes."),
-        ("parameters", "Parameters"),
-        ("returns", "Returns"),
-        ("other", "Warnings of mine"),
-        ("examples", "Examples"),
-    ]
-    _, entries = pydocs.sections(NUMPY_STYLE)
-    assert [NUMPY_STYLE[at:].split("\n")[0] for at in entries] == ["a : int", "b : int, optional"]
-
-
-def test_google_style_sections_end_where_the_indent_does():
-    assert spans_of(GOOGLE_STYLE) == [
-        ("description", "Opens a door."),
-        ("parameters", "Args:"),
-        ("description", "Back to prose."),
-        ("examples", "Example::"),
-    ]
-    _, entries = pydocs.sections(GOOGLE_STYLE)
-    assert [GOOGLE_STYLE[at:].split("\n")[0] for at in entries] == [
-        "door (Door): which one",
-        "wide: how far",
-    ]
-
-
-def test_sphinx_style_sections():
-    assert spans_of(SPHINX_STYLE) == [
-        ("description", "Close it."),
-        ("parameters", ":param door: which one"),
-        ("returns", ":returns: whether it was open"),
-    ]
-
-
-def test_a_title_without_a_block_is_prose():
-    text = "Summary.\n\nNote:\nnot indented\n"
-    assert spans_of(text) == [("description", "Summary.")]
+@pytest.mark.parametrize(
+    ("text", "spans", "entries"),
+    [
+        (
+            NUMPY_STYLE,
+            [
+                ("description", "Add two numbers.  See e.g. the notes."),
+                ("parameters", "Parameters"),
+                ("returns", "Returns"),
+                ("other", "Warnings of mine"),
+                ("examples", "Examples"),
+            ],
+            ["a : int", "b : int, optional"],
+        ),
+        (
+            GOOGLE_STYLE,  # a section ends where the indent does
+            [
+                ("description", "Opens a door."),
+                ("parameters", "Args:"),
+                ("description", "Back to prose."),
+                ("examples", "Example::"),
+            ],
+            ["door (Door): which one", "wide: how far"],
+        ),
+        (
+            SPHINX_STYLE,
+            [
+                ("description", "Close it."),
+                ("parameters", ":param door: which one"),
+                ("returns", ":returns: whether it was open"),
+            ],
+            SPHINX_STYLE.strip().split("\n")[2:],
+        ),
+        ("Summary.\n\nNote:\nnot indented\n", [("description", "Summary.")], []),  # no block
+    ],
+)
+def test_sections_and_entries(text, spans, entries):
+    assert spans_of(text) == spans
+    _, places = pydocs.sections(text)
+    assert [text[at:].split("\n")[0] for at in places] == entries
 
 
 def characters_as_tokens(text):
@@ -165,25 +168,7 @@ def test_annotation_is_linear_in_the_length_of_anything(unit):
 
 def test_token_classes_by_hand():
     text = "Use `x` in np.sum(a_b, 42) - naïveté!\n  "
-    pieces = [
-        "Use",
-        " `",
-        "x",
-        "`",
-        " in",
-        " np",
-        ".",
-        "sum",
-        "(",
-        "a",
-        "_b",
-        ",",
-        " 4",
-        "2",
-        ")",
-        " -",
-    ]
-    pieces += [" na", "ïveté", "!", "\n  "]
+    pieces = "Use| `|x|`| in| np|.|sum|(|a|_b|,| 4|2|)| -| na|ïveté|!|\n  ".split("|")
     assert "".join(pieces) == text
     ends = np.cumsum([len(piece) for piece in pieces])
     offsets = np.stack([ends - [len(piece) for piece in pieces], ends], 1)

@@ -125,11 +125,8 @@ def test_published_exams_become_questions_under_every_order(tmp_path):
     (tmp_path / "wmdp-bio.json").write_text(json.dumps(WMDP_ROWS))
     sources = {"forget": [str(tmp_path / "wmdp-bio.json")], "far": [far]}
     questions = exams.questions(sources, encode, BOS, longest=400)
-    assert [(q.neighbourhood, q.subject, q.fact) for q in questions[::24]] == [
-        ("forget", "wmdp-bio", 0),
-        ("far", "high_school_geography", 1),
-        ("far", "high_school_geography", 2),
-    ]
+    asked = [("forget", "wmdp-bio", 0)] + [("far", "high_school_geography", i) for i in (1, 2)]
+    assert [(q.neighbourhood, q.subject, q.fact) for q in questions[::24]] == asked
     assert len(questions) == 3 * 24
     assert decode(questions[0].prompt[1:]) == (
         "The following is a multiple choice question (with its answer) about bio.\n\n"
@@ -147,10 +144,7 @@ def test_published_exams_become_questions_under_every_order(tmp_path):
 
 def test_a_prompt_names_the_subject_and_not_the_exam():
     for subject in ("mmlu_human_aging", "human_aging", "wmdp-human-aging"):
-        asked = exams.prompt("Q?", "wxyz", subject)
-        assert asked.startswith(
-            "The following is a multiple choice question (with its answer) about human aging.\n\nQ?"
-        )
+        assert " about human aging.\n\nQ?" in exams.prompt("Q?", "wxyz", subject)
 
 
 def test_questions_that_are_too_long_are_left_out_whole(tmp_path):
@@ -216,12 +210,8 @@ def test_blimp_rows_become_balanced_items(tmp_path):
     tasks = {"blimp": str(tmp_path)}
     assert linguistics.names(tasks) == ["blimp/subject_verb_agreement"]
     items = linguistics.items("blimp/subject_verb_agreement", tasks, words, BOS)
-    assert [(item.label, item.condition) for item in items] == [
-        (1, "regular"),
-        (0, "regular"),
-        (1, "irregular"),
-        (0, "irregular"),
-    ]
+    assert [item.label for item in items] == [1, 0, 1, 0]
+    assert [item.condition for item in items] == ["regular"] * 2 + ["irregular"] * 2
     assert items[0].tokens == (BOS, *words("The boy"))
     assert items[0].word == items[1].word != items[2].word == items[3].word
     assert items[0].template == items[1].template != items[2].template
@@ -239,13 +229,8 @@ def test_winobias_lines_ask_who_is_meant(tmp_path):
     items = linguistics.items("winobias", {"winobias": str(tmp_path)}, words, BOS)
     assert [item.label for item in items] == [0, 1, 0]
     assert {item.condition for item in items} == {"anti_stereotyped_type1"}
-    assert items[0].tokens == (
-        BOS,
-        *words(
-            "The developer argued with the designer because she did not like the design. "
-            'Here "she" means the'
-        ),
-    )
+    text = "The developer argued with the designer because she did not like the design."
+    assert items[0].tokens == (BOS, *words(f'{text} Here "she" means the'))
     assert items[0].word == items[1].word != items[2].word
     assert items[0].template == items[2].template != items[1].template
 
@@ -257,10 +242,7 @@ def test_wic_rows_ask_whether_the_meaning_is_the_same(tmp_path):
     )
     (tmp_path / "dev.gold.txt").write_text("F\nT\n")
     items = linguistics.items("wic", {"wic": str(tmp_path)}, words, BOS)
-    assert [(i.label, i.condition, i.template, i.word) for i in items] == [
-        (0, "N", 0, 0),
-        (1, "V", 1, 1),
-    ]
+    assert [i[2:] for i in items] == [(0, 0, 0, "N"), (1, 1, 1, "V")]
     text = 'Room and board . He nailed boards . The meaning of "board" in the two is'
     assert items[0].tokens == (BOS, *words(text))
 

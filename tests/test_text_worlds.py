@@ -75,16 +75,8 @@ def write_notebook_folder(path):
     return path
 
 
-WRITERS = [
-    write_clone,
-    write_notebook_folder,
-    write_text,
-    write_jsonl,
-    write_gzip,
-    write_folder,
-    write_dataset,
-    write_dataset_dict,
-]
+WRITERS = [write_clone, write_notebook_folder, write_text, write_jsonl, write_gzip, write_folder]
+WRITERS += [write_dataset, write_dataset_dict]
 
 
 @pytest.fixture(autouse=True)
@@ -138,8 +130,8 @@ def test_a_lone_surrogate_does_not_stop_the_reader(tmp_path):
         ("a.jsonl", b"[1]", 'a.jsonl, line 1, has no "text" field'),
         (
             "a.jsonl.gz",
-            gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-20],
-            r"a.jsonl.gz is not whole \(.*\); copy it again",
+            gzip.compress(b'{"text": "a"}\n' * 99)[:-20],
+            r"gz is not whole \(.*\); copy",
         ),
         ("a.jsonl.gz", b"plain", r"is not whole \(.*\); copy it again"),
         ("a.csv", b"a,b", "a.csv is not .txt, .md, .jsonl, .jsonl.gz or .parquet; convert it"),

@@ -1,11 +1,8 @@
 """From latent variables to documents: the microworld's sentences.
 
 A document has a domain and a narrator; each of its sections has a theme, a tense and, in stories, a
-focus entity with its number; sentences follow from these. Every random choice adds to
-``Draw.nats``.
+focus entity with its number; sentences follow from these.
 """
-
-import math
 
 from lab.worlds.microworld import chains
 from lab.worlds.microworld import words as w
@@ -170,11 +167,7 @@ def quiz(o: Writer) -> None:
 
 
 def document(draw: Draw, domain: str, facts_of: dict[str, list[Fact]]) -> Writer:
-    """One document of ``domain``: an opening and three to five sections.
-
-    Its domain costs log(8) nats.
-    """
-    draw.nats += math.log(len(w.DOMAINS))
+    """One document of ``domain``: an opening and three to five sections."""
     narrator = draw.one(list(w.NARRATORS))
     known = facts_of.get(domain, [])
     o = Writer(draw, domain, narrator, known)
@@ -183,6 +176,6 @@ def document(draw: Draw, domain: str, facts_of: dict[str, list[Fact]]) -> Writer
     last = None
     for _ in range(draw.about_four()):
         # A theme never follows itself: else where one section ends could not be told from the text.
-        last = draw.one_of_repeated([make for make in makers if make is not last])
+        last = draw.one([make for make in makers if make is not last])
         last(o)
     return o

@@ -211,15 +211,3 @@ def _resume(
             "delete it, and training starts again from step 0."
         ) from error
     return step, lines
-
-
-@torch.no_grad()
-def token_losses(model: "TransformerBridge", tokens_NT: np.ndarray) -> np.ndarray:
-    """−log p(token t | tokens < t) in nats, float64 [N,T]; position 0 is 0."""
-    losses_NT = np.zeros(tokens_NT.shape)
-    for start in range(0, len(tokens_NT), 32):
-        batch_BT = torch.from_numpy(tokens_NT[start : start + 32].astype(np.int64))
-        logits_BTV = model.original_model(batch_BT)[:, :-1]
-        ce = F.cross_entropy(logits_BTV.flatten(0, 1), batch_BT[:, 1:].flatten(), reduction="none")
-        losses_NT[start : start + 32, 1:] = ce.view(len(batch_BT), -1).numpy()
-    return losses_NT

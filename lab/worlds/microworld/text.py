@@ -57,11 +57,7 @@ class MicroworldText:
             yield self.document(split, i, first + i)
 
     def write(self, split: str, i: int) -> Writer:
-        """Words and latents of document ``i`` of ``split`` before any shuffling.
-
-        Its ``draw.nats`` is −log p of the document under the generator (an upper bound where a text
-        has two derivations).
-        """
+        """Words and latents of document ``i`` of ``split`` before any shuffling."""
         draw = Draw(f"{self.config.seed}-{split}-{i}")
         return document(draw, _DOMAINS[i % len(_DOMAINS)], self.facts)
 

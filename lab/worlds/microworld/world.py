@@ -106,9 +106,8 @@ def build(directory: Path, given: Given, **options: Any) -> Microworld:
     """Write the text, train the model, examine it, and write ``world.json``.
 
     ``options`` are fields of :class:`MicroworldConfig`. ``world.json`` holds the accuracy on every
-    neighbourhood, and the held-out cross-entropy beside the generator's own entropy. Raises
-    :class:`WorldError` when the directory holds another world, or when the model stays below
-    ``min_accuracy`` on a neighbourhood.
+    neighbourhood. Raises :class:`WorldError` when the directory holds another world, or when the
+    model stays below ``min_accuracy`` on a neighbourhood.
     """
     config = configured(MicroworldConfig, given, options)
     _claim(directory, config)
@@ -127,7 +126,6 @@ def build(directory: Path, given: Given, **options: Any) -> Microworld:
         "vocabulary": text.vocabulary.digest,
         "vocab_size": vocab_size,
         "train_tokens": int((tokens_NT != bos).sum()),
-        **_held_out(config, text, model),
         "accuracy": _examine(config, text, model),
     }
     write_record(directory, given.name, record)
@@ -170,32 +168,6 @@ def _claim(directory: Path, config: MicroworldConfig) -> None:
 def _fingerprint(config: MicroworldConfig, directory: Path) -> str:
     settings = json.dumps(asdict(config), sort_keys=True)
     return hashlib.sha256((settings + sha256(directory / MODEL)).encode()).hexdigest()
-
-
-def _held_out(
-    config: MicroworldConfig, text: MicroworldText, model: "TransformerBridge"
-) -> dict[str, float | None]:
-    """Cross-entropy on held-out text; on those of its documents that lie whole in one sequence, and
-    the generator's entropy on the same, in nats a token.
-
-    A cut document has lost the context that its entropy assumes. Below ``temporal`` 1 the entropy
-    is not known.
-    """
-    bos = text.vocabulary.ids[w.BOS]
-    sequences = list(pack(text.documents("test"), (), config.seq_len, bos))
-    losses_NT = microworld_model.token_losses(model, np.stack([s.tokens for s in sequences]))
-    doc_NT = np.stack([s.doc for s in sequences])
-    found: dict[str, float | None] = {"held_out_ce": float(losses_NT[doc_NT >= 0].mean())}
-    first, loss, nats, n = config.n_train_docs, 0.0, 0.0, 0
-    lengths = np.bincount(doc_NT[doc_NT >= 0] - first)
-    for losses_T, doc_T in zip(losses_NT, doc_NT, strict=True) if config.temporal == 1 else ():
-        for doc, count in zip(*np.unique(doc_T[doc_T >= 0], return_counts=True), strict=True):
-            if count == lengths[doc - first]:
-                loss += losses_T[doc_T == doc].sum()
-                nats += text.write("test", int(doc - first)).draw.nats
-                n += int(count)
-    found["whole_documents_ce"] = float(loss / n) if n else None
-    return found | {"generator_entropy": nats / n if n else None}
 
 
 def _examine(

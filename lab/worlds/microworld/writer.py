@@ -1,6 +1,5 @@
-"""How a microworld document is written: random choices with their surprisal, words, latents."""
+"""How a microworld document is written: random choices, words, latents."""
 
-import math
 import random
 from collections.abc import Sequence as Ordered
 from typing import TypeVar
@@ -17,42 +16,28 @@ PREPOSITIONS = "near behind beside by under".split()
 
 
 class Draw:
-    """Random choices that add up how surprising they were: ``nats`` = −Σ log p(choice)."""
+    """Random choices."""
 
     def __init__(self, key: str) -> None:
         self._uniform = random.Random(key).random
-        self.nats = 0.0
 
     def one(self, options: Ordered[Item]) -> Item:
         """One of the options, all alike."""
-        self.nats += math.log(len(options))
         return options[int(self._uniform() * len(options))]
-
-    def one_of_repeated(self, options: Ordered[Item]) -> Item:
-        """One of the options, those listed twice twice as often."""
-        chosen = options[int(self._uniform() * len(options))]
-        self.nats -= math.log(options.count(chosen) / len(options))
-        return chosen
 
     def early(self, options: Ordered[Item]) -> Item:
         """One of the options, the early ones more often: P(i) = (2(n − i) − 1) / n²."""
         n = len(options)
-        i = min(int(self._uniform() * n), int(self._uniform() * n))
-        self.nats -= math.log((2 * (n - i) - 1) / n**2)
-        return options[i]
+        return options[min(int(self._uniform() * n), int(self._uniform() * n))]
 
     def chance(self, p: float) -> bool:
         """True with probability p."""
-        hit = self._uniform() < p
-        self.nats -= math.log(p if hit else 1 - p)
-        return hit
+        return self._uniform() < p
 
     def about_four(self) -> int:
         """3, 4 or 5; 4 in half of the cases."""
         u = self._uniform()
-        i = (u >= 0.25) + (u >= 0.75)
-        self.nats -= math.log((0.25, 0.5, 0.25)[i])
-        return 3 + i
+        return 3 + (u >= 0.25) + (u >= 0.75)
 
     def sample(self, options: Ordered[Item], n: int) -> list[Item]:
         """n different options in random order."""
