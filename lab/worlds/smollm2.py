@@ -95,11 +95,9 @@ def _extract(wheel: Path, directory: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as packed:
             with open(gguf, "wb") as out:
                 shutil.copyfileobj(packed, out)
-    except FileNotFoundError:
-        raise WorldError(f"World smollm2: there is no file {wheel}; {advice}.") from None
-    except (zipfile.BadZipFile, KeyError, EOFError, IsADirectoryError) as error:
+    except (zipfile.BadZipFile, KeyError, EOFError, FileNotFoundError, IsADirectoryError) as error:
         raise WorldError(
-            f"World smollm2: {wheel} is not that wheel or is cut short; {advice}."
+            f"World smollm2: {wheel} is missing, is not that wheel or is cut short; {advice}."
         ) from error
     if sha256(gguf) != GGUF_SHA256:
         raise WorldError(f"World smollm2: the model in {wheel} has a wrong checksum; {advice}.")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -52,18 +51,9 @@ def boot(config: MicroworldConfig, vocab_size: int) -> "TransformerBridge":
 
 
 def load(path: Path, config: MicroworldConfig, vocab_size: int) -> "TransformerBridge":
-    """The model with the weights in ``path``, in eval mode and without gradients.
-
-    Raises :class:`WorldError` if they are cut short or of another shape.
-    """
+    """The model with the weights in ``path``, in eval mode and without gradients."""
     model = boot(config, vocab_size)
-    try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise WorldError(
-            f"{path} does not hold this world's model (missing, cut short or of another shape); "
-            "delete the directory and build the world again."
-        ) from error
+    model.load_state_dict(load_file(path))
     return model.eval().requires_grad_(False)
 
 
