@@ -1,13 +1,11 @@
 """What a checkpoint of a training restores, and what it refuses, in one sentence."""
 
+import errno
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from fake_store import FakeStore
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from test_resume import Killed, MortalStore, same_files
 from test_train import build, checkpoint_step, config
 
@@ -21,17 +19,18 @@ STORE = FakeStore(n_train=22)
 def killed(directory, step=7, **changes):
     with pytest.raises(Killed):
         train.train(build(), MortalStore(step), directory, config(**changes), progress=False)
-    return directory / "checkpoint" / "state.safetensors"
+    return directory / "checkpoint" / "state.pt"
 
 
 def test_a_checkpoint_holds_moments_dead_counts_generators_and_cursor(tmp_path):
     path = killed(tmp_path)
-    tensors = load_file(path)
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        assert tensors[f"adam/step/{name}"] == 4.0
-        assert {f"sae/{name}", f"adam/exp_avg/{name}", f"adam/exp_avg_sq/{name}"} <= set(tensors)
-    assert tensors["sae/idle_tokens"].max() <= 4 * 4 * 15  # 15 valid tokens a sequence
-    assert {"rng/numpy", "rng/torch/0"} <= set(tensors)
+    state = torch.load(path, weights_only=True)
+    assert {"W_enc", "b_enc", "W_dec", "b_dec"} <= set(state["sae"])
+    for moments in state["optimizer"]["state"].values():
+        assert moments["step"] == 4.0 and {"exp_avg", "exp_avg_sq"} <= set(moments)
+    assert len(state["optimizer"]["state"]) == 4
+    assert state["sae"]["idle_tokens"].max() <= 4 * 4 * 15  # 15 valid tokens a sequence
+    assert set(state["generators"]) == {"python", "numpy", "torch"}
     sampler = STORE.sampler("train", 4, 0)
     for _ in range(4):
         sampler.next_indices()
@@ -77,7 +76,7 @@ def test_another_world_is_refused(tmp_path):
 def test_another_version_is_refused(tmp_path, monkeypatch):
     killed(tmp_path)
     monkeypatch.setattr(checkpoint, "VERSION", checkpoint.VERSION + 1)
-    with pytest.raises(CheckpointError, match="version = 1, but this run has 2"):
+    with pytest.raises(CheckpointError, match="version = 2, but this run has 3"):
         train.train(build(), STORE, tmp_path, config(), progress=False)
 
 
@@ -88,7 +87,7 @@ def test_a_truncated_a_foreign_checkpoint_and_a_lost_log_are_one_sentence(tmp_pa
         path.write_bytes(good[:size])
         with pytest.raises(CheckpointError, match="is truncated or damaged .* delete it to train"):
             train.train(build(), STORE, tmp_path, config(), progress=False)
-    save_file({"weight": torch.zeros(1)}, path)
+    torch.save({"weight": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="was not written by tsae's trainer"):
         train.train(build(), STORE, tmp_path, config(), progress=False)
     path.write_bytes(good)
@@ -105,17 +104,17 @@ def test_a_finished_run_without_its_log_is_one_sentence(tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    writes = []
+    writes, save = [], torch.save
 
-    def full(tensors, path, metadata=None):
-        writes.append(path)
+    def full(state, file):
+        writes.append(file)
         if len(writes) == 2:
-            Path(path).write_bytes(b"half")
-            raise SafetensorError("I/O error: No space left on device (os error 28)")
-        save_file(tensors, path, metadata)
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(torch, "save", full)
         with pytest.raises(UserError, match="is full: free some space and run the same command"):
             train.train(build(), STORE, tmp_path, config(), progress=False)
     assert checkpoint_step(tmp_path) == 4
@@ -126,7 +125,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
 
 def test_what_a_kill_left_beside_the_checkpoint_is_swept(tmp_path):
     path = killed(tmp_path)
-    path.with_name("state.safetensors.tmp-99").write_bytes(b"half")
+    path.with_name("state.pt.tmp-99").write_bytes(b"half")
     (tmp_path / "sae.tmp-99").mkdir()
     train.train(build(), STORE, tmp_path, config(), progress=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sae", "timing.jsonl", "train.jsonl"]

@@ -19,7 +19,7 @@ OPTIONS = {
     "causal": [
         {"rank": 3, "pairs": 2000},
         {"rank": 3, "pairs": 2000, "feedback": True, "window": 3, "successors": 5},
-        {"rank": 3, "feedback": True, "bits": 32, "learning": "norm"},
+        {"rank": 3, "feedback": True, "bits": 32},
     ],
     "conv": [
         {"window": 3, "lag_rank": 2},

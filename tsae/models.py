@@ -85,13 +85,8 @@ def boot(directory: str | Path, device: str = "cpu") -> TransformerBridge:
     hf_model.to(device)
     try:
         with model_folders.no_installs():
-            model = TransformerBridge.boot_transformers(
-                str(directory),
-                hf_model=hf_model,
-                tokenizer=tokenizer,
-                device=device,
-                dtype=torch.float32,
-            )
+            parts = {"hf_model": hf_model, "tokenizer": tokenizer, "dtype": torch.float32}
+            model = TransformerBridge.boot_transformers(str(directory), device=device, **parts)
     except (ValueError, KeyError, AttributeError, ImportError) as error:
         raise WorldError(
             f"transformer_lens knows no model of type {config.model_type} "
@@ -134,28 +129,22 @@ def residual(
 
     Raises :class:`WorldError` when there is no such layer, ValueError on tokens of a wrong shape.
     """
-    with torch.set_grad_enabled(gradient), fast_linear():
-        return _residual(model, tokens_BT, layer)
-
-
-def _residual(model: TransformerBridge, tokens_BT: Tensor, layer: int) -> Tensor:
     check_layer(model, layer)
     tokens_BT = _inputs(model, tokens_BT)
-    if layer + 1 < n_layers(model):
-        # What enters the next block; skips the hook bookkeeping.
-        return model(tokens_BT, prepend_bos=False, stop_at_layer=layer + 1)
 
     def leave(x_BTD: Tensor, hook: Any) -> None:
         raise _Residual(x_BTD)
 
-    hooks = [(f"blocks.{layer}.hook_out", leave)]
-    try:
-        model.run_with_hooks(tokens_BT, fwd_hooks=hooks, return_type=None, prepend_bos=False)
-    except _Residual as found:
-        return found.x_BTD
-    raise WorldError(
-        f"hook blocks.{layer}.hook_out never fired; this architecture is not supported."
-    )
+    with torch.set_grad_enabled(gradient), fast_linear():
+        if layer + 1 < n_layers(model):
+            # What enters the next block; skips the hook bookkeeping.
+            return model(tokens_BT, prepend_bos=False, stop_at_layer=layer + 1)
+        hooks = [(f"blocks.{layer}.hook_out", leave)]
+        try:
+            model.run_with_hooks(tokens_BT, fwd_hooks=hooks, return_type=None, prepend_bos=False)
+        except _Residual as found:
+            return found.x_BTD
+    raise WorldError(f"{hooks[0][0]} never fired: this architecture is not supported.")
 
 
 @_inference

@@ -7,7 +7,7 @@ hands whole sequences [B, T, d] to ``encode`` in its core evaluation, so a tempo
 context. Rows without a sequence [N, d] are encoded each as the first token of a document.
 """
 
-from dataclasses import asdict, dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,38 +16,26 @@ from torch import Tensor, nn
 from tsae.saes import SAE
 from tsae.sequences import SequenceContext
 
+ALWAYS: dict[str, Any] = {
+    "dtype": "float32", "device": "cpu", "hook_head_index": None, "apply_b_dec_to_input": True,
+    "finetuning_scaling_factor": False, "normalize_activations": "none", "activation_fn_str": "",
+    "activation_fn_kwargs": {}, "prepend_bos": True, "model_from_pretrained_kwargs": {},
+    "dataset_path": "", "dataset_trust_remote_code": False, "seqpos_slice": (None,),
+    "training_tokens": -1, "sae_lens_training_version": None, "neuronpedia_id": None,
+}  # fmt: skip
+"""Fields that SAEBench reads of an SAE's ``cfg`` and that are the same for all SAEs here."""
 
-@dataclass
-class BenchConfig:
-    """The fields that SAEBench reads of an SAE's ``cfg``."""
 
-    model_name: str
-    d_in: int
-    d_sae: int
-    hook_layer: int
-    hook_name: str
-    architecture: str
-    dtype: str = "float32"
-    device: str = "cpu"
-    context_size: int = 128
-    hook_head_index: int | None = None
-    apply_b_dec_to_input: bool = True
-    finetuning_scaling_factor: bool = False
-    normalize_activations: str = "none"
-    activation_fn_str: str = ""
-    activation_fn_kwargs: dict[str, Any] = field(default_factory=dict)
-    prepend_bos: bool = True
-    model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
-    dataset_path: str = ""
-    dataset_trust_remote_code: bool = False
-    seqpos_slice: tuple = (None,)
-    training_tokens: int = -1
-    sae_lens_training_version: str | None = None
-    neuronpedia_id: str | None = None
+class BenchConfig(SimpleNamespace):
+    """The fields that SAEBench reads of an SAE's ``cfg``; it adds attributes of its own."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields alone; SAEBench adds attributes of its own to the object."""
-        return asdict(self)
+        """The fields alone."""
+        return {name: value for name, value in vars(self).items() if name in self.fields}
+
+    def __init__(self, **own: Any):
+        super().__init__(**own, **ALWAYS)
+        self.fields = {*own, *ALWAYS}
 
 
 class BenchSAE(nn.Module):

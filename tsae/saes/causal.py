@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tsae.kernels.sparse import Codes
 from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, State, Tokens
@@ -28,13 +27,12 @@ from tsae.tracking import (
     strongest,
 )
 from tsae.tracking.quantise import BITS
-from tsae.tracking.relation import LEARNING
 from tsae.training import distributed
 
 
 @dataclass(frozen=True)
 class CausalConfig(SAEConfig):
-    """The static config plus what is tracked, how W is learned, and feedback."""
+    """The static config plus what is tracked, the learning of W, and feedback."""
 
     window: int = 4
     """Longest lag in tokens."""
@@ -51,16 +49,12 @@ class CausalConfig(SAEConfig):
     what follows and pairs cost the square."""
     bits: int = 8
     """Bits in which earlier codes are remembered: 8, or 32 for float32."""
-    learning: str = "logistic"
-    """How W is learned: logistic, or norm (the naive penalty, an ablation)."""
     learning_weight: float = 0.1
-    """Weight of that loss; it moves W alone."""
+    """Weight of the loss of W; it moves W alone."""
     pairs: int = 8192
     """Active latents a step from which W is learned, each against all of its window."""
     feedback: bool = False
     """Whether the prior joins the pre-activation."""
-    checkpointing: bool = False
-    """Whether the loss of W is computed again in the backward pass in place of being kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +67,6 @@ class CausalConfig(SAEConfig):
         ok = m is None or 1 <= m <= self.d_sae
         require(ok, "tracked", m, f"None or from 1 to d_sae={self.d_sae}")
         require(self.bits in BITS, "bits", self.bits, "8 or 32")
-        require(self.learning in LEARNING, "learning", self.learning, f"{' or '.join(LEARNING)}")
         require(self.learning_weight > 0, "learning_weight", self.learning_weight, "above 0")
 
     @property
@@ -165,11 +158,8 @@ class CausalSAE(SAE):
     def observe(self, active: Active, context: FilledContext) -> tuple[Active, Tensor]:
         """Move C by the codes of the whole batch, which every rank sees, so that all hold the same
         C; returns them, with the number of each token's document."""
-        n = len(context.mask_BT)
-        ids, values, opens = (
-            distributed.in_batch_order(part, n)
-            for part in (*active, opens_document(context).flatten())
-        )
+        parts = (*active, (context.boundary_BT >= DOCUMENT).flatten())
+        ids, values, opens = (distributed.in_batch_order(p, len(context.mask_BT)) for p in parts)
         observed = Active(ids, values), opens.cumsum(0)
         self.tracker.update(*observed)
         return observed
@@ -183,24 +173,14 @@ class CausalSAE(SAE):
         else:
             active, document_N = self.observe(strongest(enc.codes, self.cfg.slots), enc.context)
         relation = self.tracker.relation
-        if self.cfg.learning == "norm":
-            return {"relation": self.cfg.learning_weight * relation.norm_loss()}
-        arguments = (active, self.tracker.past(active), document_N, self.cfg.pairs)
+        past = self.tracker.past(active)
         devices = [active.values_NM.device] if active.values_NM.is_cuda else []
         with torch.random.fork_rng(devices):  # the SAE trains as if nothing had been drawn here
             torch.manual_seed(int(self.tracker.updates))
-            if self.cfg.checkpointing:
-                loss = checkpoint(relation.logistic_loss, *arguments, use_reentrant=False)
-            else:
-                loss = relation.logistic_loss(*arguments)
+            loss = relation.logistic_loss(active, past, document_N, self.cfg.pairs)
         return {"relation": self.cfg.learning_weight * loss}
 
 
-def opens_document(context: FilledContext) -> Tensor:
-    """Whether a document starts at each token [B, T]; a sequence always starts one."""
-    return context.boundary_BT >= DOCUMENT
-
-
 def documents(context: FilledContext) -> Tensor:
-    """The number [N] of each token's document."""
-    return opens_document(context).flatten().cumsum(0)
+    """The number [N] of each token's document; a sequence always starts one."""
+    return (context.boundary_BT >= DOCUMENT).flatten().cumsum(0)

@@ -20,7 +20,6 @@ from torch.nn.functional import embedding_bag, pad, softplus
 
 from tsae.tracking.active import Active
 
-LEARNING = ("logistic", "norm")
 MOST = 16.0
 """Largest R."""
 

@@ -1,15 +1,16 @@
-"""Checkpoints of an unfinished training: one file that is whole or absent, and no pickles.
+"""Checkpoints of an unfinished training: one file that is whole or absent, read without pickles.
 
-``directory/checkpoint/state.safetensors`` holds the SAE (parameters and buffers, dead counts among
-them), the moments of Adam and the numpy and torch generators as tensors; its JSON header holds the
-step, the length of the log, the data cursor, Python's generator and the identity of the run. One
-file, because replacing a file is one step of the file system and replacing a directory is not.
+``directory/checkpoint/state.pt`` holds the identity of the run, the steps done and the length of the
+log, the SAE (parameters and buffers, dead counts among them), the state of Adam, the data cursor and
+the generators of Python, numpy and torch. One file, because replacing a file is one step of the file
+system and replacing a directory is not.
 """
 
 import contextlib
 import dataclasses
 import json
 import os
+import pickle
 import random
 import shutil
 from pathlib import Path
@@ -17,14 +18,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from tsae.errors import CheckpointError
 from tsae.files import atomic
 from tsae.training import distributed
 
-VERSION = 1
+VERSION = 2
+FILE = Path("checkpoint") / "state.pt"
 
 
 class Progress(NamedTuple):
@@ -66,9 +66,10 @@ def check_identity(found: dict[str, Any], wanted: dict[str, Any], where: Path) -
 def rng_state() -> dict[str, Any]:
     """State of the generators of Python, numpy and torch (every CUDA device included)."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),
+        "numpy": (name, [int(key) for key in keys], *rest),
         "torch": [torch.get_rng_state(), *cuda],
     }
 
@@ -87,24 +88,16 @@ def write(directory: Path, run: dict, progress: Progress, sae, optimizer, sample
 
     Raises :class:`UserError` when the disk is full; the old checkpoint is then kept.
     """
-    rng = rng_state()
-    keys = rng["numpy"]["state"]
-    tensors = {f"sae/{name}": value for name, value in sae.state_dict().items()}
-    for name, parameter in sae.named_parameters():
-        for moment, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"adam/{moment}/{name}"] = value
-    tensors["rng/numpy"] = torch.from_numpy(keys["key"].astype(np.int64))
-    tensors |= {f"rng/torch/{index}": value for index, value in enumerate(rng["torch"])}
-    header = {
+    state = {
         "identity": run,
-        "progress": progress,
+        "progress": tuple(progress),
+        "sae": sae.state_dict(),
+        "optimizer": optimizer.state_dict(),
         "sampler": sampler.state_dict(),
-        "python": rng["python"],
-        "numpy": {**rng["numpy"], "state": {"pos": int(keys["pos"])}},
+        "generators": rng_state(),
     }
-    with atomic(directory / "checkpoint" / "state.safetensors") as temporary:
-        host = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(host, temporary, metadata={"tsae": json.dumps(header)})
+    with atomic(directory / FILE) as temporary, open(temporary, "wb") as file:
+        torch.save(state, file)
 
 
 def read(directory: Path, run: dict, sae, optimizer, sampler) -> Progress | None:
@@ -112,53 +105,32 @@ def read(directory: Path, run: dict, sae, optimizer, sampler) -> Progress | None
 
     Raises :class:`CheckpointError` when it is truncated, of another version, or of another run.
     """
-    path = directory / "checkpoint" / "state.safetensors"
+    path = directory / FILE
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("tsae", "null"))
-            # Clones, since a tensor mapped from the file is not aligned as torch's own are, and
-            # the order of summation in BLAS may follow alignment.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-    except (SafetensorError, json.JSONDecodeError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "it is empty"
         raise CheckpointError(
-            f"{path} is truncated or damaged ({error}): delete it to train from the start."
+            f"{path} is truncated or damaged ({reason}): delete it to train from the start."
         ) from None
-    if header is None:
+    if not isinstance(state, dict) or "identity" not in state:
         raise CheckpointError(
             f"{path} was not written by tsae's trainer: train into another directory."
         )
-    check_identity(header["identity"], run, path)
-
-    sae.load_state_dict(
-        {name[len("sae/") :]: value for name, value in tensors.items() if name.startswith("sae/")}
-    )
-    parameters = dict(sae.named_parameters())
-    optimizer.state.clear()
-    for key, value in tensors.items():
-        if key.startswith("adam/"):
-            _, moment, name = key.split("/", 2)
-            optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)
-    sampler.load_state_dict(header["sampler"])
-    version, words, gauss = header["python"]
-    numpy_state = header["numpy"]
-    numpy_state["state"]["key"] = tensors["rng/numpy"].numpy().astype(np.uint32)
-    generators = sum(name.startswith("rng/torch/") for name in tensors)
-    set_rng_state(
-        {
-            "python": (version, tuple(words), gauss),
-            "numpy": numpy_state,
-            "torch": [tensors[f"rng/torch/{index}"] for index in range(generators)],
-        }
-    )
-    return Progress(*header["progress"])
+    check_identity(state["identity"], run, path)
+    sae.load_state_dict(state["sae"])
+    optimizer.load_state_dict(state["optimizer"])
+    sampler.load_state_dict(state["sampler"])
+    set_rng_state(state["generators"])
+    return Progress(*state["progress"])
 
 
 def clear(directory: Path) -> None:
     """Remove the checkpoint, and what a kill in the middle of a write may have left."""
     folder = directory / "checkpoint"
-    for file in folder.glob("state.safetensors*"):
+    for file in folder.glob(f"{FILE.name}*"):
         file.unlink()
     with contextlib.suppress(OSError):  # it is not there, or holds files that are not ours
         folder.rmdir()
