@@ -1,4 +1,4 @@
-"""Two gloo processes train what one trains; several SAEs train on one read as each alone."""
+"""Two gloo processes train what one trains, and the command trains what Python does."""
 
 import json
 import os
@@ -7,39 +7,27 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from fake_store import FakeStore
-from rank_training import CASES, UnevenStore, build, train_case
-from test_resume import Killed, noisy
-from test_train import STORE, checkpoint_step, config, rows
+from rank_training import CASES, UnevenStore, train_case
+from test_resume import Killed
+from test_train import STORE, checkpoint_step, rows
 
 from tsae import saes
 from tsae.__main__ import main
-from tsae.errors import UserError
 from tsae.training import runs as training
-from tsae.training.train import Run, train, train_together
 
 
-class CountingStore(FakeStore):
-    """Counts the batches read for training; ``dies``: the read that ends the process."""
-
-    def __init__(self, dies=None):
-        super().__init__()
-        self.reads, self.dies = 0, dies
-
-    def batch(self, split, indices, device="cpu"):
-        self.reads += split == "train"
-        if split == "train" and self.reads == self.dies:
-            raise Killed
-        return super().batch(split, indices, device)
-
-
-class MortalUnevenStore(CountingStore, UnevenStore):
-    """Both."""
+class MortalUnevenStore(UnevenStore):
+    """``dies``: the batch read for training that ends the process."""
 
     def __init__(self, dies):
-        UnevenStore.__init__(self)
-        self.reads, self.dies = 0, dies
+        super().__init__()
+        self.left = dies
+
+    def batch(self, split, indices, device="cpu"):
+        self.left -= split == "train"
+        if split == "train" and not self.left:
+            raise Killed
+        return super().batch(split, indices, device)
 
 
 @pytest.fixture(scope="module")
@@ -102,44 +90,6 @@ def test_what_ranks_cannot_share_is_one_sentence(two_ranks):
     assert "compares tokens of different sequences" in refused["contrastive"]
     assert "makes 3 sequences a batch, which 2 processes cannot share evenly" in refused["topk"]
     assert not (two_ranks / "none").exists()
-
-
-# ---- several SAEs on one read ----------------------------------------------------------------
-
-
-def test_saes_trained_together_are_those_trained_alone(tmp_path):
-    """To the byte, drawing from all generators, one ending early, on 12 reads in place of 30."""
-    makes = [lambda: build("lstm"), noisy, lambda: build("batchtopk")]
-    steps = [12, 12, 6]
-    asked = [config(steps=n, resample_every=0) for n in steps]
-    store = CountingStore()
-    runs = [Run(make(), tmp_path / f"together-{i}", asked[i], {}) for i, make in enumerate(makes)]
-    results = train_together(runs, store, progress=False)
-    assert store.reads == 12
-    for i, make in enumerate(makes):
-        alone = train(make(), STORE, tmp_path / f"alone-{i}", asked[i], progress=False)
-        for a, b in zip(
-            alone.sae.state_dict().values(), results[i].sae.state_dict().values(), strict=True
-        ):
-            assert torch.equal(a, b)
-        written = [tmp_path / f"{kind}-{i}" / "train.jsonl" for kind in ("alone", "together")]
-        assert written[0].read_bytes() == written[1].read_bytes()
-
-
-def test_one_failing_run_leaves_the_others_their_checkpoints(tmp_path):
-    class Bad(saes.SAE):
-        def own_terms(self, *_):
-            return {"bad": self.b_dec.sum() * float("nan" if self.progress > 0.4 else 0)}
-
-    bad = Bad(saes.SAEConfig(d_in=16, d_sae=32, k=4))
-    bad.name = "topk"
-    runs = [
-        Run(build("topk"), tmp_path / "a", config(), {}),
-        Run(bad, tmp_path / "b", config(), {}),
-    ]
-    with pytest.raises(UserError, match="stopped at step 6: term 'bad'"):
-        train_together(runs, STORE, progress=False)
-    assert checkpoint_step(tmp_path / "a") == checkpoint_step(tmp_path / "b") == 4
 
 
 # ---- the command -----------------------------------------------------------------------------

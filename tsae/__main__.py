@@ -3,9 +3,8 @@
     python -m tsae train --setting DIR --out DIR --variant conv --k 12 --d-sae 512 --steps 900 --lr 2e-3
     torchrun --nproc-per-node 2 -m tsae train ...
 
-``--setting`` is what ``make_setting`` or a stage of ``01_worlds`` left; several variants train
-together on one read of the store, each into a folder of ``--out``. The same command goes on where
-it was stopped.
+``--setting`` is what ``make_setting`` or a stage of ``01_worlds`` left; several variants train one
+after another, each into a folder of ``--out``. The same command goes on where it was stopped.
 """
 
 import argparse
@@ -50,27 +49,27 @@ def main(arguments: list[str] | None = None) -> int:
     from tsae.store import ActivationStore
     from tsae.training import distributed
     from tsae.training.config import TrainConfig
-    from tsae.training.runs import run_together
+    from tsae.training.runs import run_training
 
     shared = {
         "k": given.k, "d_sae": given.d_sae, "steps": given.steps, "lr": given.lr, "act": given.act,
         "seed": given.seed, "options": dict(given.option), **dict(given.train),
     }  # fmt: skip
-    runs = {given.out / name: {"variant": name, **shared} for name in given.variant}
     with distributed.ranks():
         first = distributed.rank() == 0
         try:
             known = [field.name for field in dataclasses.fields(TrainConfig)]
             for name in dict(given.train).keys() - known:
                 raise UserError(f"no trainer field {name!r}; choose one of {', '.join(known)}.")
-            results = run_together(
-                ActivationStore.open(given.setting / "store", verify="size"), runs, progress=first
-            )
+            store = ActivationStore.open(given.setting / "store", verify="size")
+            for name in given.variant:
+                place = given.out / name
+                result = run_training(store, place, variant=name, progress=first, **shared)
+                if first:
+                    print(f"{place}/sae: {result.sae.name}, {result.last}")
         except (UserError, ValueError) as error:
             print(error, file=sys.stderr)
             return 2
-        for directory, result in zip(runs, results if first else [], strict=False):
-            print(f"{directory}/sae: {result.sae.name}, {result.last}")
     return 0
 
 

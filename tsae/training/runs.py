@@ -14,45 +14,10 @@ from tsae.saes.config import require_fields
 from tsae.store import ActivationStore
 from tsae.training import distributed
 from tsae.training.config import TrainConfig
-from tsae.training.train import Run, TrainResult, train_together
+from tsae.training.train import TrainResult, train
 
 
 def run_training(
-    store: ActivationStore, directory: str | Path, *, progress: bool = True, **run: Any
-) -> TrainResult:
-    """Train one variant on the store; resumes what was begun in ``directory``.
-
-    ``run``: the keywords of :func:`prepared`.
-    """
-    return run_together(store, {directory: run}, progress)[0]
-
-
-def run_together(
-    store: ActivationStore, runs: Mapping[str | Path, Mapping[str, Any]], progress: bool = True
-) -> list[TrainResult]:
-    """:func:`run_training` for every directory, on one read of each batch that runs share.
-
-    Another process, not of this group, that trains into one of the directories waits.
-    """
-    made = [prepared(store, directory, **run) for directory, run in runs.items()]
-    if distributed.rank():
-        return train_together(made, store, progress)
-    with in_turn(*runs):
-        results = train_together(made, store, progress)
-        for run, result in zip(made, results, strict=True):
-            sizes = {
-                "d_model": store.d_model,
-                "d_sae": run.sae.cfg.d_sae,
-                "k": run.sae.cfg.k,
-                "steps": run.config.steps,
-                "batch_tokens": run.config.batch_tokens,
-                "train_tokens": store.n_tokens("train"),
-            }
-            write_json(run.directory / "run.json", {"keys": keys_of(result.sae), "sizes": sizes})
-    return results
-
-
-def prepared(
     store: ActivationStore,
     directory: str | Path,
     *,
@@ -65,19 +30,35 @@ def prepared(
     act: str | None = None,
     options: Mapping[str, Any] | None = None,
     ablation: str = "",
+    progress: bool = True,
     **train_options: Any,
-) -> Run:
-    """A fresh SAE with what it is trained by; ``train_options`` are fields of ``TrainConfig``.
+) -> TrainResult:
+    """Train one variant on the store; resumes what was begun in ``directory``.
 
-    The weights are drawn from ``seed``, and so is the order of the data: runs of the same seed see
-    the same tokens in the same order whatever the variant.
+    ``train_options`` are fields of ``TrainConfig``. The weights are drawn from ``seed``, and so is
+    the order of the data: runs of the same seed see the same tokens in the same order whatever the
+    variant. Another process, not of this group, that trains into the directory waits.
     """
     require_fields(TrainConfig, train_options)
     torch.manual_seed(seed)
     choice = {} if act is None else {"act": act}
     sae = saes.build(variant, d_in=store.d_model, d_sae=d_sae, k=k, **choice, **dict(options or {}))
     config = TrainConfig(steps=steps, lr=lr, seed=seed, **train_options)
-    return Run(sae, Path(directory), config, {"seed": seed, "ablation": ablation})
+    given = sae, store, directory, config, progress, {"seed": seed, "ablation": ablation}
+    if distributed.rank():
+        return train(*given)
+    with in_turn(directory):
+        result = train(*given)
+        sizes = {
+            "d_model": store.d_model,
+            "d_sae": d_sae,
+            "k": k,
+            "steps": steps,
+            "batch_tokens": config.batch_tokens,
+            "train_tokens": store.n_tokens("train"),
+        }
+        write_json(Path(directory) / "run.json", {"keys": keys_of(result.sae), "sizes": sizes})
+    return result
 
 
 def keys_of(sae: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import json
 import math
 import random
 import time
-from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,10 +37,6 @@ class TrainResult(NamedTuple):
 
     sae: SAE
     last: dict[str, Any]
-
-
-Steps = Generator[np.ndarray, Any, TrainResult]
-"""Yields the indices of the next batch, is sent the batch, returns what was trained."""
 
 
 @flushed()
@@ -95,15 +90,6 @@ def held_out(sae: SAE, batch, mean_D: Tensor) -> dict[str, float]:
     return {"test_fve": float(1 - sse / sst), "test_l0": float(l0)}
 
 
-class Run(NamedTuple):
-    """One of several SAEs that train together: see :func:`train`."""
-
-    sae: SAE
-    directory: Path
-    config: TrainConfig
-    meta: dict[str, Any]
-
-
 def train(
     sae: SAE,
     store,
@@ -124,69 +110,26 @@ def train(
     Raises :class:`UserError` (no GPU, too few sequences, a term that is not finite, disk full) and
     :class:`CheckpointError` (what is in ``directory`` is truncated or of another run).
     """
-    return train_together([Run(sae, Path(directory), config, meta or {})], store, progress)[0]
-
-
-def train_together(runs: Sequence[Run], store, progress: bool = True) -> list[TrainResult]:
-    """Train several SAEs in turns, a step each, on one read of every batch that they share.
-
-    Runs of the same seed and batch size share all. Each has generators of its own, so that every
-    run ends with the same files as alone. Raises as :func:`train`; the others then keep their
-    checkpoints.
-    """
     keep_freed_blocks()
-    outside = checkpoint.rng_state()
-    states: dict[int, Any] = {}
-    live = {i: training(run, store, progress) for i, run in enumerate(runs)}
-    asked: dict[int, Any] = {}
-    results: dict[int, TrainResult] = {}
-    try:
-        while live:
-            read: dict[tuple[bytes, str], Any] = {}
-            for i, steps in list(live.items()):
-                batch = None
-                if i in asked:
-                    device = runs[i].config.device
-                    key = (asked[i].tobytes(), device)
-                    if key not in read:
-                        read[key] = store.batch("train", asked[i], device)
-                    batch = read[key]
-                if len(runs) > 1:
-                    checkpoint.set_rng_state(states.get(i, outside))
-                try:
-                    asked[i] = steps.send(batch)
-                except StopIteration as ended:
-                    results[i] = ended.value
-                    del live[i]
-                if len(runs) > 1:
-                    states[i] = checkpoint.rng_state()
-    finally:
-        for steps in live.values():
-            steps.close()
-        checkpoint.set_rng_state(outside)
-    return [results[i] for i in range(len(runs))]
-
-
-def training(run: Run, store, progress: bool) -> Steps:
-    """The whole of :func:`train`: asks for each batch by its indices, returns the result."""
-    sae, directory, config, meta = run
+    directory = Path(directory)
     check_fit(sae, store, config)
     identity = checkpoint.identity(sae, store, config)
     if (directory / "sae").exists():
-        return finished(directory, identity, config.device)
+        with torch.random.fork_rng(devices=[]):  # fresh weights are drawn before they are read
+            return finished(directory, identity, config.device)
     distributed.wait()  # or a slow rank might see what a fast one has written
     directory.mkdir(parents=True, exist_ok=True)
     learnable = [name for name, p in sae.named_parameters() if p.requires_grad]
+    outside = checkpoint.rng_state()
     try:
         with disk_full_is_clear(directory):
-            last = yield from run_steps(
-                sae, store, directory, config, identity, learnable, progress
-            )
+            last = run_steps(sae, store, directory, config, identity, learnable, progress)
     finally:
+        checkpoint.set_rng_state(outside)
         set_trainable(sae, Phase("", 1.0), learnable)
     sae.zero_grad(set_to_none=True)
     provenance = {"scale": float(store.scale), "world": store.world, "layer": store.layer}
-    sae.meta |= {**provenance, "fingerprint": store.fingerprint, **meta, "run": identity}
+    sae.meta |= {**provenance, "fingerprint": store.fingerprint, **(meta or {}), "run": identity}
     sae.eval()
     if distributed.rank() == 0:
         sae.save(directory / "sae")
@@ -195,10 +138,8 @@ def training(run: Run, store, progress: bool) -> Steps:
     return TrainResult(sae, last)
 
 
-def run_steps(
-    sae, store, directory, config, run, learnable, progress
-) -> Generator[np.ndarray, Any, dict[str, Any]]:
-    """The loop of :func:`training`; returns the last line of the log."""
+def run_steps(sae, store, directory, config, run, learnable, progress) -> dict[str, Any]:
+    """The loop of :func:`train`; returns the last line of the log."""
     length = seen_positions(config, store.seq_len)
     batch_size = config.batch_tokens // length
     random.seed(config.seed)
@@ -236,7 +177,7 @@ def run_steps(
             lr = learning_rate(step, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = yield sampler.next_indices()
+            batch = store.batch("train", sampler.next_indices(), config.device)
             try:
                 terms, norm = training_step(sae, batch.first(length), optimizer, config)
             except FloatingPointError as error:
