@@ -112,26 +112,6 @@ def test_splicing_in_the_residual_of_other_tokens_gives_their_logits(llama, toke
         torch.testing.assert_close(from_there, got, rtol=0, atol=1e-6)
 
 
-def test_generate_is_greedy_and_keeps_the_prompt(model, tokens_BT):
-    got_BT = models.generate_with(model, tokens_BT, 1, same, 3)
-    assert got_BT.shape == (2, 15)
-    assert torch.equal(got_BT[:, :12], tokens_BT)
-    predicted_BT = models.logits(model, got_BT[:, :-1]).argmax(-1)
-    assert torch.equal(got_BT[:, 12:], predicted_BT[:, 11:])
-
-
-def test_generate_applies_the_edit_at_every_step(llama, tokens_BT):
-    lengths = []
-
-    def edit(x_BTD):
-        lengths.append(x_BTD.shape[1])
-        return torch.zeros_like(x_BTD)
-
-    got_BT = models.generate_with(llama, tokens_BT, tiny_models.N_LAYERS - 1, edit, 3)
-    assert lengths == [12, 13, 14]
-    assert got_BT[:, 12:].eq(0).all()  # argmax of equal logits is the first
-
-
 def test_hooks_are_gone_afterwards(llama, tokens_BT):
     before = models.logits(llama, tokens_BT)
     models.logits_with(llama, tokens_BT, 0, torch.zeros_like)

@@ -8,10 +8,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from filelock import FileLock
 
@@ -36,18 +37,9 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@contextmanager
-def no_installs() -> Iterator[None]:
+def no_installs() -> AbstractContextManager:
     """Whatever calls pip or uv inside the block can install nothing."""
-    before = {name: os.environ.get(name) for name in _NO_INSTALLS}
-    os.environ |= _NO_INSTALLS
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+    return patch.dict(os.environ, _NO_INSTALLS)
 
 
 def weights(folder: str | Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Language models through TransformerBridge: boot, read the residual stream, edit it, generate.
+"""Language models through TransformerBridge: boot, read the residual stream, edit it.
 
 Runs on transformer_lens 3.9 and 4.x. "The residual at layer l" is always the output of block l,
 hook ``blocks.{l}.hook_out`` (0 ≤ l < n_layers). Nothing here keeps a gradient.
@@ -188,19 +188,3 @@ def logits_from(model: TransformerBridge, tokens_BT: Tensor, layer: int, x_BTD: 
     if layer + 1 < n_layers(model):
         return model(x_BTD, start_at_layer=layer + 1, return_type="logits", prepend_bos=False)
     return logits_with(model, tokens_BT, layer, lambda _: x_BTD)
-
-
-@_inference
-def generate_with(
-    model: TransformerBridge, tokens_BT: Tensor, layer: int, edit: Edit, n_new: int
-) -> Tensor:
-    """``tokens_BT`` with ``n_new`` greedily chosen tokens behind it: [B, T + n_new], int64.
-
-    Each step runs the whole sequence through the edited model, because a temporal ``edit`` needs
-    all of it: t_{T+1} = argmax_v logits_with(…)[T, v].
-    """
-    tokens_BT = _inputs(model, tokens_BT)
-    for _ in range(n_new):
-        next_B = logits_with(model, tokens_BT, layer, edit)[:, -1].argmax(-1)
-        tokens_BT = torch.cat([tokens_BT, next_B[:, None]], 1)
-    return tokens_BT

@@ -44,7 +44,7 @@ def distinct(latents: Tensor | Iterable[int], sae: SAE) -> Tensor:
 
 
 class Edit:
-    """A callable ``raw_BTD -> raw_BTD`` for ``models.logits_with`` and ``models.generate_with``.
+    """A callable ``raw_BTD -> raw_BTD`` for ``models.logits_with``.
 
     ``m`` is the strength in per cent of a residual's norm: of the token's own where the energy is
     ``matched``; else of the typical one (``unit`` = √d / 100) *for each latent*, as in SAEBench,

@@ -80,8 +80,14 @@ def _transposed_matmul(pattern: Codes, values: Tensor, dense: Tensor) -> Tensor:
 
 def _bags(values: Tensor, places: Tensor, begin: Tensor, dense: Tensor) -> Tensor:
     """``out[n] = sum of values[i] dense[places[i]]`` over ``begin[n] <= i < begin[n+1]``."""
-    weighted = {"mode": "sum", "per_sample_weights": values, "include_last_offset": True}
-    return nn.functional.embedding_bag(places, dense.contiguous(), begin, **weighted)
+    return nn.functional.embedding_bag(
+        places,
+        dense.contiguous(),
+        begin,
+        mode="sum",
+        per_sample_weights=values,
+        include_last_offset=True,
+    )
 
 
 def _sampled(pattern: Codes, left: Tensor, right_DF: Tensor) -> Tensor:
@@ -180,6 +186,13 @@ def encode(
         slope = dense_NF[rows, cols] * (values > 0)
         values = values + (strength - strength.detach()) * slope
     return Codes(values, rows, cols, crow, (len(pre), pre.shape[1])), pre
+
+
+def picked(select: Callable[[Tensor], Selection], pre_NF: Tensor) -> Codes:
+    """Codes of given pre-activations, whose gradient is dense; what reads the codes costs less."""
+    rows, cols, crow = select(pre_NF.detach())
+    values = pre_NF.flatten().gather(0, rows * pre_NF.shape[1] + cols).clamp_min(0.0)
+    return Codes(values, rows, cols, crow, (len(pre_NF), pre_NF.shape[1]))
 
 
 def decode(codes: Codes, W_dec: Tensor) -> Tensor:

@@ -109,34 +109,17 @@ class SAE(nn.Module):
         if delta.x_BTD is not None:
             x_BTD = delta.x_BTD
             tokens = Tokens(self, x_BTD, tokens.context, tokens.learn, tokens.sparse)
-        mask_N, act = tokens.mask_N, self.act
-        codes: Codes | Tensor
+        act = self.act
         training = act.training
         act.train(training and self.codes_learn)
-        if tokens.sparse and tokens.whole_NF is None:
+        select = partial(act.select, mask_N=tokens.mask_N) if tokens.sparse else None
+        if select and tokens.whole_NF is None:
             u_ND, bias_F = tokens.pair()
-            select = partial(act.select, mask_N=mask_N)
-            given = [(u_ND, self.W_enc), *delta.pairs]
-            added = (delta.dense, delta.strength)
+            given, added = [(u_ND, self.W_enc), *delta.pairs], (delta.dense, delta.strength)
             codes, pre_NF = sparse.encode(select, bias_F, given, first=tokens.first, added=added)
         else:
-            first_NF = tokens.whole_NF
-            if first_NF is None:
-                u_ND, bias_F = tokens.pair()
-                pre_NF = sum((u @ W for u, W in delta.pairs), u_ND @ self.W_enc) + bias_F
-            else:
-                pre_NF = sum((u @ W for u, W in delta.pairs), first_NF)
-            if delta.dense is not None:
-                dense = delta.dense if delta.strength is None else delta.strength * delta.dense
-                pre_NF = pre_NF + dense
-            if (
-                tokens.sparse
-            ):  # the gradient is dense, but the decoder sees the active latents alone
-                rows, cols, crow = act.select(pre_NF.detach(), mask_N)
-                values = pre_NF.flatten().gather(0, rows * pre_NF.shape[1] + cols).clamp_min(0.0)
-                codes = Codes(values, rows, cols, crow, (len(pre_NF), pre_NF.shape[1]))
-            else:
-                codes = act(pre_NF, mask_N)
+            pre_NF = tokens.total(delta)
+            codes = sparse.picked(select, pre_NF) if select else act(pre_NF, tokens.mask_N)
         act.train(training)
         target_ND = self.centred(x_BTD, tokens.context).flatten(0, 1)
         pairs = ((tokens.u_BTD.flatten(0, 1), self.W_enc), *delta.pairs)

@@ -10,11 +10,12 @@ feed on what it has itself predicted. ρ is one learned scalar, 0 at the start. 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from tsae.kernels.sparse import Codes
+from tsae.kernels.sparse import Codes, picked
 from tsae.saes.base import SAE, Delta, Encoding, SAEConfig, State, Tokens
 from tsae.saes.config import require
 from tsae.saes.registry import register
@@ -98,16 +99,13 @@ class CausalSAE(SAE):
         that batchtopk neither couples tokens nor moves its threshold."""
         training = self.act.training
         self.act.eval()
+        codes: Codes | Tensor
         if hasattr(self.act, "select"):
-            rows, cols, crow = self.act.select(pre_NF, mask_N)
-            values = pre_NF[rows, cols].clamp_min(0.0)
-            active = strongest(
-                Codes(values, rows, cols, crow, (len(pre_NF), pre_NF.shape[1])), self.cfg.slots
-            )
+            codes = picked(partial(self.act.select, mask_N=mask_N), pre_NF)
         else:
-            active = strongest(self.act(pre_NF, mask_N), self.cfg.slots)
+            codes = self.act(pre_NF, mask_N)
         self.act.train(training)
-        return active
+        return strongest(codes, self.cfg.slots)
 
     @torch.no_grad()
     def prior(self, active: Active, context: FilledContext) -> Tensor:

@@ -66,6 +66,17 @@ class Tokens:
             self.whole_NF = u_ND @ self.sae.W_enc + bias_F
         return self.whole_NF
 
+    def total(self, delta: "Delta") -> Tensor:
+        """``pre`` of the equations [N, F], whose gradient is one of all latents."""
+        if self.whole_NF is None:
+            u_ND, bias_F = self.pair()
+            pre_NF = sum((u @ W for u, W in delta.pairs), u_ND @ self.sae.W_enc) + bias_F
+        else:
+            pre_NF = sum((u @ W for u, W in delta.pairs), self.whole_NF)
+        if delta.dense is None:
+            return pre_NF
+        return pre_NF + (delta.dense if delta.strength is None else delta.strength * delta.dense)
+
     @property
     def static_NF(self) -> Tensor:
         """The same without a gradient."""

@@ -60,7 +60,8 @@ def sections(n: int, manifest: dict[str, Any]) -> dict[str, tuple[int, np.dtype,
         ("labels", np.int16, (n, n_labels, length)),
         ("statistics", np.float64, (d + 2,)),
     )
-    found, offset = {}, 0
+    found: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
+    offset = 0
     for name, kind, shape in arrays:
         found[name] = (offset, np.dtype(kind), shape)
         offset += math.prod(shape) * np.dtype(kind).itemsize

@@ -36,7 +36,7 @@ class Batch:
             change(self.x_BTD),
             change(self.tokens_BT),
             change(self.doc_BT),
-            FilledContext(*map(change, self.context)),
+            FilledContext(change(self.context.mask_BT), change(self.context.boundary_BT)),
             {name: change(label_BT) for name, label_BT in self.labels.items()},
         )
 
