@@ -23,6 +23,8 @@ EVERY = {"log_every": 1, "eval_every": 5, "checkpoint_every": 4, "resample_every
 
 def build(name="topk", seed=0, **options):
     torch.manual_seed(seed)
+    if name == "stacked":  # its places share k
+        options = {"window": 3, **options}
     return saes.build(name, d_in=16, d_sae=32, k=4, **options)
 
 
