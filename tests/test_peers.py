@@ -244,23 +244,3 @@ def test_prediction_is_a_projection_and_streams(window):
         z = stream.step(x[:, t], boundary[:, t], mask[:, t])
         torch.testing.assert_close(z, out.z[:, t], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(stream.beside["x_p"], x_p[:, t], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "needle"),
-    [
-        ("matryoshka", {"blocks": (0.5, 0.6)}, "positive shares that sum to 1"),
-        ("matryoshka", {"blocks": (0.1, 0.9), "prefix_weights": (1.0,)}, "2 numbers above 0"),
-        ("matryoshka", {"blocks": (0.01,) * 100}, "at least one of 24 latents"),
-        ("contrastive", {"similarity": "l2"}, "one of cosine, dot"),
-        ("contrastive", {"blocks": (0.2, 0.3, 0.5)}, "high and low"),
-        ("contrastive", {"partner": "next"}, "previous or earlier"),
-        ("contrastive", {"pairs": 1}, "pairs=1"),
-        ("predictive", {"n_heads": 5}, "a multiple of n_heads=5"),
-        ("predictive", {"value_width": 6}, "value_width=6"),
-        ("predictive", {"window": 0}, "window=0"),
-    ],
-)
-def test_bad_values_say_what_is_allowed(name, options, needle):
-    with pytest.raises(ValueError, match=needle):
-        saes.build(name, d_in=8, d_sae=24, k=4, **options)

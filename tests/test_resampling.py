@@ -13,6 +13,10 @@ from tsae.training.resampling import due, resample
 STORE = FakeStore()
 
 
+def batch_of(x_BTD):
+    return Batch(x_BTD, None, None, SequenceContext().filled(x_BTD), {})
+
+
 def test_resampling_replaces_the_dead_and_only_the_dead():
     sae, dead = build("l1"), [3, 17]
     optimizer = optimizer_of(sae)
@@ -35,15 +39,11 @@ def test_resampling_replaces_the_dead_and_only_the_dead():
     torch.testing.assert_close(sae.W_enc[:, dead], scale * sae.W_dec[dead].t())
     assert sae.b_enc[dead].tolist() == [0.0, 0.0]
     assert sae.idle_tokens[dead].tolist() == [0, 0] and not sae.dead_latents().any()
-    for parameter, rows_of in (
-        (sae.W_dec, lambda m: m),
-        (sae.W_enc, torch.t),
-        (sae.b_enc, lambda m: m),
-    ):
+    for parameter in (sae.W_dec, sae.W_enc, sae.b_enc):
         for moment in ("exp_avg", "exp_avg_sq"):
-            values = rows_of(optimizer.state[parameter][moment])
-            assert values[dead].abs().sum() == 0
-            assert values[alive].abs().sum() > 0
+            values = optimizer.state[parameter][moment]
+            values = values.t() if parameter is sae.W_enc else values
+            assert values[dead].abs().sum() == 0 and values[alive].abs().sum() > 0
 
 
 def test_resampling_draws_by_squared_loss():
@@ -54,9 +54,8 @@ def test_resampling_draws_by_squared_loss():
         sae.idle_tokens[:200] = sae.cfg.dead_after
     x_BTD = torch.zeros(8, 1000, 2)
     x_BTD[:, ::2, 0], x_BTD[:, 1::2, 1] = 1.0, 3.0
-    everywhere = SequenceContext().filled(x_BTD)
     torch.manual_seed(0)
-    assert resample(sae, optimizer_of(sae), [Batch(x_BTD, None, None, everywhere, {})]) == 200
+    assert resample(sae, optimizer_of(sae), [batch_of(x_BTD)]) == 200
     small = sae.W_dec[:200, 0] == 1.0
     assert torch.equal(sae.W_dec[:200][small], torch.tensor([1.0, 0.0]).expand(int(small.sum()), 2))
     assert torch.equal(sae.W_dec[:200][~small][:, 1], torch.ones(int((~small).sum())))
@@ -69,12 +68,9 @@ def test_resampling_takes_no_more_latents_than_there_are_errors():
         sae.b_enc.fill_(-100.0)
         sae.idle_tokens.fill_(sae.cfg.dead_after)
     x_BTD = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]])
-    batch = Batch(x_BTD, None, None, SequenceContext().filled(x_BTD), {})
-    assert resample(sae, optimizer_of(sae), [batch]) == 2
+    assert resample(sae, optimizer_of(sae), [batch_of(x_BTD)]) == 2
     assert sae.dead_latents().tolist() == [False] * 2 + [True] * 6
-    nothing = torch.zeros(1, 3, 2)
-    batch = Batch(nothing, None, None, SequenceContext().filled(nothing), {})
-    assert resample(sae, optimizer_of(sae), [batch]) == 0
+    assert resample(sae, optimizer_of(sae), [batch_of(torch.zeros(1, 3, 2))]) == 0
 
 
 def test_resampling_is_due_for_relu_alone_and_not_late():

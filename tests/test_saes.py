@@ -90,44 +90,28 @@ def text(seed=1, B=3, T=14):
     return x, SequenceContext(mask, boundary)
 
 
-@pytest.mark.parametrize(("name", "act", "options"), CASES)
-def test_codes_are_causal_within_the_document(name, act, options):
-    sae = build(name, act, options)
+def check_laws(sae):
+    """Codes read the past of their document alone, no invalid token, and stream as they encode."""
     x, context = text()
     z = sae.encode(x, context)
-    future = x.clone()
+    future, other_document, neighbours, massive = (x.clone() for _ in range(4))
     future[:, 10:] += 5.0
-    assert torch.equal(sae.encode(future, context)[:, :10], z[:, :10])
-    other_document = x.clone()
     other_document[:, :7] = 9.0
-    assert torch.equal(sae.encode(other_document, context)[:, 7:], z[:, 7:])
-    neighbours = x.clone()
     neighbours[1] = -3.0
-    torch.testing.assert_close(sae.encode(neighbours, context)[0], z[0])
-
-
-@pytest.mark.parametrize(("name", "act", "options"), CASES)
-def test_invalid_tokens_have_no_code_and_reach_no_other(name, act, options):
-    sae = build(name, act, options)
-    x, context = text()
-    z = sae.encode(x, context)
-    assert z[~context.mask_BT].abs().max() == 0
-    massive = x.clone()
     massive[~context.mask_BT] = 1e4
+    assert torch.equal(sae.encode(future, context)[:, :10], z[:, :10])
+    assert torch.equal(sae.encode(other_document, context)[:, 7:], z[:, 7:])
+    torch.testing.assert_close(sae.encode(neighbours, context)[0], z[0])
+    assert z[~context.mask_BT].abs().max() == 0
     torch.testing.assert_close(sae.encode(massive, context), z)
+    stream, boundary_BT, mask_BT = sae.stream(3), context.boundary_BT, context.mask_BT
+    steps = [stream.step(x[:, t], boundary_BT[:, t], mask_BT[:, t]) for t in range(x.shape[1])]
+    torch.testing.assert_close(torch.stack(steps, 1), z, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "act", "options"), CASES)
-def test_streaming_equals_batch(name, act, options):
-    sae = build(name, act, options)
-    x, context = text()
-    z = sae.encode(x, context)
-    stream = sae.stream(batch_size=3)
-    steps = [
-        stream.step(x[:, t], context.boundary_BT[:, t], context.mask_BT[:, t])
-        for t in range(x.shape[1])
-    ]
-    torch.testing.assert_close(torch.stack(steps, 1), z, atol=1e-5, rtol=1e-5)
+def test_laws_of_every_variant(name, act, options):
+    check_laws(build(name, act, options))
 
 
 @pytest.mark.parametrize("act", ACTS)
@@ -281,6 +265,21 @@ def test_topk_by_hand():
         ("conv", {"gate": "soft"}, "one of none, hard, learned"),
         ("conv", {"window": 0}, "window=0"),
         ("conv", {"group_shares": (0.5, 0.6)}, "sum to 1"),
+        ("causal", {"alpha": 0.0}, "alpha=0.0"),
+        ("causal", {"tau": -1.0}, "at least 0"),
+        ("causal", {"bits": 16}, "8 or 32"),
+        ("causal", {"tracked": 25}, "d_sae=24"),
+        ("causal", {"window": 0}, "window=0"),
+        ("matryoshka", {"blocks": (0.5, 0.6)}, "positive shares that sum to 1"),
+        ("matryoshka", {"blocks": (0.1, 0.9), "prefix_weights": (1.0,)}, "2 numbers above 0"),
+        ("matryoshka", {"blocks": (0.01,) * 100}, "at least one of 24 latents"),
+        ("contrastive", {"blocks": (0.2, 0.3, 0.5)}, "high and low"),
+        ("contrastive", {"similarity": "l2"}, "one of cosine, dot"),
+        ("contrastive", {"partner": "next"}, "previous or earlier"),
+        ("contrastive", {"pairs": 1}, "pairs=1"),
+        ("predictive", {"n_heads": 5}, "a multiple of n_heads=5"),
+        ("predictive", {"value_width": 6}, "value_width=6"),
+        ("predictive", {"window": 0}, "window=0"),
     ],
 )
 def test_bad_values_say_what_is_allowed(name, options, needle):

@@ -1,12 +1,11 @@
 """From text to pieces: what a harvest runs the model on, batch by batch."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +14,6 @@ from torch import Tensor
 from tsae.errors import StoreError
 from tsae.sequences import Sequence, TextSource
 from tsae.store import layout
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -41,27 +38,34 @@ class Piece(NamedTuple):
     norm_BT: np.ndarray
 
 
-def read_text(
-    directory: Path, world: TextSource, manifest: dict, jobs: list[Job], batch_sequences: int
-) -> Iterator[tuple[Job, list[Sequence]]]:
-    """Forward batches of every job in order; a batch never reaches over the end of a shard."""
-    for split, group in groupby(jobs, key=lambda job: job.split):
-        text, at = iter(world.sequences(split)), 0
-        for job in group:
-            skipped = deque(islice(text, job.start - at), maxlen=1)
-            if job.start > at:
-                before = manifest["shards"][split][job.index - 1]
-                stored_T = layout.read_array(directory, before, "tokens", manifest)[-1]
-                if not skipped or not np.array_equal(skipped[0].tokens, stored_T):
-                    raise StoreError(
-                        f"The {split} text of {world.name} is not the one in {directory} any more: "
-                        "harvest into another directory."
-                    )
-            for done in range(0, job.count, batch_sequences):
-                sequences = list(islice(text, min(batch_sequences, job.count - done)))
-                if sequences:
-                    yield job, sequences
-            at = job.start + job.count
+class Text:
+    """The sequences of every split, read once from front to back."""
+
+    def __init__(self, directory: Path, world: TextSource, manifest: dict):
+        self.directory, self.world, self.manifest = directory, world, manifest
+        self.split, self.at = "", 0
+        self.left: Iterator[Sequence] = iter(())
+
+    def batches(self, job: Job, size: int) -> Iterator[list[Sequence]]:
+        """The sequences of ``job``, ``size`` at a time; jobs of a split come in their order.
+
+        Raises :class:`StoreError` where the text before them is not what the store holds.
+        """
+        if job.split != self.split:
+            self.split, self.at, self.left = job.split, 0, iter(self.world.sequences(job.split))
+        skipped = deque(islice(self.left, job.start - self.at), maxlen=1)
+        if job.start > self.at:
+            before = self.manifest["shards"][job.split][job.index - 1]
+            stored_T = layout.read_array(self.directory, before, "tokens", self.manifest)[-1]
+            if not skipped or not np.array_equal(skipped[0].tokens, stored_T):
+                raise StoreError(
+                    f"The {job.split} text of {self.world.name} is not the one in "
+                    f"{self.directory} any more: harvest into another directory."
+                )
+        self.at = job.start + job.count
+        for done in range(0, job.count, size):
+            if sequences := list(islice(self.left, min(size, job.count - done))):
+                yield sequences
 
 
 def forward(
@@ -90,22 +94,3 @@ def forward(
             "leave dtype out, or harvest with dtype 'bfloat16' into another directory."
         )
     return Piece(sequences, half_BTD.cpu(), norm_BT.cpu().numpy())
-
-
-def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """The same items; the next one is made in a thread while the caller uses the last."""
-    with ThreadPoolExecutor(1) as thread:
-        pending = thread.submit(next, items, None)
-        while (item := pending.result()) is not None:
-            pending = thread.submit(next, items, None)
-            yield item
-
-
-def until_full(job: Job, pieces: Iterable[tuple[Job, Piece]]) -> Iterator[Piece]:
-    """The pieces of one shard, without asking for the next shard's first, which may fail."""
-    left = job.count
-    for _, piece in pieces:
-        yield piece
-        left -= len(piece.sequences)
-        if not left:
-            return

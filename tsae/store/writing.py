@@ -1,16 +1,13 @@
-"""Harvest: run a world's model over its text and keep the residual stream of one layer.
-
-The forward pass runs one batch ahead in a thread of its own, so that writing does not stall it.
-"""
+"""Harvest: run a world's model over its text and keep the residual stream of one layer."""
 
 import fcntl
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import cache
-from itertools import groupby
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from tsae.errors import StoreError
 from tsae.sequences import SPLITS, TextSource
 from tsae.store import layout
 from tsae.store.config import DTYPES, HarvestConfig
-from tsae.store.forward import Job, Overflow, forward, one_ahead, read_text, until_full
+from tsae.store.forward import Job, Overflow, Text, forward
 from tsae.store.reading import ActivationStore
 from tsae.store.shard import write_shard
 
@@ -206,19 +203,17 @@ def _make(
 ) -> None:
     """Write the shards of ``jobs``, each entered in the manifest as soon as it is on disk."""
     wanted = {job.split: job.start + job.count for job in jobs}
-    pieces = (
-        (job, forward(residual, job, manifest, sequences))
-        for job, sequences in read_text(directory, world, manifest, jobs, batch_sequences)
-    )
     total = sum(job.count for job in jobs) * world.seq_len
-    with (
-        closing(one_ahead(pieces)) as ahead,
-        tqdm(total=total, unit="tok", unit_scale=True, disable=not progress) as bar,
-    ):
-        for job, group in groupby(ahead, key=lambda pair: pair[0]):
+    text = Text(directory, world, manifest)
+    with tqdm(total=total, unit="tok", unit_scale=True, disable=not progress) as bar:
+        for job in jobs:
+            batches = text.batches(job, batch_sequences)
+            if (first := next(batches, None)) is None:  # the text has ended
+                continue
             bar.set_description(f"harvest {job.split}")
             path = directory / f"{job.split}-{job.index:05d}.bin"
-            entry = write_shard(path, job.count, until_full(job, group), manifest, bar)
+            pieces = (forward(residual, job, manifest, part) for part in chain([first], batches))
+            entry = write_shard(path, job.count, pieces, manifest, bar)
             manifest["shards"][job.split][job.index : job.index + 1] = [entry]
             manifest["complete"] = False
             layout.write_manifest(directory, manifest)
