@@ -138,12 +138,18 @@ def test_a_weak_false_firing_costs_little_where_values_are_read():
     assert value(part.rows, "ap", "token") == pytest.approx(1)
 
 
+def part(t, at):
+    """Some of the tokens, whole documents of them."""
+    labels = {name: label_N[at] for name, label_N in t.labels.items()}
+    return tokens(t.z_NF[at], piece=t.piece_N[at], doc=t.doc_N[at], labels=labels)
+
+
 @pytest.mark.parametrize("case", ["permuted", "scaled", "chunked"])
 def test_what_does_not_matter(case):
     choices, test = data(0, noise=0.3), data(1, noise=0.3, first_doc=100)
     base = said(choices, test)
     if case == "chunked":
-        parts = [Codes(SPECS, [t.where(t.piece_N < 9), t.where(t.piece_N >= 9)])
+        parts = [Codes(SPECS, [part(t, t.piece_N < 9), part(t, t.piece_N >= 9)])
                  for t in (choices, test)]  # fmt: skip
         other = Recovery(*parts)
         other.lifetimes(other.own(), 128)

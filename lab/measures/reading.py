@@ -120,17 +120,6 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.piece_N)
 
-    def where(self, keep_N: Tensor) -> "Tokens":
-        """The tokens where ``keep_N`` is True; use it to keep whole documents."""
-        parts = {name: part for name, part in vars(self).items() if name != "labels"}
-        labels = {name: label_N[keep_N] for name, label_N in self.labels.items()}
-        return Tokens(**{name: part[keep_N] for name, part in parts.items()}, labels=labels)
-
-    def to(self, device: str) -> "Tokens":
-        """The same tokens on ``device``."""
-        parts = {name: part.to(device) for name, part in vars(self).items() if name != "labels"}
-        return Tokens(**parts, labels={k: v.to(device) for k, v in self.labels.items()})
-
     def linked(self, lag: int) -> Tensor:
         """[N − lag] bool: tokens t and t − lag lie in one piece (row t − lag of the result)."""
         return self.piece_N[lag:] == self.piece_N[: len(self) - lag]

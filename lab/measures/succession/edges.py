@@ -166,7 +166,6 @@ def dependencies(
     """
     lags = tuple(lags)
     require(bool(lags) and min(lags) >= 1, "lags", lags, "whole numbers of at least 1")
-    require(shifts is None or shifts >= 1, "shifts", shifts, "None or at least 1")
     if edges is None:
         edges = candidates(activity.half(False), lags, max_edges, min_count, min_z)
     shifts = shifts or min(max(200, 20 * len(edges)), 2000)

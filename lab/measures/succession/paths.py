@@ -48,22 +48,21 @@ def find_chains(
     sources: Iterable[int] | None = None,
     *,
     horizon: int = 24,
-    capacity: str = "C",
     limit: int = 50,
 ) -> list[Chain]:
     """Chains that end at ``targets``, by falling flow, at most ``limit``.
 
-    ``table``: columns source, target, lag and ``capacity`` (see
+    ``table``: columns source, target, lag and the capacity C (see
     :func:`lab.measures.succession.edges.dependencies`; keep the significant rows). ``sources``: by
     default :func:`upstream`. Empty where nothing leads to a target. Raises ValueError on a bad
     horizon or a negative capacity.
     """
     require(horizon >= 1, "horizon", horizon, "at least 1")
-    lowest = float(table[capacity].min()) if len(table) else 0.0
-    require(lowest >= 0, capacity, lowest, "at least 0 in every edge")
+    lowest = float(table["C"].min()) if len(table) else 0.0
+    require(lowest >= 0, "C", lowest, "at least 0 in every edge")
     targets = sorted({int(t) for t in targets})
     sources = upstream(table, targets) if sources is None else sorted({int(s) for s in sources})
-    kept = table.loc[table[capacity] > 0, ["source", "target", "lag", capacity]]
+    kept = table.loc[table["C"] > 0, ["source", "target", "lag", "C"]]
     edges = [(int(s), int(t), int(k), float(c)) for s, t, k, c in kept.itertuples(index=False)]
     latents = sorted({latent for s, t, _, _ in edges for latent in (s, t)} | {*targets, *sources})
     number = {latent: n for n, latent in enumerate(latents)}
