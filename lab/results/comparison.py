@@ -70,7 +70,9 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, name: str, group: str, n_boot: int)
     several readings; None where they share no rows."""
     sides = [f[(f["metric"] == name) & (f["group"] == group)] for f in (a, b)]
     sides = [f[f["reading"] == OWN] if "reading" in f else f for f in sides]
-    return None if any(f.empty for f in sides) else _compared(*map(Sums, sides), n_boot)
+    if any(f.empty for f in sides):
+        return None
+    return _compared(Sums(sides[0]), Sums(sides[1]), n_boot)
 
 
 def _compared(a: Sums, b: Sums, n_boot: int) -> Interval | None:

@@ -104,8 +104,9 @@ def measure(
                     groups[group] = events, {classes[c]: column for c, column in at.items()}
         rows, tables = [], []
         for group, (events, columns) in groups.items():
-            given = {"lags": lags, "kind_N": kind_N, "max_edges": MAX_EDGES, "shifts": shifts}
-            table = dependencies(events, **given, seed=seed)
+            table = dependencies(
+                events, lags=lags, kind_N=kind_N, max_edges=MAX_EDGES, shifts=shifts, seed=seed
+            )
             kept = direct(table[table["q"] <= LEVEL])
             if group == "all":
                 rows.append(row("dependency_found", group, len(kept), len(table)))

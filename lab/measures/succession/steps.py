@@ -104,7 +104,8 @@ def match(text: Text, n_classes: int, members: int, min_count: int = 10) -> dict
             chosen.append(step[:2])
             held = step[2]
         if chosen:
-            found[c] = Match(*zip(*chosen, strict=True), float(best))
+            latents, thresholds = zip(*chosen, strict=True)
+            found[c] = Match(latents, thresholds, float(best))
     return found
 
 

@@ -186,9 +186,10 @@ def measure(
 
 
 def detected(
-    table: pd.DataFrame, truth: tuple, group: str, names: Sequence[str], prefix: str = ""
+    table: pd.DataFrame, truth: Any, group: str, names: Sequence[str], prefix: str = ""
 ) -> list[dict[str, Any]]:
     """Rows ``tracker_…`` of those of :func:`pattern_detection` by C that are named."""
-    found = {r["metric"]: r for r in pattern_detection(table, *truth, score="C")}
+    chains, columns, classes = truth
+    found = {r["metric"]: r for r in pattern_detection(table, chains, columns, classes, "C")}
     rows = {name: found[f"chain_{name}"] for name in names}
     return [row(f"tracker_{prefix}{n}", group, r["value"], r["n"]) for n, r in rows.items()]

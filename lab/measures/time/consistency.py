@@ -35,9 +35,9 @@ def measure(
     """The module's measures over the test tokens."""
     found = {}
     for name, sae in saes.items():
-        latents_M = None
+        halves: list[LaggedCounts] = []
         for t in reading.tokens(sae, "test"):
-            if latents_M is None:
+            if not halves:
                 rate_F = (t.z_NF > 0).float().mean(0)
                 order = rate_F.masked_fill(rate_F == 1, 0).argsort(descending=True, stable=True)
                 latents_M = order[:N_LATENTS]

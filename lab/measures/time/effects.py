@@ -72,7 +72,8 @@ def ablated(
     sae: Any, reading: Reading, model: Any, sets: Mapping[str, Tensor]
 ) -> dict[str, tuple[float, int]]:
     """Of each set the mean KL over its edited tokens on the first test sequences, and how many."""
-    store, step, sums = reading.store, reading.sizes.batch, {name: [0.0, 0] for name in sets}
+    store, step = reading.store, reading.sizes.batch
+    sums, n = dict.fromkeys(sets, 0.0), dict.fromkeys(sets, 0)
     n_sequences = min(reading.sizes.sequences, store.n_sequences("test"))
     for start in range(0, n_sequences, step):
         chosen = list(range(start, min(start + step, n_sequences)))
@@ -90,6 +91,6 @@ def ablated(
             new_NV = models.logits_with(model, tokens_BT, store.layer, edit)[touched].float()
             clean_NV = clean_BTV[touched]
             kl_N = ((clean_NV - new_NV.log_softmax(-1)) * clean_NV.exp()).sum(-1)
-            sums[name][0] += float(kl_N.double().sum())
-            sums[name][1] += len(kl_N)
-    return {name: (total / max(n, 1), n) for name, (total, n) in sums.items()}
+            sums[name] += float(kl_N.double().sum())
+            n[name] += len(kl_N)
+    return {name: (total / max(n[name], 1), n[name]) for name, total in sums.items()}

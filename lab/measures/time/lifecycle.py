@@ -65,11 +65,9 @@ class LifecycleTracker:
     """
 
     def __init__(self, n_latents: int, max_length: int, device: str | torch.device = "cpu"):
-        shape, kind = (n_latents, max_length + 1), {"dtype": torch.long, "device": device}
-        self.ended_FL, self.censored_FL, self.gaps_FL = (
-            torch.zeros(shape, **kind) for _ in range(3)
-        )
-        self.births_F, self.deaths_F = (torch.zeros(n_latents, **kind) for _ in range(2))
+        shape = (3, n_latents, max_length + 1)
+        self.ended_FL, self.censored_FL, self.gaps_FL = torch.zeros(shape, device=device).long()
+        self.births_F, self.deaths_F = torch.zeros(2, n_latents, device=device).long()
         self.tokens = self.links = 0
 
     def update(self, active_NF: Tensor, piece_N: Tensor) -> None:

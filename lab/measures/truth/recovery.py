@@ -116,21 +116,21 @@ class Recovery:
                         value_MC[m, c] = value[m]
                         influence_MCD[m, c] = np.bincount(doc_N, influence_3N[m])
         share_D = count_D / self.test.n
-        for m, metric in enumerate(METRICS):
+        for kind, metric in enumerate(METRICS):
             of = {"metric": metric, "reading": reading}
-            self.rows += self.grouped(metric, value_MC[m], reading)
+            self.rows += self.grouped(metric, value_MC[kind], reading)
             for name, at in self.groups():
-                num_D = value_MC[m, at].mean() * share_D + influence_MCD[m, at].mean(0)
+                num_D = value_MC[kind, at].mean() * share_D + influence_MCD[kind, at].mean(0)
                 table = {"doc": doc_D, "group": name, "num": num_D, "den": share_D}
                 self.documents.append(pd.DataFrame(table).assign(**of))
-            for d, decay in enumerate(decays):
-                table = pd.DataFrame({"group": [v.group for v in self.variables]})
-                table = table.assign(**of, decay=decay, score=choice.tried_DMC[d, m])
-                chosen = table["chosen"] = choice.decay_MC[m] == d
-                table["latent"] = np.where(chosen, choice.latent_MC[m], -1)
-                at = choice.threshold_C if metric == "f1" else np.nan
-                table["threshold"] = np.where(chosen, at, np.nan)
-                self.tried.append(table[self.keep_C])
+            for place, decay in enumerate(decays):
+                frame = pd.DataFrame({"group": [v.group for v in self.variables]})
+                frame = frame.assign(**of, decay=decay, score=choice.tried_DMC[place, kind])
+                chosen = frame["chosen"] = choice.decay_MC[kind] == place
+                frame["latent"] = np.where(chosen, choice.latent_MC[kind], -1)
+                threshold = choice.threshold_C if metric == "f1" else np.nan
+                frame["threshold"] = np.where(chosen, threshold, np.nan)
+                self.tried.append(frame[self.keep_C])
 
     def lines(self, reading: Reading) -> None:
         """The constant, chance (the mean over shifts, chosen and scored alike) and the ceilings."""
@@ -212,10 +212,13 @@ def measure(
         if not isinstance(sae, ShuffledNull):
             said.lines(reading)
             slow = choose(choices.averaged_scores(decay) for decay in DECAYS)
-            said.add(EMA, slow, DECAYS, lambda decay, test=test: (test, decay))
+            said.add(EMA, slow, DECAYS, partial(lambda codes, decay: (codes, decay), test))
             read = partial(averages, sae, reading)
             slow = choose(read(reading.choices, decay).scores() for decay in DECAYS)
-            said.add(AVERAGE, slow, DECAYS, lambda decay, read=read: (read("test", decay), 0.0))
+            on_test = partial(read, "test")
+            said.add(
+                AVERAGE, slow, DECAYS, partial(lambda read, decay: (read(decay), 0.0), on_test)
+            )
         table = pd.concat(said.tried, ignore_index=True).assign(split=reading.choices)
         own = table[(table["metric"] == "ap") & (table["reading"] == OWN)]
         tables = {"choices": table, "latents": own[["group", "latent"]]}
