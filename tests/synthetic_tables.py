@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 
+from lab.results.metrics import verdict
+
 SYSTEMS = {
     "l1": "relu", "topk": "topk", "batchtopk": "batchtopk", "jumprelu": "jumprelu",
     "contrastive": "topk", "conv": "topk", "slowfast": "topk",
@@ -99,7 +101,9 @@ def differences() -> pd.DataFrame:
                     rows += [(*at, "f1", scale, diff) for scale, diff in gain.items()]
                     rows.append((*at, "fvu", "all", 0.004))
     table = pd.DataFrame(rows, columns=["world", "variant", "baseline", "metric", "group", "diff"])
-    return table.assign(lo=table["diff"] - 0.03, hi=table["diff"] + 0.03)
+    table = table.assign(lo=table["diff"] - 0.03, hi=table["diff"] + 0.03)
+    ends = table[["metric", "lo", "hi"]].itertuples(index=False)
+    return table.assign(verdict=[verdict(*each) for each in ends])
 
 
 def curves() -> pd.DataFrame:
@@ -146,8 +150,8 @@ def dwell() -> pd.DataFrame:
             stay = 0.7 if variant in SLOW else 0.35
             for length in range(1, 100):
                 count = int(20_000 * stay**length + 300 / length**2)
-                rows.append((world, variant, 0, "all", 0, length, count, count // 10))
-    columns = "world variant seed group latent dwell count censored".split()
+                rows.append((world, variant, 0, "", "all", 0, length, count, count // 10))
+    columns = "world variant seed ablation group latent dwell count censored".split()
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_tables as made
+from matplotlib.colors import to_hex
 
 from lab.paper import plots, register, style
-from lab.paper.topics import overview, time, unlearning
+from lab.paper.tables import Column
+from lab.paper.topics import time, unlearning
 from lab.results import systems, tidy
 from lab.results.tidy import SMOKE
 from tsae.errors import UserError
@@ -29,75 +31,80 @@ def lines(axes):
     return [line.get_xydata().tolist() for line in axes.get_lines() if len(line.get_xydata()) > 1]
 
 
+def has_dot(axes, *at):
+    return any(np.allclose(line.get_xydata(), [at]) for line in axes.get_lines()
+               if len(line.get_xydata()) == 1)  # fmt: skip
+
+
 def test_what_the_tables_allow_is_drawn_and_the_rest_is_left_out_by_name():
     assert set(DRAWN) == {
         "ablation_curves", "conv", "curves", "dilution", "dwell", "economy", "glta_paths",
-        "heatmap", "hero", "pareto", "recovery", "slowfast", "smoothness", "systems", "unlearning",
+        "heatmap", "hero", "recovery", "slowfast", "smoothness", "systems", "unlearning",
     }  # fmt: skip
-    assert "edges needs rows of chain_ap" in WITHOUT["edges"]
-    assert "chain_graph needs rows of edges" in WITHOUT["chain_graph"]
+    assert "no chain_ap rows" in WITHOUT["edges"]
+    assert "no table 'edges'" in WITHOUT["chain_graph"]
     with pytest.raises(UserError, match="no drawing 'nothing'; there are"):
         register.draw("nothing")
-    with pytest.raises(UserError, match="hero needs rows of ap:"):
+    with pytest.raises(UserError, match="'ap' of no slow label"):
         draw("hero", results=RESULTS[RESULTS["metric"] != "ap"])
-    part, _ = register.made(FOUND, False, True, "study", ["systems", "curves"])
-    assert set(part) == {"curves"}  # the schema holds no results: it is the main part's alone
+    assert register.made(FOUND, False, True, ["hero", "curves"])[0].keys() == {"hero", "curves"}
 
 
 def test_a_figure_is_added_by_one_decorated_function():
-    @register.register("mine", "fve")
+    @register.register("mine")
     def mine(found):
         return style.panels(1, 1, 2, 2)[0]
 
     try:
         assert register.made(FOUND, False, True, shown=["mine"])[0].keys() == {"mine"}
-        with pytest.raises(ValueError, match="'hero' is registered twice"):
-            register.register("hero")(mine)
+        with pytest.raises(ValueError, match="'mine' is registered twice"):
+            register.register("mine")(mine)
     finally:
         del register._DRAWINGS["mine"]
 
 
 @pytest.mark.parametrize("name", sorted(DRAWN))
-def test_the_smoke_line_is_on_the_figure_exactly_when_asked(name):
+def test_a_figure_has_its_width_its_smoke_line_and_no_type_below_seven_points(name):
     assert DRAWN[name].get_suptitle() == SMOKE
-    assert draw(name).get_suptitle() == ""
+    figure = draw(name)
+    assert figure.get_suptitle() == "" and figure.get_figwidth() in (style.COLUMN, style.PAGE)
+    texts = [text for text in figure.findobj(style.plt.Text) if text.get_text()]
+    assert min(text.get_fontsize() for text in texts) >= 7
 
 
-def test_the_hero_shows_each_code_and_its_reading_between_the_lines():
-    axes = draw("hero").axes
-    heads = [panel.get_title() for panel in axes]
-    assert heads == ["microworld: domain", "microworld: narrator", "SmolLM2-135M: section"]
+def test_the_hero_shows_each_code_and_its_reading_between_the_levels():
+    figure = draw("hero")
+    heads = [panel.get_title() for panel in figure.axes]
+    assert heads == ["microworld: domain (3 seeds)", "microworld: narrator (3 seeds)",
+                     "SmolLM2-135M: section (3 seeds)"]  # fmt: skip
     rows = RESULTS[(RESULTS["world"] == "microworld") & (RESULTS["variant"] == "slowfast")]
     rows = rows[rows["ablation"] == ""]
     own = rows[(rows["metric"] == "ap") & (rows["group"] == "document:domain")]
     at = own.groupby("reading")["value"].mean()
-    fve = rows.loc[rows["metric"] == "fve", "value"].mean()
-    points = [p for line in axes[0].get_lines() for p in line.get_xydata().tolist()]
-    assert any(np.allclose(point, [at["own"], 1 - fve]) for point in points)
-    ends = [text.xy for text in axes[0].texts if text.get_text() == ""]
-    assert any(np.allclose(end, [at["ema"], 1 - fve]) for end in ends)
-    assert [t.get_text() for t in axes[0].texts if t.get_text()] == ["constant", "ceiling"]
+    rest = 1 - rows.loc[rows["metric"] == "fve", "value"].mean()
+    assert has_dot(figure.axes[0], at["own"], rest)
+    assert any(np.allclose(text.xy, [at["ema"], rest]) for text in figure.axes[0].texts)
+    assert labels(figure)[-3:] == ["read through EMA", "constant latent", "ceiling (probe)"]
 
 
-def test_pareto_joins_the_sweep_and_never_the_main_run():
-    rows = [
-        made.row("microworld", "topk", seed, metric, "all", value)
-        for seed, pair in enumerate(((10, 0.9), (14, 0.96)))
-        for metric, value in zip(("l0", "fve"), pair, strict=True)
+def test_economy_joins_the_sweep_and_never_the_main_run():
+    at = {"": (12, 0.95), "k=6": (6, 0.88), "k=24": (24, 0.98), "base": (12, 0.94)}
+    rows = [made.row("microworld", "topk", 0, name, "all", value, ablation)
+            for ablation, pair in at.items()
+            for name, value in zip(("bits", "fve"), pair, strict=True)]  # fmt: skip
+    rows += [
+        made.row("microworld", "topk", 1, *case)
+        for case in (("bits", "all", 14), ("fve", "all", 0.97))
     ]
-    panel = draw("pareto", results=pd.DataFrame(rows)).axes[0]
-    seeds, mean = panel.get_lines()
-    assert np.allclose(sorted(seeds.get_xydata().tolist()), [[10, 0.1], [14, 0.04]])
-    assert np.allclose(mean.get_xydata(), [[12, 0.07]])
+    rows += [{**row, "metric": "l0"} for row in rows if row["metric"] == "bits"]
+    panel = draw("economy", results=pd.DataFrame(rows)).axes[0]
+    seeds, sweep = sorted(lines(panel), key=len)
+    assert np.allclose(sorted(seeds), [[12, 0.05], [14, 0.03]])
+    assert np.allclose(sweep, [[6, 0.12], [12, 0.06], [24, 0.02]])
+    assert has_dot(panel, 13, 0.04)
     heights = dict(zip([t.get_text() for t in panel.get_yticklabels()], panel.get_yticks(),
                        strict=True))  # fmt: skip
-    assert np.isclose(heights["0.95"], 0.05)  # 1 - FVE, labelled with FVE
-    runs = pd.DataFrame({"ablation": ["", "k=6", "k=24", "base"], "l0": [12, 6, 24, 12.0],
-                         "rest": [0.05, 0.12, 0.02, 0.06]})  # fmt: skip
-    main, sweep = overview.joined(runs)
-    assert main["l0"].tolist() == [12] and main["rest"].tolist() == [0.05]
-    assert sweep["l0"].tolist() == [6, 12, 24] and sweep["rest"].tolist() == [0.12, 0.06, 0.02]
-    assert [len(part) for part in overview.joined(runs[:3])] == [1, 2]
+    assert np.isclose(heights["0.92"], 0.08)  # 1 - FVE, labelled with FVE
 
 
 def test_ablations_stand_beside_the_run_they_change_in_natural_order():
@@ -106,40 +113,47 @@ def test_ablations_stand_beside_the_run_they_change_in_natural_order():
     base = made.row("microworld", "conv", 0, "fve", "all", 0.5, "base")
     panel = draw("conv", results=pd.concat([RESULTS, pd.DataFrame([base])])).axes[0]
     assert list(panel.get_lines()[0].get_xdata()) == [0.5, 0.5]  # at the ablations' own budget
-    assert tidy.natural("w=8") < tidy.natural("w=16")
+    assert panel.get_title() == "microworld: Conv (1 seed)"
     heads = [panel.get_xlabel() for panel in draw("slowfast").axes]
     assert heads == ["FVE ↑", "domain AP ↑"]  # what no setting was measured on has no panel
 
 
-def test_nulls_are_hollow_hatched_and_last_and_looks_differ_without_colour():
-    assert style.look("ema(topk)")["markerfacecolor"] == "white"
-    assert "hatch" not in style.bar_look("conv")
-    bars = draw("smoothness").axes[0]
-    assert bars.get_yticklabels()[-1].get_text() == "EMA(TopK)"
-    hatched = [bool(bar.get_hatch()) for bar in bars.patches]
-    assert hatched == [False] * 7 + [True]
+def test_readings_stand_on_their_system_s_line_and_looks_differ_without_colour():
+    read = RESULTS.query("variant == 'topk' and metric == 'mean_dwell'").assign(reading="ema")
+    first, panel, *_ = draw("smoothness", results=pd.concat([RESULTS, read])).axes
+    names = [tick.get_text() for tick in first.get_yticklabels()]
+    assert names == ["ReLU+L1", "TopK", "BatchTopK", "JumpReLU", "T-SAE", "Conv", "SlowFast"]
+    faces = {to_hex(line.get_markerfacecolor()) for line in panel.get_lines()
+             if len(line.get_xdata()) == 1 and line.get_ydata()[0] == 1}  # fmt: skip
+    assert faces == {"#000000", "#ffffff"}
     shown = [*systems.SYSTEMS, "ema(topk)", "shuffled(conv)"]
     seen = {(str(k["marker"]), k["markerfacecolor"] == "white") for k in map(style.look, shown)}
     assert len(seen) == len(shown)
 
 
-def test_bars_show_the_mean_and_every_seed_and_an_infinite_value_is_said():
-    rows = pd.DataFrame({"system": ["topk"] * 3 + ["conv"], "value": [1.0, 2.0, 6.0, np.inf]})
-    _, axes = style.panels(1, 1, 3, 2)
-    style.bars(axes[0, 0], rows, ["topk", "conv"])
-    (bar,) = axes[0, 0].patches
-    assert bar.get_width() == pytest.approx(3.0)
-    assert axes[0, 0].get_lines()[0].get_xdata().tolist() == [1.0, 2.0, 6.0]
-    assert [text.get_text() for text in axes[0, 0].texts] == [r"$\infty$"]
+def test_a_dot_is_the_mean_with_its_standard_error_beside_every_seed_of_each_world():
+    values = [(w, s, v) for w, vs in (("microworld", (1.0, 2.0, 6.0)), ("smollm2", (4.0,)))
+              for s, v in enumerate(vs)]  # fmt: skip
+    rows = pd.DataFrame([made.row(w, "topk", s, "half_life", "all", v) for w, s, v in values])
+    rows = pd.concat([rows, rows[-1:].assign(variant="conv", value=np.inf)])
+    figure = plots.dots(plots.of_systems(tidy.prepare(rows)), [Column("half_life")])
+    several, one = figure.axes
+    assert several.get_title() == "microworld (3 seeds)" and "(1 seed)" in one.get_title()
+    assert has_dot(several, 3, 0) and [[1, 0], [2, 0], [6, 0]] in lines(several)
+    ((bar,),) = [c.get_segments() for c in several.collections]
+    assert bar[:, 0] == pytest.approx([3 - np.sqrt(7 / 3), 3 + np.sqrt(7 / 3)])
+    assert has_dot(one, 4, 0) and not one.collections
+    assert [text.get_text() for text in one.texts] == [r"$\infty$"]
 
 
-def test_lines_are_means_over_seeds_with_their_range():
-    rows = pd.DataFrame({"world": "microworld", "system": "topk", "x": [1, 1, 2, 2],
-                         "value": [0.0, 1.0, 4.0, 6.0]})  # fmt: skip
+def test_lines_are_means_over_seeds_with_their_standard_error():
+    rows = pd.DataFrame({"world": "microworld", "system": "topk", "seed": [0, 1, 0, 1],
+                         "x": [1, 1, 2, 2], "value": [0.0, 1.0, 4.0, 6.0]})  # fmt: skip
     panel = plots.lines(rows, "x", ("x", "y")).axes[0]
-    assert lines(panel) == [[[1, 0.5], [2, 5]]]
+    assert lines(panel) == [[[1, 0.5], [2, 5]]] and panel.get_title() == "microworld (2 seeds)"
     band = panel.collections[0].get_paths()[0].vertices
-    assert band[:, 1].min() == 0 and band[:, 1].max() == 6
+    assert (band[:, 1].min(), band[:, 1].max()) == (0, 6)  # for two seeds: s/√2 is half the range
+    assert not plots.lines(rows[::2], "x", ("x", "y")).axes[0].collections  # one seed: no band
     with pytest.raises(UserError, match="no rows to draw"):
         plots.lines(rows[:0], "x", ("x", "y"))
 
@@ -156,23 +170,20 @@ def test_dwell_is_the_kaplan_meier_estimate():
 
 def test_recovery_shades_a_value_between_the_constant_and_the_ceiling():
     panels = draw("recovery").axes
-    assert [p.get_title() for p in panels[:2]] == [
-        "microworld: own code", "microworld: read through EMA",
-    ]  # fmt: skip
+    heads = [p.get_title() for p in panels[:2]]
+    assert heads == ["microworld: own code", "microworld: read through EMA"]
     names = [t.get_text() for t in panels[0].get_yticklabels()]
     assert names[:3] == ["constant", "ceiling", "ReLU+L1"] and names[-1] == "SlowFast"
     ticks = [t.get_text() for t in panels[0].get_xticklabels()]
     assert ticks == ["domain", "narrator", "theme", "speech"]
     shade = panels[0].get_images()[0].get_array()
     assert shade[0].tolist() == [0] * 4 and shade[1].tolist() == [1] * 4
-    own = RESULTS[(RESULTS["variant"] == "topk") & (RESULTS["group"] == "document:domain")]
-    level = {m: rows["value"].mean() for m, rows in own[own["reading"] == "own"].groupby("metric")}
+    rows = RESULTS[(RESULTS["group"] == "document:domain") & RESULTS["reading"].eq("own")]
     low, high = (
-        RESULTS[(RESULTS["metric"] == m) & (RESULTS["group"] == "document:domain")]["value"].mean()
-        for m in ("ap_constant", "ap_probe_ema")
+        rows.loc[rows["metric"] == m, "value"].mean() for m in ("ap_constant", "ap_probe_ema")
     )
-    expected = (level["ap"] - low) / (high - low)
-    assert shade[names.index("TopK"), 0] == pytest.approx(expected)
+    own = rows[(rows["variant"] == "topk") & (rows["metric"] == "ap")]["value"].mean()
+    assert shade[names.index("TopK"), 0] == pytest.approx((own - low) / (high - low))
 
 
 def test_heatmap_has_a_row_a_latent_a_column_a_token_and_lines_at_boundaries():
@@ -198,8 +209,7 @@ def test_unlearning_draws_the_frontier_of_each_gate_over_what_is_not_random():
 
 
 def test_dilution_follows_the_padding():
-    panel = draw("dilution").axes[0]
-    always, gated = (points for points in lines(panel) if len(points) == 3)
+    always, gated = (points for points in lines(draw("dilution").axes[0]) if len(points) == 3)
     assert always == [[25, 0.125], [100, 0.5], [400, 1.0]]
     assert np.allclose(gated, [[25, 0.025], [100, 0.1], [400, 0.4]])
 
@@ -208,52 +218,39 @@ def test_curves_show_the_share_not_explained_and_ablations_beside_their_base():
     table = made.curves().query("world == 'microworld' and variant == 'l1'")
     expected = 1 - table.groupby("step")["value"].mean()
     assert np.allclose(draw("curves").axes[0].get_lines()[0].get_ydata(), expected)
-    (panel,) = draw("ablation_curves").axes
-    assert [t.get_text() for t in panel.get_legend().get_texts()] == ["base", "window=1"]
-    assert panel.get_lines()[0].get_color() == "black"
+    figure = draw("ablation_curves")
+    assert labels(figure) == ["base", "window=1"]
+    assert figure.axes[0].get_lines()[0].get_color() == "black"
     with pytest.raises(UserError, match="hold no 'test_fve'.*beta, theta"):
         draw("curves", curves=made.curves().query("metric != 'test_fve'"))
 
 
 def test_paths_show_what_moves():
-    figure = draw("glta_paths")
-    heads = [panel.get_title().split(": ")[1] for panel in figure.axes[:2]]
-    assert heads == [r"$\theta$ (strength)", r"$\beta$ (rate)"]  # tau was not moved
+    heads = [panel.get_title().split(": ")[1] for panel in draw("glta_paths").axes[:2]]
+    assert heads == [r"$\theta$ (strength) (3 seeds)", r"$\beta$ (rate)"]  # tau was not moved
 
 
 def test_saved_files_are_the_same_every_time_and_hold_outlines(tmp_path):
-    first = style.save(draw("pareto"), tmp_path / "a", "pareto")
-    second = style.save(draw("pareto"), tmp_path / "b", "pareto")
-    assert [path.name for path in first] == ["pareto.pdf", "pareto.png"]
+    first = style.save(draw("hero"), tmp_path / "a", "hero")
+    second = style.save(draw("hero"), tmp_path / "b", "hero")
+    assert [path.name for path in first] == ["hero.pdf", "hero.png"]
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes()
     pdf = first[0].read_bytes()
     assert b"/FontFile2" in pdf and b"/Type3" not in pdf and b"/CreationDate" not in pdf
-    assert not list(tmp_path.rglob("*.tmp-*"))
-
-
-def test_a_notebook_shows_the_figure():
-    assert draw("dwell")._repr_png_().startswith(b"\x89PNG")
+    assert draw("dwell")._repr_png_().startswith(b"\x89PNG")  # as a notebook shows it
 
 
 def test_arrows_are_read_from_codes_and_beside_norms_and_rates():
-    cases = [
-        ("chain_ap", "joint", 0.8),
-        ("chain_ap", "single", 0.3),
-        ("chain_ap_chance", "joint", 0.1),
-    ]
-    cases += [
-        ("tracker_ap", g, v) for g, v in (("base", 0.4), ("learning=norm", 0.2), ("tau=1", 1))
-    ]
-    rows = pd.DataFrame([made.row("microworld", "topk", 0, *case) for case in cases])
-    (panel,) = draw("edges", results=rows).axes
+    cases = {("chain_ap", "joint"): 0.8, ("chain_ap", "single"): 0.3, ("tracker_ap", "base"): 0.4,
+             ("chain_ap_chance", "joint"): 0.1, ("tracker_ap", "learning=norm"): 0.2,
+             ("tracker_ap", "tau=1"): 1}  # fmt: skip
+    rows = [made.row("microworld", "topk", 0, *case, value) for case, value in cases.items()]
+    (panel,) = draw("edges", results=pd.DataFrame(rows)).axes
     names = [tick.get_text() for tick in panel.get_yticklabels()]
-    widths = dict(zip(names, [bar.get_width() for bar in panel.patches], strict=True))
-    assert widths == {
-        "conjunctions": 0.8, "one latent": 0.3, "tracker, learned": 0.4, "tracker, norms alone": 0.2,
-    }  # fmt: skip
-    ticks = [list(line.get_xdata()) for line in panel.get_lines() if len(line.get_xdata()) == 2]
-    assert ticks == [[0.1, 0.1]]
+    assert names == ["one latent", "conjunctions", "tracker, learned", "tracker, norms alone"]
+    assert all(has_dot(panel, value, y) for y, value in enumerate((0.3, 0.8, 0.4, 0.2)))
+    assert [[x for x, _ in line] for line in lines(panel)] == [[0.1, 0.1]]
 
 
 def test_phases_are_what_is_learned_over_the_price():
@@ -263,7 +260,7 @@ def test_phases_are_what_is_learned_over_the_price():
             row = made.row("microworld", "topk", 0, name, "all", value, f"price={price}")
             rows.append(row | {"variant": "glta"})
     strength, fve = draw("glta_phases", results=pd.DataFrame(rows)).axes
-    assert strength.get_title() == r"microworld: $\theta$ (strength)"
+    assert strength.get_title() == r"microworld: $\theta$ (strength) (1 seed)"
     assert lines(strength) == [[[0, 0], [0.1, -0.2], [1, -0.5]]]
     assert np.allclose(lines(fve), [[[0, 0.9], [0.1, 0.88], [1, 0.85]]])
     with pytest.raises(UserError, match="no sweep of GLTA's price"):

@@ -90,9 +90,9 @@ def test_a_part_may_show_a_choice_of_figures_and_tables(tmp_path, capsys):
     shown = ["curves", "table_time", "hero"]
     found = made.found()
     found["results"] = found["results"].query("metric != 'ap'")
-    drawn = report.draw(found, tmp_path / "figures", True, "study", shown)
+    drawn = report.draw(found, tmp_path / "figures", True, shown)
     assert set(drawn) == {"curves"}
-    assert capsys.readouterr().out.startswith("without hero: hero needs rows of ap")
+    assert capsys.readouterr().out.startswith("without hero: The results hold 'ap' of no slow")
     written = report.write_latex(found, tmp_path, True, True, "study", shown=shown)
     assert written == ["table_time.tex", "numbers.tex"]
     assert sorted(file.name for file in tmp_path.glob("*.tex")) == sorted(written)

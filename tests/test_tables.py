@@ -6,9 +6,11 @@ import pytest
 import synthetic_tables as made
 
 from lab.paper import claims, numbers, register, report
-from lab.paper.readme import readme_table
-from lab.paper.tables import Column, Table, by_ablation, by_group, by_system, cell, escape
+from lab.paper.readme import markdown
+from lab.paper.tables import Column, Table, by_ablation, by_group, cell, columns, escape, seeds_note
 from lab.results import tidy
+from lab.results.metrics import verdict
+from lab.results.systems import display
 from tsae.errors import UserError
 
 FOUND = made.found()
@@ -23,9 +25,18 @@ THREE = frame(*(("microworld", "topk", seed, "fve", "all", v) for seed, v in enu
 
 
 def difference(diff, lo, hi, metric="f1", group="document", baseline="topk"):
-    columns = ("world", "variant", "baseline", "metric", "group", "diff", "lo", "hi")
-    row = ("microworld", "conv", baseline, metric, group, diff, lo, hi)
-    return pd.DataFrame([dict(zip(columns, row, strict=True))])
+    row = {
+        "world": "microworld",
+        "variant": "conv",
+        "baseline": baseline,
+        "metric": metric,
+        "group": group,
+        "diff": diff,
+        "lo": lo,
+        "hi": hi,
+        "verdict": verdict(metric, lo, hi),
+    }
+    return pd.DataFrame([row])  # fmt: skip
 
 
 def line(text, start):
@@ -74,9 +85,9 @@ def test_mean_and_standard_error_over_seeds():
     assert macros["numMicroworldTopkFve"] == "3.000"
     assert macros["numMicroworldTopkFveSe"] == "1.528"
     assert macros["factMicroworldSeeds"] == "3" and macros["factMicroworldLayer"] == "2"
-    assert cell(THREE, "fve") == r"3.000\,{\scriptsize$\pm$\,1.528}"
-    assert cell(THREE[:1], "fve") == "1.000"  # one seed: no standard error
-    assert cell(THREE, "l0") == "--"
+    assert cell(THREE, Column("fve")) == r"3.000\,{\scriptsize$\pm$\,1.528}"
+    assert cell(THREE[:1], Column("fve")) == "1.000"  # one seed: no standard error
+    assert cell(THREE, Column("l0")) == "--"
 
 
 def test_the_act_and_the_reading_are_named_only_where_there_are_several():
@@ -90,7 +101,7 @@ def test_the_act_and_the_reading_are_named_only_where_there_are_several():
     assert macros["numMicroworldConvJumpreluFve"] == "0.700"
     assert macros["numMicroworldEmaConvFve"] == "0.600"
     assert macros["numMicroworldLOneFve"] == "0.800"  # l1's only act, relu, is not named
-    assert tidy.display("conv+jumprelu") == "Conv+JumpReLU"
+    assert display("conv+jumprelu") == "Conv+JumpReLU"
 
 
 def test_ablations_have_names_of_their_own_and_clashing_names_have_none():
@@ -225,37 +236,45 @@ def test_a_table_marks_verdicts_unmatched_l0_and_nulls_and_leaves_out_what_is_no
     # fvu rises by 0.004 ± 0.03: neither shown nor equivalent, so its FVE is plain
     assert "textbf" not in line(text, "Conv")[2]
     rule = text.index(r"\cmidrule(lr)")
-    assert text.index("Conv &") < rule < text.index("EMA(TopK)")
+    assert text.index("Conv &") < rule < text.index("EMA(TopK)") and text.count("cmidrule") == 2
     assert text.count(r"\textit{microworld}") == text.count(r"\textit{SmolLM2-135M}") == 1
-    assert tidy.SMOKE not in text and "Shuffled" not in text
-    assert r"\caption{\textbf{smoke size: not results.} " in register.draw(
-        "table_main", True, **FOUND
-    )
-    with pytest.raises(UserError, match="table_main needs rows of fve"):
-        register.draw("table_main", results=RESULTS[RESULTS["metric"] != "fve"])
+    assert r"\caption{\smokeline Fidelity" in text and "Shuffled" not in text
+    with pytest.raises(UserError, match="no 'l0' rows"):
+        register.draw("table_main", results=RESULTS[RESULTS["metric"] != "l0"])
 
 
 def test_a_cell_is_bold_where_its_difference_is_better_and_slanted_where_it_is_worse():
-    table = Table("t", "", [Column("f1", "document"), Column("f1", "token")],
-                  verdicts="topk")  # fmt: skip
-    table = table.latex(tidy.compared(RESULTS), by_system, differences=DIFFERENCES)
+    shown = columns(("f1", "document"), ("f1", "token"))
+    table = Table("t", "", shown, verdicts="topk")(FOUND)
     name, document, token = line(table, "Conv")
     assert document.startswith(r"\textbf{0.") and token.startswith(r"\textit{0.")
     assert "text" not in "".join(line(table, "TopK"))
     with pytest.raises(UserError, match="nothing of table t"):
-        Table("t", "", [Column("absent")]).latex(tidy.compared(RESULTS), by_system)
+        Table("t", "", [Column("absent")])(FOUND)
+
+
+def test_a_table_of_several_and_of_one_seed_says_where_there_is_an_error():
+    """Three seeds on one world, one on the other."""
+    found = {"results": RESULTS[(RESULTS["world"] == "microworld") | (RESULTS["seed"] == 0)]}
+    text = Table("t", "{seeds}", columns("fve"))(found)
+    assert "Mean $\\pm$ standard error over 3 seeds; one seed where no error is shown." in text
+    several, one = text.split(r"\textit{SmolLM2-135M}")
+    assert several.count(r"\scriptsize$\pm$") == 8 and r"\pm$\," not in one
+    assert seeds_note(tidy.prepare(RESULTS)) == "Mean $\\pm$ standard error over 3 seeds."
+    two = RESULTS[(RESULTS["world"] == "microworld") | (RESULTS["seed"] < 2)]
+    note = seeds_note(tidy.compared(two))
+    assert note.endswith("over 3 seeds (microworld), 2 seeds (SmolLM2-135M).")
+    assert seeds_note(tidy.prepare(RESULTS[RESULTS["seed"] == 0])) == "One seed."
 
 
 def test_ablations_stand_below_the_run_they_change_and_groups_by_number():
-    frame_, columns = tidy.prepare(RESULTS), [Column("fve")]
-    names = [entry[1] for entry in by_ablation("conv")(frame_)]
+    names = [entry[1] for entry in by_ablation("conv")(tidy.prepare(RESULTS))]
     assert names == ["Conv", "  gate='none'", "  lag_rank=None", "  window=2", "  window=8"]
-    text = Table("t", "", columns).latex(frame_, by_ablation("conv"))
+    table = Table("t", "", columns("fve"), by_ablation("conv"), tidy.prepare)
+    text = table(FOUND)
     assert r"\quad lag\_rank=None & 0.940\\" in text and "k=6" not in text
     base = frame(("microworld", "conv", 0, "fve", "all", 0.123, "base"))
-    again = Table("t", "", columns).latex(
-        tidy.prepare(pd.concat([RESULTS, base])), by_ablation("conv")
-    )
+    again = table({"results": pd.concat([RESULTS, base])})
     assert line(again, "Conv")[1] == "0.123" and "base" not in again
     groups = frame(*(("microworld", "topk", 0, m, g, v) for g, v in (("w=12", 1), ("w=2", 2))
                      for m in ("tracker_ap", "tracker_recall")))  # fmt: skip
@@ -287,8 +306,6 @@ def test_reference_table_keeps_values_as_written_and_never_shows_ours():
     )
     text = report.reference_table(given)
     assert r"T\_x & k=20 & FVE~0.750; L0~20 & \citet{someone2025}\\" in text
-    with pytest.raises(UserError, match="lack the column.*source"):
-        report.reference_table(given.drop(columns="source"))
 
 
 CLAIM = {"claim": "A & B", "who": "ours", "theirs": "5%", "made": "x", "notebook": "07"}
@@ -307,17 +324,15 @@ def test_a_claim_is_told_with_our_number_its_verdict_and_whether_that_bears_it_o
         claim(group="document", baseline="conv"),
         claim((), metric="fve"),
     ]
-    judged = claims.judge(asked, RESULTS, DIFFERENCES)
-    number = "$+0.080$ [$+0.050$, $+0.110$]"
-    assert [row[1:] for row in judged[:4]] == [
-        (number, "better"), (number, "better"), ("$+0.010$ [$-0.020$, $+0.040$]", "undecided"),
-        ("", "not measured"),
-    ]  # fmt: skip
-    assert judged[4][1].startswith("0.9") and judged[4][2] == ""
     text = claims.table(asked, RESULTS, DIFFERENCES)
-    ends = [row.split(" & ")[-2:] for row in text.splitlines() if row.startswith(r"A \& B")]
-    assert ends == [["better", r"yes\\"], ["better", r"no\\"], ["undecided", r"\\"],
-                    ["not measured", r"\\"], ["", r"\\"]]  # fmt: skip
+    told = [line.removesuffix(r"\\").split(" & ")[4:] for line in text.splitlines()
+            if line.startswith(r"A \& B")]  # fmt: skip
+    number, fve = "$+0.080$ [$+0.050$, $+0.110$]", told[4][0]
+    assert told == [
+        [number, "better", "yes"], [number, "better", "no"],
+        ["$+0.010$ [$-0.020$, $+0.040$]", "undecided", ""], ["", "not measured", ""], [fve, "", ""],
+    ]  # fmt: skip
+    assert fve.startswith("0.9")
 
 
 def test_a_claim_that_is_not_whole_is_refused(tmp_path):
@@ -337,9 +352,9 @@ def test_a_readme_cell_is_a_mean_over_seeds_with_its_verdict():
     # The difference is in what is left unexplained, of which less is better.
     said = pd.concat([difference(0.05, 0.04, 0.06, "fvu", "all"),
                       difference(0.0, -0.03, 0.01, "fvu", "all").assign(variant="l1")])  # fmt: skip
-    lines = readme_table(frame(*rows), said).split("\n")
-    assert lines == ["| system | FVE ↑ |", "| --- | --: |", "| ReLU+L1 | 0.975 † |",
-                     "| TopK | 0.955 |", "| Conv | *0.905* |"]  # fmt: skip
+    lines = markdown({"results": frame(*rows), "differences": said}).split("\n")
+    assert lines == ["| system | FVE ↑ |", "| --- | --: |", "| ReLU+L1 | 0.975 ± 0.005 † |",
+                     "| TopK | 0.955 ± 0.005 |", "| Conv | *0.905 ± 0.005* |"]  # fmt: skip
 
 
 def test_a_label_that_is_called_like_a_time_scale_is_not_counted_with_it():

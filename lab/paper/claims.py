@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lab.paper.tables import Table, cell, escape
+from lab.paper.tables import Column, cell, escape, latex
 from lab.results import tidy
 from lab.results.metrics import VERDICTS, metric
 from lab.results.systems import WORLDS, display
@@ -44,60 +44,42 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 def answer(ours: Mapping[str, Any], results: pd.DataFrame, judged: pd.DataFrame) -> tuple[str, str]:
     """Our number (of a difference, with its interval) in LaTeX, and the verdict: empty where the
     claim names no baseline. ``results``: prepared main rows; ``judged``: :func:`tidy.judged`."""
-    group = ours.get("group", "all")
+    column = Column(ours["metric"], ours.get("group", "all"), world=ours["world"])
     if not (baseline := ours.get("baseline")):
-        rows = results[(results["world"] == ours["world"]) & (results["system"] == ours["system"])]
-        text = cell(rows, ours["metric"], group)
+        text = cell(results[results["system"] == ours["system"]], column)
         return ("", UNKNOWN) if text == "--" else (text, "")
-    keys = {"world": ours["world"], "system": ours["system"], "baseline": baseline}
-    rows = judged[judged["metric"] == ours["metric"]]
-    rows = tidy.of_group(rows, group)
-    for name, value in keys.items():
-        rows = rows[rows[name] == value]
+    rows = column.rows(judged)
+    rows = rows[(rows["system"] == ours["system"]) & (rows["baseline"] == baseline)]
     if rows.empty:
         return "", UNKNOWN
     row = rows.iloc[0]
     return f"${row['diff']:+.3f}$ [${row['lo']:+.3f}$, ${row['hi']:+.3f}$]", row["verdict"]
 
 
-def judge(
-    claims: list[dict[str, Any]], results: pd.DataFrame, differences: pd.DataFrame
-) -> list[tuple[dict[str, Any], str, str]]:
-    """Each claim with our number and its verdict."""
-    frame = tidy.main(tidy.prepare(results))
-    judged = tidy.judged(differences)
-    return [(claim, *answer(claim["ours"], frame, judged)) for claim in claims]
-
-
-def table(
-    claims: list[dict[str, Any]],
-    results: pd.DataFrame,
-    differences: pd.DataFrame,
-    smoke: bool = False,
-) -> str:
+def table(claims: list[dict[str, Any]], results: pd.DataFrame, differences: pd.DataFrame) -> str:
     """The claims as a LaTeX table, a row a claim."""
+    frame, judged = tidy.main(tidy.prepare(results)), tidy.judged(differences)
     lines = []
-    for claim, number, said in judge(claims, results, differences):
+    for claim in claims:
         ours = claim["ours"]
-        what = f"{display(ours['system'])}, {metric(ours['metric']).head}"
-        what += f" {ours['group']}" if ours.get("group") else ""
+        number, said = answer(ours, frame, judged)
+        what = f"{display(ours['system'])}, {ours.get('group', '').split(':')[-1]} ".rstrip()
+        what += f" {metric(ours['metric']).head}"
         what += f" − {display(ours['baseline'])}" if ours.get("baseline") else ""
         where = WORLDS.get(ours["world"], ours["world"])
         who = "ours" if claim["who"] == "ours" else rf"\citet{{{claim['who']}}}"
-        bears = {True: "yes", False: "no"}[said in claim["holds"]] if claim.get("holds") else ""
-        bears = "" if said in ("", UNKNOWN, "undecided") else bears
+        decided = claim.get("holds") and said not in ("", UNKNOWN, "undecided")
+        bears = {True: "yes", False: "no"}[said in claim["holds"]] if decided else ""
         lines.append((escape(claim["claim"]), who, escape(str(claim["theirs"])),
                       escape(f"{what} ({where})"), number, said, bears))  # fmt: skip
     wide = r">{\raggedright\arraybackslash}"
-    sizes = ("4.1cm", "1.7cm", "2.3cm", "2.9cm", "2.2cm", "1.5cm")
-    columns = "".join(f"{wide}p{{{size}}}" for size in sizes) + "l"
-    made = Table(
-        "claims",
+    sizes = ("3.9cm", "1.8cm", "2.4cm", "3.1cm", "2.2cm", "1.5cm")
+    caption = (
         "Claims, published and ours: what was said, and what is measured here, as a difference with "
         "its 95\\% interval. A verdict is better or worse (of the named quantity), equivalent "
         "(smaller than the smallest effect of interest) or undecided; the last column says whether "
-        "that bears the claim out.",
-        [],
+        "that bears the claim out."
     )
     heads = ("Claim", "By", "Theirs", "Measured here", "Ours", "Verdict", "Holds")
-    return made.text(heads, {"": lines}, smoke, columns)
+    columns = "".join(f"{wide}p{{{size}}}" for size in sizes) + "l"
+    return latex("claims", caption, heads, {"": lines}, columns)

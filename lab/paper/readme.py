@@ -1,36 +1,54 @@
 """The results table of README.md, from the committed tables of the canonical profile."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
+from lab.paper.report import committed
 from lab.paper.tables import Column, Table
 from lab.results import tidy
 from tsae.errors import UserError
 from tsae.files import atomic
 
-PROFILE = "laptop"
 START = "<!-- results: written by `python -m lab.pipeline readme` -->"
 END = "<!-- end of the results -->"
-COLUMNS = (
-    Column("fve"),
-    Column("ap", "domain"),
-    Column("ap", "narrator"),
-    Column("fve", head="SmolLM2: FVE", world="smollm2"),
-    Column("ap", "section", head="SmolLM2: section AP", world="smollm2"),
+
+
+def daggers(sign: str):
+    """``sign`` behind the L0 (or another metric) of what is not within 2% of TopK's."""
+    return lambda frame: {key: sign for key, equal in tidy.matched_l0(frame).items() if not equal}
+
+
+TABLE = Table(
+    "readme",
+    "",
+    [
+        Column("fve", world="microworld"),
+        Column("ap", "domain", world="microworld"),
+        Column("ap", "narrator", world="microworld"),
+        Column("fve", head="SmolLM2: FVE", world="smollm2"),
+        Column("ap", "section", head="SmolLM2: section AP", world="smollm2"),
+    ],
+    marks={"fve": daggers(" †")},
+    verdicts="topk",
 )
 
 
-def readme_table(results: pd.DataFrame, differences: pd.DataFrame, baseline: str = "topk") -> str:
-    """Systems × those of :data:`COLUMNS` that are measured, in Markdown: means over seeds.
+def markdown(found: Mapping[str, pd.DataFrame]) -> str:
+    """Systems × those columns of :data:`TABLE` that are measured: means (± s.e.) over seeds.
 
-    Bold: better than ``baseline`` by the paired interval and the metric's smallest effect; italic:
-    worse. A dagger: L0 not within 2% of the baseline's.
+    Bold: better than TopK by the paired interval and the metric's smallest effect; italic: worse. A
+    dagger: L0 not within 2% of TopK's.
     """
-    frame = tidy.compared(results)
-    matched = tidy.matched_l0(frame, baseline)
-    marks = {"fve": lambda world, row: "" if matched.get((world, row), True) else " †"}
-    return Table("readme", "", COLUMNS, marks, baseline).markdown(frame, differences)
+    shown, lines = TABLE.cells(found, {"better": "**{}**", "worse": "*{}*"})
+    rows = [["system", *(c.title() for c in shown)], ["---", *["--:"] * len(shown)]]
+    rows += [texts for _, texts in lines[""]]
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    plain = {r"\,{\scriptsize$\pm$\,": " ± ", "}": "", "$-$": "−", "\\,": " ", "| -- ": "|  "}
+    for old, new in plain.items():
+        text = text.replace(old, new)
+    return text
 
 
 def with_table(text: str, table: str) -> str:
@@ -45,12 +63,7 @@ def with_table(text: str, table: str) -> str:
 
 def from_committed(root: Path) -> str:
     """The table of ``results/laptop``; :class:`tsae.errors.UserError` when it is not there."""
-    folder = root / "results" / PROFILE
-    try:
-        tables = [pd.read_parquet(folder / f"{n}.parquet") for n in ("results", "differences")]
-    except FileNotFoundError:
-        raise UserError(f"results/{PROFILE} is not there; make it with ./run_all.sh.") from None
-    return readme_table(*tables)
+    return markdown(committed("laptop", root, ["results", "differences"]))
 
 
 def rewrite(root: Path) -> Path:

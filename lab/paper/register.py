@@ -1,103 +1,63 @@
-"""One register of the paper's figures and tables: each says which rows it needs.
+"""One register of the paper's figures and tables, each made from the tables of results.
 
-A topic (one file of ``lab/paper/topics``) decorates its functions; nothing else names them, so a
-new figure is one function in one file. What lacks its rows is left out by name.
+A topic (one file of ``lab/paper/topics``) registers its own; nothing else names them, so a new
+figure is one function in one file. What lacks its rows is left out by name.
 """
 
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
 from lab.paper import style, topics
+from lab.paper.tables import Table
 from lab.results.tidy import SMOKE
 from tsae.errors import UserError
 
-Found = Mapping[str, pd.DataFrame]
+
+class Found(dict[str, pd.DataFrame]):
+    """Tables by name; asking for one that is not there says so."""
+
+    def __missing__(self, name: str) -> pd.DataFrame:
+        raise UserError(f"There is no table '{name}': run the stage that measures it.")
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure or a LaTeX table of the paper, and what it is made from."""
-
-    name: str
-    make: Callable[..., Any]
-    """``make(found)`` gives a figure, ``make(found, smoke)`` the text of a table."""
-    figure: bool
-    needs: tuple[str, ...]
-    """Tables that must hold rows."""
-    metrics: tuple[str, ...]
-    """Metrics of which the results must hold rows, beginnings with ``*`` at their end."""
-    main: bool
-    """Whether it holds no results and so belongs to the main part of the paper alone."""
-
-    def missing(self, found: Found) -> list[str]:
-        """The tables and metrics that are not there."""
-        names = [name for name in self.needs if name not in found or found[name].empty]
-        here = set(found["results"]["metric"]) if "results" in found else set()
-        names += [
-            name
-            for name in self.metrics
-            if not any(m.startswith(name[:-1]) if name.endswith("*") else m == name for m in here)
-        ]
-        return names
-
-    def __call__(self, found: Found, smoke: bool = False) -> Any:
-        """The figure or text. Raises :class:`tsae.errors.UserError` that names what is missing."""
-        if missing := self.missing(found):
-            raise UserError(
-                f"{self.name} needs rows of {', '.join(missing)}: run the stage that measures "
-                "them, or leave it out."
-            )
-        if not self.figure:
-            return self.make(found, smoke)
-        with plt.style.context(["default", style.STYLE]):
-            figure = self.make(found)
-            if smoke:
-                figure.suptitle(SMOKE, color="#B00000", fontweight="bold")
-        return figure
-
-
+Drawing = Callable[[Found], Any]
+"""Gives a figure, or (where its name begins with ``table_``) the LaTeX of a table."""
 _DRAWINGS: dict[str, Drawing] = {}
 
 
-def register(
-    name: str,
-    *metrics: str,
-    needs: tuple[str, ...] = ("results",),
-    figure: bool = True,
-    main: bool = False,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: make the function the figure (or table) ``name``; arguments: :class:`Drawing`.
+def register(name: str) -> Callable[[Drawing], Drawing]:
+    """Decorator: make the function the figure ``name`` (a table, after ``table_``).
 
-    Raises ValueError when another module has taken the name.
+    Raises ValueError when the name is taken.
     """
 
-    def add(make: Callable[..., Any]) -> Callable[..., Any]:
-        if name in _DRAWINGS and _DRAWINGS[name].make.__module__ != make.__module__:
+    def add(make: Drawing) -> Drawing:
+        if name in _DRAWINGS:
             raise ValueError(f"the drawing {name!r} is registered twice; choose another name")
-        _DRAWINGS[name] = Drawing(name, make, figure, needs, metrics, main)
+        _DRAWINGS[name] = make
         return make
 
     return add
 
 
+def tables(*made: Table) -> None:
+    """Register tables that are declared whole."""
+    for table in made:
+        register(f"table_{table.name}")(table)
+
+
 @functools.cache
-def load() -> None:
-    """Import every topic, so that its drawings are registered."""
+def drawings() -> dict[str, Drawing]:
+    """Every drawing by name, of all topics."""
     for module in pkgutil.iter_modules(topics.__path__):
         importlib.import_module(f"{topics.__name__}.{module.name}")
-
-
-def drawings() -> dict[str, Drawing]:
-    """Every drawing by name."""
-    load()
-    return dict(_DRAWINGS)
+    return _DRAWINGS
 
 
 def draw(name: str, smoke: bool = False, **found: pd.DataFrame) -> Any:
@@ -105,25 +65,27 @@ def draw(name: str, smoke: bool = False, **found: pd.DataFrame) -> Any:
 
     Raises :class:`tsae.errors.UserError` for a name that is not registered, and for missing rows.
     """
-    known = drawings()
-    if name not in known:
-        raise UserError(f"There is no drawing '{name}'; there are {', '.join(sorted(known))}.")
-    return known[name](found, smoke)
+    if name not in drawings():
+        raise UserError(f"There is no drawing '{name}'; there are {', '.join(sorted(drawings()))}.")
+    with plt.style.context(["default", style.STYLE]):
+        drawing = drawings()[name](Found(found))
+        if smoke and not name.startswith("table_"):
+            drawing.suptitle(SMOKE, color="#B00000", fontweight="bold")
+    return drawing
 
 
 def made(
-    found: Found, smoke: bool, figures: bool, part: str = "", shown: Iterable[str] = ()
+    found: dict[str, pd.DataFrame], smoke: bool, figures: bool, shown: Iterable[str] = ()
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Every figure (or table) that the tables allow, and of the others what each one lacks.
 
-    ``part``: the part of the paper that is filled; ``shown``: make these alone.
+    ``shown``: make these alone.
     """
     done, without, shown = {}, {}, set(shown)
-    for name, drawing in drawings().items():
-        if drawing.figure != figures or (shown and name not in shown) or (part and drawing.main):
-            continue
-        try:
-            done[name] = drawing(found, smoke)
-        except UserError as error:
-            without[name] = str(error)
+    for name in drawings():
+        if name.startswith("table_") != figures and (not shown or name in shown):
+            try:
+                done[name] = draw(name, smoke, **found)
+            except UserError as error:
+                without[name] = str(error)
     return done, without

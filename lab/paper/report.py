@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from lab.paper import claims, register, style
 from lab.paper.numbers import numbers_tex
-from lab.paper.tables import Table, escape
+from lab.paper.tables import escape, latex
 from lab.results import tidy
 from lab.results.comparison import verdict_shares
 from lab.results.metrics import metric
@@ -20,37 +20,25 @@ from tsae.files import atomic, read_json
 
 PAPER = Path(__file__).resolve().parents[2] / "paper"
 TABLES = ("results", "documents", "dwell", "heatmap")
-REFERENCE = ("system", "setting", "metric", "value", "source")
 
 
 def gather(stage_dirs: Iterable[str | Path]) -> dict[str, pd.DataFrame]:
     """The tables of all stages, merged; curves, settings and sizes of all that trained, ablations
     among them, whose runs lie in folders below their stage."""
     directories = [Path(directory) for directory in stage_dirs]
-    found = {name: merge(directories, name) for name in [*TABLES, *further(directories)]}
+    names = {file.stem for directory in directories for file in directory.glob("*.parquet")}
+    found = {name: merge(directories, name) for name in sorted(names.union(TABLES))}
     # An SAE that two stages measured in the same way counts once.
     for name in ("results", "documents"):
         found[name] = found[name].drop_duplicates(ignore_index=True)
     found["heatmap"] = one_run_each(
         merge([d], "heatmap") for d in directories if (d / "heatmap.parquet").is_file()
     )
-    trained = runs(directories)
+    trained = [file.parent for d in directories for file in sorted(d.rglob("run.json"))]
     found["curves"] = read_curves(trained).drop_duplicates(ignore_index=True)
     found["configs"] = read_configs(trained)
     found["facts"] = facts(trained)
     return found
-
-
-def runs(directories: Iterable[Path]) -> list[Path]:
-    """Every folder with a ``run.json``, in a stage's root or below it, in a fixed order."""
-    files = [file for d in directories for file in sorted(d.rglob("run.json"))]
-    return [file.parent for file in files]
-
-
-def further(directories: Iterable[Path]) -> list[str]:
-    """Names of the tables that only some families or stages give."""
-    names = {file.stem for directory in directories for file in directory.glob("*.parquet")}
-    return sorted(names - set(TABLES))
 
 
 def one_run_each(heatmaps: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -85,15 +73,11 @@ def write_tables(found: Mapping[str, pd.DataFrame], directory: str | Path) -> No
 
 
 def draw(
-    found: Mapping[str, pd.DataFrame],
-    directory: str | Path,
-    smoke: bool,
-    part: str = "",
-    shown: Iterable[str] = (),
+    found: dict[str, pd.DataFrame], directory: str | Path, smoke: bool, shown: Iterable[str] = ()
 ) -> dict[str, Figure]:
     """Every figure that the tables allow, also written as PDF and PNG; what is left out is
     printed by name, with what it lacks. ``shown``: draw these alone."""
-    drawn, without = register.made(found, smoke, True, part, shown)
+    drawn, without = register.made(found, smoke, True, shown)
     for name, figure in drawn.items():
         style.save(figure, directory, name)
     for name, why in without.items():
@@ -133,9 +117,6 @@ def reference_table(given: pd.DataFrame) -> str:
     Columns: system, setting, metric, value, source; ``source`` is a BibTeX key, or ``seed`` for
     the measurements that this project started from.
     """
-    absent = [name for name in REFERENCE if name not in given.columns]
-    if absent:
-        raise UserError(f"The reference numbers lack the column(s) {', '.join(absent)}.")
     lines = []
     keys = ["system", "setting", "source"]
     for (system, setting, source), rows in given.groupby(keys, sort=False):
@@ -150,11 +131,11 @@ def reference_table(given: pd.DataFrame) -> str:
     )
     columns = r"l>{\raggedright}p{3.0cm}>{\raggedright}p{6.9cm}>{\raggedright\arraybackslash}p{3cm}"
     heads = ("System", "Setting", "Reported", "Source")
-    return Table("reference", caption, []).text(heads, {"": lines}, False, columns)
+    return latex("reference", caption, heads, {"": lines}, columns)
 
 
 def write_latex(
-    found: Mapping[str, pd.DataFrame],
+    found: dict[str, pd.DataFrame],
     directory: str | Path,
     smoke: bool,
     partial: bool = False,
@@ -166,13 +147,12 @@ def write_latex(
     those ``shown`` alone, if given. A number that the text uses and the results lack is printed,
     and makes the paper a partial one. Returns the names of what was written."""
     shown, paper = set(shown), Path(paper)
-    made, _ = register.made(found, smoke, False, part, shown)
+    made, _ = register.made(found, smoke, False, shown)
     if not part:
         given = pd.read_csv(paper / "reference_numbers.csv", dtype=str)
         made["table_reference"] = reference_table(given)
-    if (paper / "claims.yaml").is_file():
-        said = claims.read(paper / "claims.yaml")
-        made["table_claims"] = claims.table(said, found["results"], found["differences"], smoke)
+    said = claims.read(paper / "claims.yaml")
+    made["table_claims"] = claims.table(said, found["results"], found["differences"])
     made = {name: text for name, text in made.items() if not shown or name in shown}
     try:
         made["numbers"] = numbers(found, smoke, partial, part, paper)
@@ -204,7 +184,7 @@ def redrawn(profile: str, root: Path, part: str = "") -> dict[str, Figure]:
 
     Raises :class:`tsae.errors.UserError` when the tables are missing.
     """
-    return draw(committed(profile, root), root / "figures" / part, False, part)
+    return draw(committed(profile, root), root / "figures" / part, False)
 
 
 def rewrite_numbers(profile: str, root: Path, part: str = "", partial: bool = False) -> Path:

@@ -23,6 +23,7 @@ SPECIAL = {
 }  # fmt: skip
 Entry = tuple[str, str, pd.DataFrame]
 """A row of a table: its key, its name in print, and the rows of results that it shows."""
+Entries = Callable[[pd.DataFrame], Iterable[Entry]]
 
 
 def escape(text: str) -> str:
@@ -31,36 +32,41 @@ def escape(text: str) -> str:
 
 
 class Column(NamedTuple):
-    """A column: metric and group, its head where the metric's own does not do, its world where it
-    is not that of the row's panel."""
+    """A column of a table or a panel of a figure: metric and group, its head where the metric's own
+    does not do, its world where it is not that of the row, and the metric of a panel's ticks."""
 
     metric: str
     group: str = "all"
     head: str = ""
     world: str = ""
+    tick: str = ""
 
     def title(self) -> str:
         """The head in plain text, with an arrow to the better side."""
         return tidy.heading(self.metric, self.group, self.head)
 
+    def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows of results that the column shows."""
+        here = frame[frame["metric"] == self.metric]
+        if self.world:
+            here = here[here["world"] == self.world]
+        return tidy.of_group(here, self.group)
 
-def rows_of(frame: pd.DataFrame, column: Column) -> pd.DataFrame:
-    """The rows of results that a column shows."""
-    here = frame[frame["metric"] == column.metric]
-    if column.world:
-        here = here[here["world"] == column.world]
-    return tidy.of_group(here, column.group)
+
+def columns(*given: str | tuple[str, ...]) -> list[Column]:
+    """Columns from metrics, or from tuples of metric, group and head."""
+    return [Column(each) if isinstance(each, str) else Column(*each) for each in given]
 
 
-def cell(frame: pd.DataFrame, name: str, group: str = "all") -> str:
+def cell(frame: pd.DataFrame, column: Column) -> str:
     r"""Mean over seeds ``± s.e.`` (without it for one seed), or ``--`` when not measured."""
-    rows = rows_of(frame, Column(name, group))
+    rows = column.rows(frame)
     if rows.empty:
         return "--"
     table = tidy.summary(rows, ("metric",)).iloc[0]
-    text = tidy.number(name, table["mean"])
+    text = tidy.number(column.metric, table["mean"])
     if table["seeds"] > 1 and table["se"] < float("inf"):
-        text += rf"\,{{\scriptsize$\pm$\,{tidy.number(name, table['se'], table['mean'])}}}"
+        text += rf"\,{{\scriptsize$\pm$\,{tidy.number(column.metric, table['se'], table['mean'])}}}"
     return text
 
 
@@ -70,7 +76,7 @@ def by_system(frame: pd.DataFrame) -> Iterable[Entry]:
         yield system, display(system), frame[frame["system"] == system]
 
 
-def by_ablation(*variants: str) -> Callable[[pd.DataFrame], Iterable[Entry]]:
+def by_ablation(*variants: str) -> Entries:
     """Each setting of the variants (of all, where none is named) below the run that it changes."""
 
     def entries(frame: pd.DataFrame) -> Iterable[Entry]:
@@ -78,17 +84,15 @@ def by_ablation(*variants: str) -> Callable[[pd.DataFrame], Iterable[Entry]]:
             case = frame[frame["system"] == system]
             if is_null(system) or (variants and case["variant"].iloc[0] not in variants):
                 continue
-            names = [n for n in case["ablation"].unique() if n not in ("", tidy.BASE)]
-            names = [n for n in names if not tidy.SWEEP.match(n)]
-            if names:
+            if names := tidy.settings(case):
                 yield system, display(system), tidy.unchanged(case)
-            for name in sorted(names, key=tidy.natural):
+            for name in names:
                 yield name, f"  {name}", case[case["ablation"] == name]
 
     return entries
 
 
-def by_group(name: str) -> Callable[[pd.DataFrame], Iterable[Entry]]:
+def by_group(name: str) -> Entries:
     """A row a group that ``name`` was measured for, whose other columns are of the same group."""
 
     def entries(frame: pd.DataFrame) -> Iterable[Entry]:
@@ -100,30 +104,37 @@ def by_group(name: str) -> Callable[[pd.DataFrame], Iterable[Entry]]:
 
 
 def seeds_note(frame: pd.DataFrame) -> str:
-    """What a cell shows, by the number of seeds in it."""
-    seeds = frame.groupby(["world", "system"])["seed"].nunique()
-    if seeds.max() == 1:
+    """What a cell shows, by the number of seeds in it; of several worlds, each world's number."""
+    counts = frame.groupby(["world", "system"])["seed"].nunique().groupby("world")
+    most, least = counts.max(), counts.min()
+    if most.max() == 1:
         return "One seed."
-    note = f"Mean $\\pm$ standard error over {seeds.max()} seeds"
-    return (
-        f"{note}." if seeds.min() == seeds.max() else f"{note}; one seed where no error is shown."
-    )
+    worlds = [w for w in ordered(most.index) if most[w] > 1]
+    note = f"Mean $\\pm$ standard error over {most.max()} seeds"
+    if most[worlds].min() < most.max():
+        told = (f"{most[w]} seeds ({WORLDS.get(w, w)})" for w in worlds)
+        note = f"Mean $\\pm$ standard error over {', '.join(told)}"
+    return f"{note}." if least.min() > 1 else f"{note}; one seed where no error is shown."
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper: what it is called, what its caption says, and its columns."""
+    """A table of the paper, which is a drawing: called with the tables, it gives its LaTeX."""
 
     name: str
     caption: str
     """LaTeX; ``{seeds}`` becomes :func:`seeds_note`."""
-    columns: Sequence[Column]
-    marks: Mapping[str, Callable[[str, str], str]] = field(default_factory=dict)
-    """By metric, what is put behind its cell in a world's row."""
+    columns: Sequence[Column] | Callable[[pd.DataFrame], Sequence[Column]]
+    """Columns of which nothing is measured are left out."""
+    entries: Entries = by_system
+    rows: Callable[[pd.DataFrame], pd.DataFrame] = tidy.compared
+    """The results that it shows."""
+    marks: Mapping[str, Callable[[pd.DataFrame], Mapping[tuple[str, str], str]]] = field(
+        default_factory=dict
+    )
+    """By metric, what stands behind its cell in a (world, system)'s row."""
     verdicts: str = ""
     """The baseline against which a cell is bold (better) or slanted (worse); none by default."""
-    star: bool = True
-    """Whether it is as wide as the page."""
     first: str = "System"
 
     def verdict(self, differences: pd.DataFrame | None) -> dict[tuple[str, ...], str]:
@@ -132,103 +143,88 @@ class Table:
             return {}
         frame = tidy.judged(differences, self.verdicts)
         frame["metric"] = frame["metric"].replace("fvu", "fve")
-        keys = ["world", "system", "metric"]
         return {
-            (*(getattr(row, key) for key in keys), group): row.verdict
+            (row.world, row.system, row.metric, group): row.verdict
             for row in frame.itertuples()
             for group in {row.group, row.group.split(":")[-1]}
         }
 
-    def latex(
-        self,
-        frame: pd.DataFrame,
-        entries: Callable[[pd.DataFrame], Iterable[Entry]],
-        smoke: bool = False,
-        differences: pd.DataFrame | None = None,
-    ) -> str:
-        """The LaTeX float, a panel a world. Columns and rows of which nothing is measured are left
-        out; raises :class:`tsae.errors.UserError` when that is all."""
-        shown = {world: list(entries(frame[frame["world"] == world]))
-                 for world in ordered(frame["world"])}  # fmt: skip
-        whole = pd.concat([frame[:0], *(rows for listed in shown.values() for *_, rows in listed)])
-        columns = [column for column in self.columns if len(rows_of(whole, column))]
-        if not columns:
+    def cells(
+        self, found: Mapping[str, pd.DataFrame], looks: Mapping[str, str]
+    ) -> tuple[list[Column], dict[str, list[tuple[str, list[str]]]]]:
+        """Columns with rows, and by world (``""`` where the columns name theirs) each row's key and
+        cells; ``looks``: by verdict, how a cell is printed. Raises :class:`tsae.errors.UserError`
+        when nothing is measured."""
+        frame = self.rows(found["results"])
+        asked = self.columns(frame) if callable(self.columns) else self.columns
+        parts = {world: frame[frame["world"] == world] for world in ordered(frame["world"])}
+        if all(column.world for column in asked):
+            parts = {"": frame}
+        worlds = {world: list(self.entries(part)) for world, part in parts.items()}
+        every = [rows for listed in worlds.values() for *_, rows in listed]
+        whole = pd.concat([frame[:0], *every])
+        if not (shown := [column for column in asked if len(column.rows(whole))]):
             raise UserError(f"The results hold nothing of table {self.name}: run its stage first.")
-        said = self.verdict(differences)
-        lines: dict[str, list[tuple[str, ...]]] = {}
-        for world, listed in shown.items():
-            before = False
+        said = self.verdict(found.get("differences"))
+        marks = {name: mark(frame) for name, mark in self.marks.items()}
+        lines: dict[str, list[tuple[str, list[str]]]] = {}
+        for world, listed in worlds.items():
             for key, name, rows in listed:
-                if not any(len(rows_of(rows, column)) for column in columns):
+                if not any(len(column.rows(rows)) for column in shown):
                     continue
-                cells = [escape(name).replace("  ", r"\quad ", 1)]
-                if is_null(key) and not before and lines.get(world):
-                    cells[0] = rf"\cmidrule(lr){{1-{len(columns) + 1}}}" + cells[0]
-                before = is_null(key)
-                for column in columns:
-                    text = cell(rows, column.metric, column.group)
-                    look = said.get((world, key, column.metric, column.group), "")
-                    text = {"better": rf"\textbf{{{text}}}", "worse": rf"\textit{{{text}}}"}.get(
-                        look, text
-                    )
-                    mark = self.marks.get(column.metric)
-                    cells.append(text + (mark(world, key) if mark else ""))
-                lines.setdefault(world, []).append(tuple(cells))
-        heads = [self.first, *(column.title() for column in columns)]
-        caption = self.caption.replace("{seeds}", seeds_note(frame))
-        return Table(self.name, caption, columns, star=self.star).text(heads, lines, smoke)
+                texts = [name]
+                for column in shown:
+                    at = (column.world or world, key)
+                    look = looks.get(said.get((*at, column.metric, column.group), ""), "{}")
+                    mark = marks.get(column.metric, {}).get(at, "")
+                    texts.append(look.replace("{}", cell(rows, column)) + mark)
+                lines.setdefault(world, []).append((key, texts))
+        return shown, lines
 
-    def text(
-        self,
-        heads: Sequence[str],
-        lines: Mapping[str, Sequence[tuple[str, ...]]],
-        smoke: bool = False,
-        columns: str = "",
-    ) -> str:
-        """The LaTeX float of ready cells, ``lines`` by world (by ``""`` without a panel's head);
-        ``heads`` are plain text; ``columns`` is the tabular's, by default a name and numbers."""
-        body = [" & ".join(map(escape, heads)) + r"\\"]
+    def __call__(self, found: Mapping[str, pd.DataFrame]) -> str:
+        """The LaTeX float, a panel a world."""
+        looks = {"better": r"\textbf{{}}", "worse": r"\textit{{}}"}
+        shown, lines = self.cells(found, looks)
+        rule = rf"\cmidrule(lr){{1-{len(shown) + 1}}}"
+        body: dict[str, list[list[str]]] = {}
         for world, rows in lines.items():
-            body.append(r"\midrule")
-            if world:
-                name = escape(WORLDS.get(world, world))
-                body.append(rf"\multicolumn{{{len(heads)}}}{{@{{}}l}}{{\textit{{{name}}}}}\\")
-            body += [" & ".join(cells) + r"\\" for cells in rows]
-        environment = "table*" if self.star else "table"
-        mark = rf"\textbf{{{tidy.SMOKE}.}} " if smoke else ""
-        space = "2.2pt" if len(heads) > 10 else "3.5pt"
-        return "\n".join(
-            [
-                rf"\begin{{{environment}}}[tp]",
-                rf"\centering\footnotesize\setlength{{\tabcolsep}}{{{space}}}",
-                rf"\caption{{{mark}{self.caption}}}\label{{tab:{self.name}}}",
-                rf"\begin{{tabular}}{{@{{}}{columns or 'l' + 'r' * (len(heads) - 1)}@{{}}}}",
-                r"\toprule",
-                *body,
-                r"\bottomrule",
-                r"\end{tabular}",
-                rf"\end{{{environment}}}",
-                "",
-            ]
-        )
+            for place, (key, (name, *texts)) in enumerate(rows):
+                starts = place > 0 and is_null(key) and not is_null(rows[place - 1][0])
+                head = rule * starts + escape(name).replace("  ", r"\quad ", 1)
+                body.setdefault(world, []).append([head, *texts])
+        caption = self.caption.replace("{seeds}", seeds_note(self.rows(found["results"])))
+        heads = [self.first, *(column.title() for column in shown)]
+        return latex(self.name, caption, heads, body)
 
-    def markdown(self, frame: pd.DataFrame, differences: pd.DataFrame | None = None) -> str:
-        """Systems × columns in Markdown: bold and italic as in LaTeX; a column whose ``world`` is
-        empty takes the first world."""
-        said, worlds = self.verdict(differences), ordered(frame["world"])
-        columns = [c if c.world else c._replace(world=worlds[0]) for c in self.columns]
-        columns = [column for column in columns if len(rows_of(frame, column))]
-        lines = [["system", *(c.title() for c in columns)], ["---", *["--:"] * len(columns)]]
-        for key, name, rows in by_system(frame):
-            cells = [name]
-            for column in columns:
-                mine = rows_of(rows, column)
-                text = tidy.number(column.metric, mine["value"].mean()) if len(mine) else ""
-                text = text.replace("$-$", "−").replace("\\,", " ")
-                look = said.get((column.world, key, column.metric, column.group), "")
-                cells.append({"better": f"**{text}**", "worse": f"*{text}*"}.get(look, text))
-                mark = self.marks.get(column.metric)
-                cells[-1] += mark(column.world, key) if mark and text else ""
-            if any(cells[1:]):
-                lines.append(cells)
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+def latex(
+    name: str,
+    caption: str,
+    heads: Sequence[str],
+    lines: Mapping[str, Iterable[Sequence[str]]],
+    columns: str = "",
+) -> str:
+    """The LaTeX float of ready cells, ``lines`` by world (by ``""`` without a panel's head);
+    ``heads`` are plain text; ``columns`` is the tabular's, by default a name and numbers."""
+    body = [" & ".join(map(escape, heads)) + r"\\"]
+    for world, rows in lines.items():
+        body.append(r"\midrule")
+        if world:
+            title = escape(WORLDS.get(world, world))
+            body.append(rf"\multicolumn{{{len(heads)}}}{{@{{}}l}}{{\textit{{{title}}}}}\\")
+        body += [" & ".join(cells) + r"\\" for cells in rows]
+    space = "2.2pt" if len(heads) > 10 else "3.5pt"
+    return "\n".join(
+        [
+            r"\begin{table*}[tp]",
+            rf"\centering\footnotesize\setlength{{\tabcolsep}}{{{space}}}",
+            rf"\caption{{\smokeline {caption}}}\label{{tab:{name}}}",
+            rf"\begin{{tabular}}{{@{{}}{columns or 'l' + 'r' * (len(heads) - 1)}@{{}}}}",
+            r"\toprule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table*}",
+            "",
+        ]
+    )

@@ -2,8 +2,7 @@
 
 A row is ``world, layer, variant, act, seed, ablation, reading, metric, group, value, n``. Group
 ``""`` and ``"all"`` are the same thing. ``reading`` is ``own`` (the code itself), ``ema`` (the code
-through a causal moving average), ``average`` (the averaged residual encoded) or ``shuffled``; tables
-written before there was one hold pseudo-variants, ``ema(topk)``, which mean the same.
+through a causal moving average) or ``average`` (the averaged residual encoded).
 """
 
 import re
@@ -12,12 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lab.results.metrics import metric, verdict
-from lab.results.systems import WORLDS, display, is_null, ordered
+from lab.results.metrics import metric
+from lab.results.systems import inside, is_null
 from tsae.errors import UserError
-from tsae.sequences import SCALES
-
-__all__ = ["SCALES", "WORLDS", "display", "is_null", "ordered"]
 
 SMOKE = "smoke size: not results"
 BASE = "base"
@@ -36,14 +32,14 @@ def natural(text: str) -> list:
 
 
 def prepare(results: pd.DataFrame, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
-    """The table with one spelling of the overall group and a ``system`` column.
+    """The table with one spelling of the overall group and the columns ``system``, ``of``, ``how``.
 
     ``system`` is the variant; the act is joined on (``conv+jumprelu``) where the same variant was
     run with several acts and this one is not ``topk``; a reading other than ``own`` wraps it
-    (``ema(topk)``). Raises :class:`UserError` for a missing column.
+    (``ema(topk)``). ``of`` is the system that is read (``topk``) and ``how`` its reading (``ema``).
+    Raises :class:`UserError` for a missing column.
     """
-    absent = [name for name in columns if name not in results.columns]
-    if absent:
+    if absent := [name for name in columns if name not in results.columns]:
         raise UserError(
             f"The table lacks the column(s) {', '.join(absent)}: "
             "write it again with the evaluate stage."
@@ -55,20 +51,22 @@ def prepare(results: pd.DataFrame, columns: Sequence[str] = COLUMNS) -> pd.DataF
         frame["ablation"] = frame["ablation"].fillna("")
     frame["system"] = frame["variant"]
     if "act" in frame:
-        main = frame[frame["ablation"] == ""] if "ablation" in frame else frame
-        several = main.groupby("variant")["act"].nunique()
+        several = (
+            (main(frame) if "ablation" in frame else frame).groupby("variant")["act"].nunique()
+        )
         joined = frame["variant"].map(several).fillna(1).gt(1) & frame["act"].ne("topk")
         frame["system"] = frame["variant"].where(~joined, frame["variant"] + "+" + frame["act"])
     if "reading" in frame:
         frame["reading"] = frame["reading"].fillna(OWN).replace("", OWN)
         wrapped = frame["reading"] + "(" + frame["system"] + ")"
         frame["system"] = frame["system"].where(frame["reading"].eq(OWN), wrapped)
-    return frame
+    how = {s: s.split("(")[0] if is_null(s) else OWN for s in frame["system"].unique()}
+    return frame.assign(of=frame["system"].map(inside), how=frame["system"].map(how))
 
 
 def pick(frame: pd.DataFrame, metric: str, group: str = "all") -> pd.DataFrame:
     """Rows of one metric and group; without any, a :class:`UserError` that names them."""
-    rows = frame[(frame["metric"] == metric) & (frame["group"] == group)]
+    rows = of_group(frame[frame["metric"] == metric], group)
     if rows.empty:
         raise UserError(
             f"The results hold no '{metric}' rows of group '{group}': run the stage that measures "
@@ -101,7 +99,7 @@ def compared(results: pd.DataFrame) -> pd.DataFrame:
     """The rows that figures and tables compare: main runs, each by its own code, beside the one
     null that is the bar, ``ema(topk)``. Other readings and nulls are shown where they are asked for."""
     frame = main(prepare(results))
-    return frame[~frame["system"].map(is_null) | frame["system"].isin(BARS)]
+    return frame[frame["how"].eq(OWN) | frame["system"].isin(BARS)]
 
 
 def unchanged(case: pd.DataFrame) -> pd.DataFrame:
@@ -109,6 +107,12 @@ def unchanged(case: pd.DataFrame) -> pd.DataFrame:
     ablations' own budget) where there is one, else the main run."""
     base = case[case["ablation"] == BASE]
     return main(case) if base.empty else base
+
+
+def settings(case: pd.DataFrame) -> list[str]:
+    """The ablations of one system that change it, in natural order, L0 sweeps left out."""
+    names = [n for n in case["ablation"].unique() if n not in ("", BASE) and not SWEEP.match(n)]
+    return sorted(names, key=natural)
 
 
 def summary(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -119,18 +123,24 @@ def summary(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return table.drop(columns="sd")
 
 
+def seeds(rows: pd.DataFrame) -> str:
+    """How many seeds each system of the rows has: ``3 seeds``, or ``1 to 3 seeds``."""
+    counts = rows.groupby("system")["seed"].nunique()
+    low, high = counts.min(), counts.max()
+    return f"{low} to {high} seeds" if low < high else f"{high} seed{'s' if high > 1 else ''}"
+
+
 def matched_l0(frame: pd.DataFrame, baseline: str = "topk") -> pd.Series:
     """Whether each (world, system)'s mean L0 is within 2% of the baseline's in that world."""
-    table = summary(pick(main(frame), "l0"), ("world", "system")).set_index(["world", "system"])
+    l0 = pick(main(frame), "l0").groupby(["world", "system"])["value"].mean()
     flags = {}
-    for world, system in table.index:
-        if (world, baseline) not in table.index:
+    for world, system in l0.index:
+        if (world, baseline) not in l0.index:
             raise UserError(
                 f"The results hold no '{baseline}' run on {world}, to which L0 is matched: "
                 "train it, or name another baseline."
             )
-        reference = table.loc[(world, baseline), "mean"]
-        flags[world, system] = abs(table.loc[(world, system), "mean"] / reference - 1) <= MATCHED
+        flags[world, system] = abs(l0[world, system] / l0[world, baseline] - 1) <= MATCHED
     return pd.Series(flags)
 
 
@@ -174,17 +184,9 @@ def unlearning(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def judged(differences: pd.DataFrame, baseline: str = "") -> pd.DataFrame:
-    """Paired differences with their ``system``, of one ``baseline`` if it is given.
-
-    Their ``verdict`` is the one that the comparison wrote, which knows the whole family of tests;
-    in tables that are older than that, the interval's. Metrics in which neither side is better are
-    left out.
-    """
-    columns = ("world", "variant", "baseline", "metric", "group", "diff", "lo", "hi")
+    """Paired differences with their ``system`` and ``verdict``, of one ``baseline`` if it is given;
+    metrics in which neither side is better are left out."""
+    columns = ("world", "variant", "baseline", "metric", "group", "diff", "lo", "hi", "verdict")
     frame = prepare(differences, columns)
     frame = frame[[metric(name).better != 0 for name in frame["metric"]]]
-    frame = frame[frame["baseline"] == baseline] if baseline else frame
-    if "verdict" in frame:
-        return frame
-    rows = frame[["metric", "lo", "hi"]].itertuples(index=False, name=None)
-    return frame.assign(verdict=[verdict(*row) for row in rows])
+    return frame[frame["baseline"] == baseline] if baseline else frame

@@ -1,4 +1,6 @@
-"""System E: what parents are composed of, on which time scale both levels live, what editing does."""
+"""System E: what parents are composed of, and on which time scale both levels live."""
+
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -6,43 +8,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lab.paper import plots, style
-from lab.paper.plots import Case
-from lab.paper.register import Found, register
-from lab.paper.tables import Column, Table, by_ablation
-from lab.paper.topics.slowfast import study
-from lab.paper.topics.time import survival
+from lab.paper.register import Found, register, tables
+from lab.paper.tables import Entry, Table, by_ablation, columns
+from lab.paper.topics.time import STAYS, survival
 from lab.results import tidy
 from lab.results.systems import ordered
-from tsae.errors import UserError
 
-CODINGS = {"level1": "level 1", "level2": "level 2 (parents)", "level3": "level 3",
-           "leaves": "leaves, as many"}  # fmt: skip
+LEVELS = {"level1": "level 1", "level2": "level 2 (parents)", "level3": "level 3",
+          "leaves": "leaves, as many"}  # fmt: skip
 N_PARENTS, N_CHILDREN = 6, 5
 
 
-def first_run(table: pd.DataFrame, world: str) -> pd.DataFrame:
-    """The main run of lowest seed on ``world``; :class:`UserError` when there is none."""
-    frame = tidy.main(tidy.prepare(table, ("world", "seed", "ablation")))
-    frame = frame[frame["world"] == world]
-    if frame.empty:
-        raise UserError(
-            f"The composition tables hold no main run on {world}: evaluate the family 'composition'"
-            " for a hierarchical SAE."
-        )
-    return frame[frame["seed"] == frame["seed"].min()]
-
-
-@register("composition", needs=("composition", "parents"))
-def graph(found: Found) -> Figure:
+@register("composition")
+def composition(found: Found) -> Figure:
     """The strongest parents and their strongest children with their top tokens, a row a world.
 
     Line width: weight over the parent's largest; below a parent its best label with the share of
-    its tokens of that class. First seed.
+    its tokens of that class. Of the main run of lowest seed.
     """
-    worlds = ordered(found["composition"]["world"])
-    figure, axes = style.panels(len(worlds), 2, style.PAGE, 2.6 * len(worlds))
+    parts = [tidy.main(found[name].fillna({"ablation": ""})) for name in ("composition", "parents")]
+    parts = [part[part["seed"] == part["seed"].min()] for part in parts]
+    worlds = ordered(parts[0]["world"])
+    figure, axes = style.panels(len(worlds), 2, style.PAGE, 2.45 * len(worlds))
     for row, world in zip(axes, worlds, strict=True):
-        edges, nodes = (first_run(found[name], world) for name in ("composition", "parents"))
+        edges, nodes = (part[part["world"] == world] for part in parts)
         strongest = nodes.sort_values("energy", ascending=False).head(N_PARENTS)
         for panel, half in zip(row, np.array_split(np.arange(len(strongest)), 2), strict=True):
             panel.axis("off")
@@ -56,23 +45,29 @@ def bipartite(panel: Axes, parents: pd.DataFrame, edges: pd.DataFrame) -> None:
     """Parents on the left, their children on the right, a child of several parents once."""
     kept = edges[edges["parent"].isin(parents["parent"])]
     kept = kept.sort_values("weight", ascending=False).groupby("parent").head(N_CHILDREN)
-    place: dict[int, float] = {}
-    for n, parent in enumerate(parents["parent"]):
-        for child in kept.loc[kept["parent"] == parent, "child"]:
-            place.setdefault(child, -len(place) - 0.6 * n)
-    for (_, node), colour in zip(parents.iterrows(), style.HUES, strict=False):
-        mine = kept[kept["parent"] == node["parent"]]
-        y = float(np.mean([place[child] for child in mine["child"]]))
-        for child, weight in zip(mine["child"], mine["weight"], strict=True):
-            width = 0.4 + 2.6 * weight / mine["weight"].max()
-            panel.plot([0.43, 0.54], [y, place[child]], color=colour, lw=width, alpha=0.75)
-        text = f"$\\bf{{{int(node['parent'])}}}$  {plain(node['tokens'])}"
-        if isinstance(node.get("label"), str):
-            text += f"\n{plain(node['label'])} = {plain(node['cls'])} ({node['share']:.0%})"
-        panel.text(0.42, y, text, ha="right", va="center", color=colour)
-    for child, tokens in kept.drop_duplicates("child").set_index("child")["tokens"].items():
-        panel.text(0.55, place[child], f"$\\bf{{{child}}}$  {plain(tokens)}", va="center")
-    panel.set(xlim=(0, 1), ylim=(min(place.values()) - 0.7, 0.7))
+    kept = kept.sort_values(
+        "parent", key=lambda p: p.map(list(parents["parent"]).index), kind="stable"
+    )
+    places: dict[tuple[str, int], tuple[float, float]] = {}
+    nodes, lines = {}, []
+    for row in kept.drop_duplicates("child").itertuples():
+        part = list(parents["parent"]).index(row.parent)
+        places["child", row.child] = (0.54, -len(places) - 0.6 * part)
+        text = f"$\\bf{{{row.child}}}$  {plain(row.tokens)}"
+        nodes["child", row.child] = {"s": text, "ha": "left"}
+    for row, colour in zip(parents.itertuples(), style.HUES, strict=False):
+        mine = kept[kept["parent"] == row.parent]
+        height = np.mean([places["child", child][1] for child in mine["child"]])
+        places["parent", row.parent] = (0.43, float(height))
+        text = f"$\\bf{{{row.parent}}}$  {plain(row.tokens)}"
+        if isinstance(row.label, str):
+            text += f"\n{plain(row.label)} = {plain(row.cls)} ({row.share:.0%})"
+        nodes["parent", row.parent] = {"s": text, "ha": "right", "color": colour}
+        for child, weight in zip(mine["child"], mine["weight"] / mine["weight"].max(), strict=True):
+            look = {"color": colour, "linewidth": 0.4 + 2.6 * weight, "alpha": 0.75}
+            lines.append((("parent", row.parent), ("child", child), look))
+    plots.graph(panel, places, nodes, lines)
+    panel.set(xlim=(0, 1), ylim=(min(y for _, y in places.values()) - 0.7, 0.7))
 
 
 def plain(text: str) -> str:
@@ -80,50 +75,32 @@ def plain(text: str) -> str:
     return " ".join(str(text).split()[:3]).replace("$", r"\$")
 
 
-@register("level_time", needs=("level_dwell",))
+@register("level_time")
 def level_time(found: Found) -> Figure:
     """The share of stays of at least n tokens by level, beside as many leaves of like frequency."""
-    frame = tidy.main(tidy.prepare(found["level_dwell"], ("world", "ablation", "group", "dwell")))
-    rows = survival(frame[frame["count"] > 0], "group")
-    names = [name for name in CODINGS if name in set(rows["group"])]
-    figure = plots.lines(
-        rows, "n", ("n (tokens)", "share of stays ≥ n tokens"), by="group", log=True,
-        look=lambda name: {**style.setting(names.index(name)), "marker": ""},
-        name=lambda name: CODINGS[name], band=False,
-    )  # fmt: skip
-    for panel in figure.axes:
-        panel.set_yscale("log")
-    return figure
+    frame = tidy.prepare(found["level_dwell"], ("world", "ablation", "group", "dwell"))
+    rows = survival(frame[frame["group"].isin(LEVELS)], "group")
+    rows = rows.assign(system="hierarchical", group=rows["group"].map(LEVELS))
+    looks = {word: {**style.setting(n), "marker": ""} for n, word in enumerate(LEVELS.values())}
+    return plots.lines(rows, "n", STAYS, "", "group", looks, log="xy")
 
 
-@register("hierarchical", "fve")
-def hierarchical(found: Found) -> Figure:
-    """Composition loss, curriculum, levels and shares of Hierarchical, one changed at a time."""
-    cases = (Case("fve"), Case("composition_r2"), Case("parent_purity_excess"),
-             Case("level_mean_dwell", "level2"), Case("ap", "domain"))  # fmt: skip
-    return study(found, ("hierarchical",), cases)
+def parents_first(frame: pd.DataFrame) -> Iterable[Entry]:
+    """The main run, then each setting below the run that it changes."""
+    frame = frame[frame["variant"] == "hierarchical"]
+    yield "hierarchical", "full budget", tidy.main(frame)
+    yield from by_ablation("hierarchical")(frame)
 
 
-@register("table_composition", "composition_r2", figure=False)
-def table(found: Found, smoke: bool) -> str:
-    """What parents are, by setting."""
-    names = ("fve", "fve_parents", "l0_level1", "l0_level2", "composition_small",
-             "composition_r2", "parent_purity", "parent_purity_excess", "child_given_parent",
-             "child_given_parent_null")  # fmt: skip
-    heads = {"fve_parents": "by parents", "l0_level1": "L0 (1)", "l0_level2": "L0 (2)",
-             "composition_small": "W < .001", "child_given_parent_null": "by chance"}  # fmt: skip
-    table = Table(
+tables(
+    Table(
         "composition",
         "Parents and what they are composed of. Purity*: beyond random groups of as many leaves. "
         "{seeds}",
-        [Column(name, head=heads.get(name, "")) for name in names],
-        first="Setting",
+        columns("fve", ("fve_parents", "all", "by parents"), ("l0_level1", "all", "L0 (1)"),
+                ("l0_level2", "all", "L0 (2)"), ("composition_small", "all", "W < .001"),
+                "composition_r2", "parent_purity", "parent_purity_excess", "child_given_parent",
+                ("child_given_parent_null", "all", "by chance")),
+        parents_first, tidy.prepare, first="Setting",
     )
-    frame = tidy.prepare(found["results"])
-    frame = frame[frame["variant"] == "hierarchical"]
-
-    def entries(here: pd.DataFrame):
-        yield "hierarchical", "full budget", tidy.main(here)
-        yield from by_ablation("hierarchical")(here)
-
-    return table.latex(frame, entries, smoke)
+)  # fmt: skip

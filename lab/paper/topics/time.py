@@ -7,60 +7,51 @@ from matplotlib.figure import Figure
 
 from lab.measures.time.lifecycle import kaplan_meier
 from lab.paper import plots, style
-from lab.paper.register import Found, register
-from lab.paper.tables import Column, Table, by_system
+from lab.paper.register import Found, register, tables
+from lab.paper.tables import Column, Table, columns
 from lab.results import tidy
 from lab.results.systems import display, ordered
 from tsae.errors import UserError
+from tsae.sequences import SCALES
 
 BOUNDARIES = {1: ("sentence", ":"), 2: ("section", "--"), 3: ("document", "-")}
 TEMPORAL = ("slowfast", "conv", "contrastive")
 """The temporal dictionary that :func:`heatmap` shows: the first of these that there is."""
+STAYS = ("n (tokens)", "share of stays ≥ n tokens")
 
 
-@register("smoothness", "smoothness")
+@register("smoothness")
 def smoothness(found: Found) -> Figure:
     """Smoothness, mean stay and switch detection, a row a world; tick: the same on shuffled tokens."""
-    frame = tidy.compared(found["results"])
-    cases = [
-        plots.Case("smoothness", tick="smoothness_null"),
-        plots.Case("smoothness_normalised"),
-        plots.Case("mean_dwell", label="mean stay (tokens)"),
-        plots.Case("switch_auroc"),
-    ]
-    return plots.bars(frame, cases)
+    blocks = plots.of_systems(tidy.compared(found["results"]))
+    shown = [Column("smoothness", tick="smoothness_null"), Column("smoothness_normalised"),
+             Column("mean_dwell", head="mean stay (tokens)"), Column("switch_auroc")]  # fmt: skip
+    return plots.dots(blocks, shown)
 
 
-@register("dwell", needs=("dwell",))
+@register("dwell")
 def dwell(found: Found) -> Figure:
-    """The share of stays that last at least n tokens, a panel a world.
-
-    Kaplan–Meier over all latents of a run, since a stay may be cut off by the end of its text
-    (``censored``); seeds pooled. Needs dwell, count, censored of group all.
-    """
-    frame = tidy.prepare(
-        found["dwell"], ("world", "variant", "group", "dwell", "count", "censored")
-    )
-    frame = frame[(frame["group"] == "all") & (frame["count"] > 0)]
-    if "ablation" in frame:
-        frame = tidy.main(frame)
-    if frame.empty:
-        raise UserError("The dwell table holds no stays of group 'all': run the evaluate stage.")
+    """The share of stays that last at least n tokens, a panel a world."""
+    frame = tidy.prepare(found["dwell"], ("world", "variant", "group", "dwell", "count"))
+    frame = frame[frame["group"].eq("all") & frame["how"].eq(tidy.OWN)]
     rows = survival(frame, "system")
-    figure = plots.lines(
-        rows, "n", ("n (tokens)", "share of stays ≥ n tokens"), log=True, band=False
-    )
-    for panel in figure.axes:
-        panel.set_yscale("log")
-    return figure
+    return plots.lines(rows, "n", STAYS, width=style.PAGE, log="xy")
 
 
 def survival(frame: pd.DataFrame, by: str) -> pd.DataFrame:
-    """world, ``by``, n, value: the share of stays of at least n tokens."""
+    """world, ``by``, seed, n, value: the share of stays of at least n tokens, of the main runs.
+
+    Kaplan–Meier over all latents of a run, since a stay may be cut off by the end of its text
+    (``censored``).
+    """
+    frame = tidy.main(frame)[lambda rows: rows["count"] > 0]
+    if frame.empty:
+        raise UserError("The table holds no stays: run the evaluate stage.")
     parts = []
-    for (world, key), run in frame.groupby(["world", by], sort=False):
+    for (world, key, seed), run in frame.groupby(["world", by, "seed"], sort=False):
         share = at_least(run)
-        parts.append(pd.DataFrame({"world": world, by: key, "n": share.index, "value": share}))
+        keys = {"world": world, by: key, "seed": seed, "n": share.index, "value": share}
+        parts.append(pd.DataFrame(keys))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -73,44 +64,24 @@ def at_least(run: pd.DataFrame) -> pd.Series:
     return pd.Series(share[:-1], index=counts.index[1:]).loc[lambda share: share > 0]
 
 
-@register("context_stability", "context_jaccard")
+@register("context_stability")
 def context_stability(found: Found) -> Figure:
     """What is left of a token's active latents when the text before it is cut (Jaccard index)."""
     frame = tidy.compared(found["results"])
     frame = frame[frame["metric"] == "context_jaccard"]
     frame = frame.assign(tokens=frame["group"].str.removeprefix("context=").astype(int))
     labels = ("tokens of context", "Jaccard with whole context")
-    return plots.lines(frame, "tokens", labels, log=True)
+    return plots.lines(frame, "tokens", labels, width=style.PAGE, log="x")
 
 
-@register("table_time", "smoothness", figure=False)
-def table(found: Found, smoke: bool) -> str:
-    """Systems × measures of time."""
-    frame = tidy.compared(found["results"])
-    names = ("smoothness", "smoothness_null", "smoothness_normalised", "mean_dwell", "half_life",
-             "reactivation_gap", "returns", "tss", "tss_null", "boundary_f1",
-             "temporal_consistency", "switch_auroc", "switch_delay")  # fmt: skip
-    heads = {"smoothness_null": "shuffled", "tss_null": "shuffled"}
-    table = Table(
-        "time",
-        "Time. Shuffled: the same codes with their tokens shuffled. TSS: cosine of neighbouring "
-        "codes inside segments minus across boundaries; consistency: agreement of lagged "
-        "dependencies between halves of the documents. {seeds}",
-        [Column(name, head=heads.get(name, "")) for name in names],
-        verdicts="topk",
-    )
-    return table.latex(frame, by_system, smoke, found.get("differences"))
-
-
-@register("heatmap", needs=("heatmap",))
+@register("heatmap")
 def heatmap(found: Found, n_tokens: int = 44, n_latents: int = 12) -> Figure:
     """Token × latent maps of one passage: the static dictionary above the temporal one.
 
     Rows: the latents with most mass on the passage, each divided by its maximum there; columns: its
     tokens; vertical lines: boundaries that start at a token. First world, first sequence.
     """
-    columns = ("world", "variant", "sequence", "position", "token", "boundary", "latent", "value")
-    frame = tidy.prepare(found["heatmap"], (*columns, "name"))
+    frame = tidy.prepare(found["heatmap"], ("world", "variant", "sequence", "position", "name"))
     frame = frame[frame["world"] == ordered(frame["world"])[0]]
     frame = frame[frame["sequence"] == frame["sequence"].min()]
     shown = [next((v for v in names if v in set(frame["variant"])), "")
@@ -121,7 +92,7 @@ def heatmap(found: Found, n_tokens: int = 44, n_latents: int = 12) -> Figure:
         )
     frame = frame[frame["position"] < frame["position"].min() + n_tokens]
     tokens = frame.drop_duplicates("position").set_index("position").sort_index()
-    height = 0.75 + len(shown) * (0.2 + 0.11 * n_latents)
+    height = 0.9 + len(shown) * (0.2 + 0.125 * n_latents)
     figure, axes = style.panels(len(shown), 1, style.PAGE, height, sharex=True)
     for panel, variant in zip(axes[:, 0], shown, strict=True):
         mine = frame[frame["variant"] == variant]
@@ -132,11 +103,10 @@ def heatmap(found: Found, n_tokens: int = 44, n_latents: int = 12) -> Figure:
         centre = (grid * np.arange(grid.shape[1])).sum(axis=1) / grid.sum(axis=1)
         grid = grid.loc[centre.sort_values(kind="stable").index]
         names = mine.drop_duplicates("latent").set_index("latent")["name"].fillna("")
-        peak = grid.max(axis=1).replace(0, 1)
-        panel.pcolormesh(grid.div(peak, axis=0), cmap="Greys", vmin=0, vmax=1,
-                         edgecolors="#EEEEEE", linewidth=0.2)  # fmt: skip
+        panel.pcolormesh(grid.div(grid.max(axis=1).replace(0, 1), axis=0), cmap="Greys", vmin=0,
+                         vmax=1, edgecolors="#EEEEEE", linewidth=0.2)  # fmt: skip
         panel.invert_yaxis()
-        words = [shorten(clean(str(names[i])) or f"latent {i}", 26) for i in grid.index]
+        words = [clean(str(names[i]))[:26] or f"latent {i}" for i in grid.index]
         panel.set_yticks(np.arange(len(grid)) + 0.5, words)
         panel.set_xticks(np.arange(len(tokens)) + 0.5, [clean(t) for t in tokens["token"]])
         for place, level in enumerate(tokens["boundary"]):
@@ -144,10 +114,10 @@ def heatmap(found: Found, n_tokens: int = 44, n_latents: int = 12) -> Figure:
                 panel.axvline(place, color="#D55E00", linewidth=1.0, ls=BOUNDARIES[level][1])
         style.title(panel, tokens["world"].iloc[0], display(variant))
         panel.grid(False)
-        panel.tick_params(axis="both", length=0, labelsize=5.5)
+        panel.tick_params(length=0, labelsize=7)
         panel.tick_params(axis="x", labelrotation=90)
-    lines = {name: {"color": "#D55E00", "linestyle": line} for name, line in BOUNDARIES.values()}
-    style.legend(figure, [], 3, lines={f"{name} starts": look for name, look in lines.items()})
+    looks = {f"{n} starts": {"color": "#D55E00", "linestyle": ls} for n, ls in BOUNDARIES.values()}
+    style.legend(figure, looks, 3)
     return figure
 
 
@@ -157,6 +127,29 @@ def clean(text: str) -> str:
     return "".join(letter if letter.isprintable() else "·" for letter in named).strip()
 
 
-def shorten(text: str, most: int) -> str:
-    """At most ``most`` characters, the last one an ellipsis where some were cut."""
-    return text if len(text) <= most else text[: most - 1] + "…"
+tables(
+    Table(
+        "time",
+        "Time. Shuffled: the same codes with their tokens shuffled. TSS: cosine of neighbouring "
+        "codes inside segments minus across boundaries; consistency: agreement of lagged "
+        "dependencies between halves of the documents. {seeds}",
+        columns("smoothness", ("smoothness_null", "all", "shuffled"), "smoothness_normalised",
+                "mean_dwell", "half_life", "reactivation_gap", "returns", "tss",
+                ("tss_null", "all", "shuffled"), "boundary_f1", "temporal_consistency",
+                "switch_auroc", "switch_delay"),
+        verdicts="topk",
+    ),
+    Table(
+        "lifecycle",
+        "The life of a latent: births in 100 tokens, mean stay and half-life, silence before a "
+        "return, share of births that are returns. $\\Delta$KL: effect on the next token of "
+        "ablating the latents of longest and shortest stays, beside random latents that fire as "
+        "often. {seeds}",
+        columns("births_per_100", "mean_dwell", "half_life", "reactivation_gap", "returns",
+                *(("lifetime_error", scale) for scale in SCALES),
+                ("effect_kl", "ablate|long", "ΔKL long"),
+                ("effect_kl", "ablate|random_long", "ΔKL as often"),
+                ("effect_kl", "ablate|short", "ΔKL short"),
+                ("effect_kl", "ablate|random_short", "ΔKL as often")),
+    ),
+)  # fmt: skip
