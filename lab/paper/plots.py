@@ -105,7 +105,7 @@ def dots(blocks: Sequence[Block], columns: Sequence[Column]) -> Figure:
                 if len(tick := ticks.loc[ticks["line"] == line, "value"]):
                     panel.plot([tick.mean()] * 2, [y - 0.35, y + 0.35], color="0.3", lw=1.2)
             panel.set_xlabel(column.title())
-            panel.xaxis.set_major_locator(MaxNLocator(4 if len(shown) < 6 else 2, steps=[1, 5, 10]))
+            panel.xaxis.set_major_locator(MaxNLocator(4 if len(shown) < 6 else 2, min_n_ticks=1))
         row[0].set_yticks(range(len(block.looks)), block.looks)
         row[0].set_ylim(len(block.looks) - 0.4, -0.6)
         style.title(row[0], block.world, block.head, block.rows)
