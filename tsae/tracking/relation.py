@@ -41,18 +41,17 @@ class Relation(nn.Module):
     def forward(self, past: Active, now: Active, lag: int) -> Tensor:
         """R [n, M, M]: entry (t, b, a) relates slot b of past to slot a of now; 0 if not active."""
         V_NMR, U_NMR = self.V_FR[past.ids_NM], self.U_FR[now.ids_NM]
-        return self.related(V_NMR, past.values_NM, U_NMR, now.values_NM, lag)
+        R = self.related(V_NMR, past.values_NM, U_NMR, now.values_NM, lag)
+        return R.masked_fill_((past.values_NM == 0)[:, :, None], 0.0)
 
     def related(
         self, V_NMR: Tensor, past_NM: Tensor, U_NMR: Tensor, now_NM: Tensor, lag: int
     ) -> Tensor:
-        """:meth:`forward` from the rows of V and U that the slots are of."""
+        """:meth:`forward` from the rows of V and U that the slots are of; past ones may be silent."""
         left = V_NMR * (past_NM[..., None] * self.s_LR[lag - 1])
         R = torch.bmm(left, U_NMR.transpose(1, 2)).exp_().clamp_(max=MOST)
-        for silent in ((past_NM == 0)[:, :, None], (now_NM == 0)[:, None, :]):
-            if silent.any():
-                R.masked_fill_(silent, 0.0)
-        return R
+        silent_NM = now_NM == 0
+        return R.masked_fill_(silent_NM[:, None, :], 0.0) if silent_NM.any() else R
 
     def expected(self, past: Active, document_N: Tensor) -> Tensor:
         """[N, r] ``Σ_ℓ s_ℓ Σ_j V_j z̄_j[t−ℓ]`` over the earlier tokens of each token's document."""
