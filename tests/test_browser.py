@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lab import browser
-from lab.browser import BrowserConfig
+from lab.browser.latents import BrowserConfig, choose, view_latents
 from tsae import saes
 from tsae.errors import UserError
 from tsae.sequences import SequenceContext
@@ -67,7 +67,7 @@ OPTIONS = {"before": 2, "after": 1, "n_tokens": 1, "min_count": 2, "max_lag": 2,
 @pytest.fixture
 def one(sae):
     config = BrowserConfig(**OPTIONS)
-    return browser.view_latents(sae, Store(), WORLD, [1], config)[0]
+    return view_latents(sae, Store(), WORLD, [1], config)[0]
 
 
 def test_contexts_are_the_strongest_of_each_sequence_inside_their_document(one):
@@ -96,7 +96,7 @@ def test_times_are_those_of_the_runs(one):
 
 def test_neighbours_are_counted_between_starts_of_one_piece(sae):
     config = BrowserConfig(**OPTIONS)
-    zero, one, silent = browser.view_latents(sae, Store(), WORLD, [0, 1, 2], config)
+    zero, one, silent = view_latents(sae, Store(), WORLD, [0, 1, 2], config)
     # Latent 0 starts 4 times in 24 tokens; latent 1 starts 4 times, each just after it.
     (before,) = one.predecessors
     assert before[:3] == (0, 1, 1.0) and before.times == 4
@@ -108,9 +108,7 @@ def test_neighbours_are_counted_between_starts_of_one_piece(sae):
 
 
 def test_latents_are_named_by_the_tokens_at_which_they_are_strongest(sae):
-    zero, one, silent = browser.view_latents(
-        sae, Store(), WORLD, [0, 1, 2], BrowserConfig(**OPTIONS)
-    )
+    zero, one, silent = view_latents(sae, Store(), WORLD, [0, 1, 2], BrowserConfig(**OPTIONS))
     # Latent 1: 4 in the second sequence, 3 in the first, 1 in the third, each at its first peak.
     assert one.name == "<b>12\n& · <b>6\n& · <b>24\n&"
     assert silent.name == ""
@@ -119,26 +117,26 @@ def test_latents_are_named_by_the_tokens_at_which_they_are_strongest(sae):
 
 def test_logit_effects_are_the_unembedding_of_the_direction(sae):
     config = BrowserConfig(**OPTIONS)
-    zero, one = browser.view_latents(sae, Store(), WORLD, [0, 1], config)
+    zero, one = view_latents(sae, Store(), WORLD, [0, 1], config)
     assert zero.raised == [(" <b>0\n&", 2.0)] and zero.lowered[0][1] == -1.0  # mean of 3 and 1 is 1
     assert one.raised == [(" <b>3\n&", 3.0)]
 
 
 def test_chosen_latents_fire_and_are_not_dense(sae, monkeypatch):
     config = BrowserConfig(n_latents=2)
-    assert browser.choose(sae, Store(), config) == []  # both fire on over a tenth of the tokens
+    assert choose(sae, Store(), config) == []  # both fire on over a tenth of the tokens
     monkeypatch.setattr("lab.browser.latents.USUAL", 0.5)
-    assert browser.choose(sae, Store(), config) == [0, 1]
-    assert browser.choose(sae, Store(), BrowserConfig(n_latents=1)) == [1]
+    assert choose(sae, Store(), config) == [0, 1]
+    assert choose(sae, Store(), BrowserConfig(n_latents=1)) == [1]
 
 
 def test_slow_latents_come_first_and_may_be_on_for_long(sae, monkeypatch):
     groups = {"document": torch.tensor([1, 2]), "fast": torch.tensor([0])}
     monkeypatch.setattr(type(sae), "groups", property(lambda self: groups))
     # Latent 1 is on at 7 of 27 places, too often for any but a slow group; 0 at 4.
-    assert browser.choose(sae, Store(), BrowserConfig(n_latents=4)) == [1]
+    assert choose(sae, Store(), BrowserConfig(n_latents=4)) == [1]
     monkeypatch.setattr("lab.browser.latents.USUAL", 0.2)
-    assert browser.choose(sae, Store(), BrowserConfig(n_latents=4)) == [1, 0]
+    assert choose(sae, Store(), BrowserConfig(n_latents=4)) == [1, 0]
 
 
 class Reader(HTMLParser):

@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+from edit_cases import text
 from eval_cases import Store, read, tokens, value
 from test_unlearning import D, ToyStore, ToyWorld, config, identity, values
 
-from lab.edits import Clamp, Edit, Parents, Text, coded
-from lab.edits.hierarchical import above, above_parents, children
+from lab.edits.clamp import Clamp
+from lab.edits.edit import Edit
+from lab.edits.hierarchical import Above, Parents, above, above_parents, children
+from lab.edits.ranking import coded
 from lab.measures.composition import levels, purity
 from lab.measures.composition.composition import (
     Edges,
@@ -21,7 +24,6 @@ from lab.measures.composition.composition import (
 )
 from lab.measures.unlearning.unlearning import unlearn
 from tsae import saes
-from tsae.saes import SequenceContext
 from tsae.sequences import LabelSpec
 
 
@@ -168,7 +170,7 @@ def test_children_are_taken_parent_by_parent_in_proportion_to_w():
 
 def test_a_parent_clamps_its_firing_children_where_it_speaks_alone():
     sae = two_level([[1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    push = Parents(sae, [0], torch.tensor([1.5]), 4)
+    push = Parents(sae, Above(torch.tensor([0]), torch.tensor([1.5])), 4)
     edit = Edit(sae, push, 100.0, 1.0)
     assert push.latents.tolist() == [0, 1]
     # sqrt(4) = 2 is 100 per cent; BOS, then: speaks with both, with one; is silent below its q
@@ -180,15 +182,7 @@ def test_a_parent_clamps_its_firing_children_where_it_speaks_alone():
     leaf = Edit(sae, Clamp(sae, [1], q_K=torch.tensor([1.0])), 100.0, 1.0)
     assert leaf(raw)[0, :, 1].tolist() == [9, -2, 0, -2]
     with pytest.raises(ValueError, match="with two levels"):
-        Parents(saes.build("topk", d_in=4, d_sae=4, k=1), [0], torch.ones(1), 1)
-    with pytest.raises(ValueError, match="of the 1 chosen parents"):
-        Parents(sae, [0], torch.ones(2), 1)
-
-
-def text(x):
-    x = torch.as_tensor(x).float()[None]
-    mask = torch.ones(x.shape[:2], dtype=torch.bool)
-    return Text(x, SequenceContext(mask, torch.zeros_like(mask, dtype=torch.uint8)), mask)
+        Parents(saes.build("topk", d_in=4, d_sae=4, k=1), Above(*[torch.ones(1).long()] * 2), 1)
 
 
 def test_latents_are_ranked_by_forget_tokens_above_what_retained_text_rarely_exceeds():
@@ -205,9 +199,6 @@ def test_latents_are_ranked_by_forget_tokens_above_what_retained_text_rarely_exc
     texts = coded(sae, [text(forget)]), coded(sae, [text(retain)])
     found = above(axes, ids, *texts, 0.1)
     assert found.latents.tolist() == [0, 1] and found.q_K.tolist() == [8.0, 0.0]
-    assert found.share_K.tolist() == [0.5, 0.5]
-    with pytest.raises(ValueError, match=r"in \[0, 1\)"):
-        above(axes, ids, *texts, 1.0)
     # The random control takes all of them, each held to its own q.
     drawn = above(axes, ids, *texts, 0.1, seed=0)
     assert sorted(drawn.latents.tolist()) == [0, 1, 2]
@@ -219,7 +210,7 @@ def test_parents_without_children_are_not_ranked():
     texts = coded(sae, [text([[1.0, 1, 0, 0]])]), coded(sae, [text([[0.0, 0, 0, 0]])])
     found = above_parents(sae, *texts, 0.0)
     assert found.latents.tolist() == [1]
-    assert Parents(sae, found.latents, found.q_K, 2).latents.tolist() == [1, 2]
+    assert Parents(sae, found, 2).latents.tolist() == [1, 2]
 
 
 def test_parents_and_as_many_leaves_forget_what_they_hold_and_one_level_has_neither():

@@ -3,16 +3,16 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from eval_cases import Store, read, value
 
 from lab.measures.fidelity import capability
-from lab.measures.fidelity.capability import by_fact, by_item, prompt_context, spliced
+from lab.measures.fidelity.capability import by_fact, by_item, spliced
 from lab.measures.time import order
 from lab.measures.time.order import scores
 from lab.measures.unlearning import isolation
+from lab.measures.unlearning.questions import prompt_context
 from lab.worlds.knowledge import Question
 from tsae import saes
 
@@ -40,29 +40,16 @@ def test_order_gap_is_the_difference_of_two_scores():
     assert abs(gap) > 1e-3
 
 
-def test_isolation_is_the_share_of_what_each_group_alone_forgets():
-    rows = []
-    # slow: at m=50 .5 is forgotten and .1 lost, at m=90 all is; fast forgets .2 and loses nothing.
-    for group, m, values in (
-        ("slow", 50, (0.5, 0.9, 1.0)),
-        ("slow", 90, (0.0, 0.1, 0.0)),
-        ("fast", 50, (0.8, 1.0, 1.0)),
-        ("all", 50, (0.1, 1.0, 0.8)),
-    ):
-        got = [
-            {"metric": metric, "group": f"always/clamp|t=0.01|n=5|m={m}", "value": v, "n": 1}
-            for metric, v in zip(isolation.COLUMNS, (*values, 0.01, 0.3, 5.0), strict=True)
-        ]
-        got.append({"metric": "unlearn_score", "group": "always/clamp", "value": 0.8, "n": 1})
-        rows.append(isolation.settings(got).assign(latents_of=group))
-    table = pd.concat(rows)
-    assert table["strategy"].unique().tolist() == ["always/clamp"]
-    assert table["setting"].tolist()[1] == "t=0.01|n=5|m=90" and table["latents"].iloc[0] == 5
-    found = isolation.shares(table)
-    assert value(found, "isolation_gap", "all|always/clamp") == pytest.approx(0.7)
-    assert value(found, "isolation_gap", "slow|always/clamp") == pytest.approx(0.4)
-    assert value(found, "isolation_share", "slow|always/clamp") == pytest.approx(2 / 3)
-    assert value(found, "isolation_share", "fast|always/clamp") == pytest.approx(1 / 3)
+def test_isolation_is_the_most_that_a_group_alone_forgets_beyond_its_cost():
+    # At m=50 .5 is forgotten and .1 lost, at m=90 all is.
+    rows = [
+        {"metric": f"unlearn_{name}", "group": f"always/clamp|t=0.01|n=5|m={m}", "value": v, "n": 1}
+        for m, values in ((50, (0.5, 0.9)), (90, (0.0, 0.1)))
+        for name, v in zip(("forget_accuracy", "retained"), values, strict=True)
+    ]
+    rows.append({"metric": "unlearn_score", "group": "always/clamp", "value": 0.8, "n": 1})
+    (found,) = isolation.gaps(rows, "slow")
+    assert found["group"] == "slow|always/clamp" and found["value"] == pytest.approx(0.4)
 
 
 def test_right_under_every_order_and_the_margin():
@@ -80,8 +67,8 @@ def test_right_under_every_order_and_the_margin():
 
 def test_splicing_leaves_bos_padding_and_massive_tokens():
     context = prompt_context(torch.tensor([[5, 7, 2, 0]]), torch.tensor([0] * 7 + [2]).byte())
-    assert context.mask_BT.tolist() == [[False, True, True, False]]
-    assert context.boundary_BT.tolist() == [[3, 3, 2, 0]]
+    assert context.mask_BT.tolist() == [[True, True, True, False]]
+    assert context.boundary_BT.tolist() == [[0, 0, 2, 0]]
     raw = torch.ones(1, 4, 2)
     raw[0, 2] = 1e6
     new = spliced(None, context, SimpleNamespace(median_norm=1.0, scale=1.0))(raw)

@@ -28,29 +28,20 @@ def corpus():
 def test_words_and_pairs_are_found_and_scored():
     text = corpus()
     word, pair = autointerp.explain(text, size=1)
-    assert list(word.tokens) == [3] and list(pair.pairs) == [(2, 4)]
-    n = (text.token_N == 3).sum()
-    assert word.tokens[3] == pytest.approx((n + 5 * n / 400) / (n + 5))
-    assert autointerp.detection(word, text, text.z_NL[:, 0] > 0) == (1.0, 1.0)
+    assert word.tokens == [3] and pair.pairs == [(2, 4)]
+    assert autointerp.detection(word, text, text.z_NL[:, 0] > 0) == 1.0
     # Its words alone say "active" at every 4; the pair does not, yet the word is kept too.
-    found, area = autointerp.detection(pair, text, text.z_NL[:, 1] > 0)
     quiet = text.z_NL[:, 1] == 0
-    assert found == pytest.approx((1 + (text.token_N[quiet] != 4).mean()) / 2)
-    assert area == 1.0  # the pair's rate stands above the word's
+    assert autointerp.detection(pair, text, ~quiet) == pytest.approx(
+        (1 + (text.token_N[quiet] != 4).mean()) / 2
+    )
 
 
 def test_a_latent_that_no_word_tells_is_near_chance():
     text = corpus()
-    blind = text._replace(z_NL=np.random.default_rng(1).integers(0, 2, (400, 1)).astype(float))
-    (explanation,) = autointerp.explain(blind, size=2)
-    held_out = text._replace(z_NL=np.random.default_rng(2).integers(0, 2, (400, 1)).astype(float))
-    found, area = autointerp.detection(explanation, held_out, held_out.z_NL[:, 0] > 0)
-    assert abs(found - 0.5) < 0.08 and abs(area - 0.5) < 0.08
-
-
-class World:
-    def to_strings(self, tokens):
-        return [f"w{int(v)}" for v in tokens]
+    z, held_out = (np.random.default_rng(s).integers(0, 2, (400, 1)).astype(float) for s in (1, 2))
+    (explanation,) = autointerp.explain(text._replace(z_NL=z), size=2)
+    assert abs(autointerp.detection(explanation, text, held_out[:, 0] > 0) - 0.5) < 0.08
 
 
 class WordStore(Store):
@@ -63,16 +54,9 @@ class WordStore(Store):
             yield batch
 
 
-def measured(**options):
+def test_latents_of_words_are_told_by_words():
     sae = Fake(lambda x, _: x, 8, groups={"all": torch.arange(8), "odd": torch.tensor([1, 3])})
     reading = read(WordStore(), test=400, choose=400, batch=8)
-    return autointerp.measure({"words": sae}, reading, World(), **options)["words"]
-
-
-def test_latents_of_words_are_told_by_words():
-    found = measured(size=1)
-    assert value(found.rows, "detection") == 1.0
-    assert value(found.rows, "detection", "odd") == 1.0
-    assert [r["n"] for r in found.rows if r["metric"] == "detection"] == [8, 2]
-    table = found.tables["explanations"]
-    assert table["words"].tolist() == [f"w{i}" for i in range(8)]
+    rows = autointerp.measure({"words": sae}, reading, None, size=1)["words"].rows
+    assert value(rows, "detection") == value(rows, "detection", "odd") == 1.0
+    assert [r["n"] for r in rows] == [8, 2]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from eval_cases import Batch, Fake, Store, TableModel, World, read, tokens, value
 
-from lab.measures.fidelity import core, splice
+from lab.measures.fidelity import splice
 from lab.measures.fidelity.core import Core
 from lab.measures.fidelity.splice import predictable
 from lab.measures.reading import Tokens
@@ -210,22 +210,3 @@ def test_saebench_original_formula_slips_where_one_token_is_near_the_mean():
     rows = part.rows()
     assert value(rows, "fve") == pytest.approx(1 - 4 / 200.02, abs=1e-6)
     assert value(rows, "fve_saebench_original") == pytest.approx((2 * 0.99 - 2 * 99) / 4, abs=1e-3)
-
-
-def test_predicted_density_by_hand():
-    """z_p: 2 of 3 entries at valid tokens of one kind, 1 of 3 at the other; masked ones are out."""
-
-    def predictive(x, _):
-        z_p = torch.zeros(*x.shape[:2], 3)
-        z_p[..., 0], z_p[:, 1::2, 1], z_p[:, 0] = 1.0, 2.0, 5.0
-        return z_p
-
-    class Peer(Fake):
-        def predicted(self, x, context=None):
-            return self.codes(x, context), None
-
-    reading = read(Store(2))
-    (found,) = core.predicted_density(Peer(predictive, 3), reading)
-    assert found["metric"] == "predicted_density" and found["n"] == 80
-    assert found["value"] == pytest.approx(1.5 / 3)  # positions 1 … 40: half odd
-    assert core.predicted_density(Fake(predictive, 3), reading) == []

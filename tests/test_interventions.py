@@ -5,44 +5,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from edit_cases import context, identity, text
 
-from lab.edits import (
-    Ablation,
-    Clamp,
-    Direction,
-    Edit,
-    GateConfig,
-    Mass,
+from lab.edits.clamp import Ablation, Clamp, Direction
+from lab.edits.edit import Edit, context_of
+from lab.edits.evidence import Mass, Path, Prefix, quantiles
+from lab.edits.gate import SCORES, calibrate, running
+from lab.edits.ranking import (
+    Read,
     Text,
-    calibrate,
     coded,
+    exceeded_at_most,
     frequency,
-    labelled,
-    quantiles,
     random_control,
     select,
+    stored,
 )
-from lab.edits.evidence import Path, Prefix, exceeded_at_most
-from lab.edits.gate import running
 from tsae import saes
 from tsae.saes import SequenceContext
-
-
-def identity(d: int = 4):
-    """z = relu(x), x_hat = z: each latent is one axis; negative x is the error term."""
-    sae = saes.build("l1", d_in=d, d_sae=d, k=1).eval()
-    with torch.no_grad():
-        sae.W_enc.copy_(torch.eye(d))
-        sae.W_dec.copy_(torch.eye(d))
-    return sae
-
-
-def context(mask, boundary=None):
-    mask_BT = torch.as_tensor(mask, dtype=torch.bool)
-    boundary_BT = torch.zeros_like(mask_BT, dtype=torch.uint8)
-    if boundary is not None:
-        boundary_BT = torch.as_tensor(boundary, dtype=torch.uint8)
-    return SequenceContext(mask_BT, boundary_BT)
 
 
 def clamp(m=50, scale=1.0, latents=(0,), hold=False, **options):
@@ -65,7 +45,6 @@ def test_clamp_by_hand_edits_only_where_the_latent_fires():
     expected[0, [1, 3, 4], 0] = -2.0  # position 0 is BOS, at position 2 latent 0 is silent
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
     assert edit.touched_BT.tolist() == [[False, True, False, True, True]]
-    assert edit.seen_BT.sum() == 4  # all but BOS
     untouched = ~edit.touched_BT[0]
     assert torch.equal(out[0, untouched], RAW[0, untouched])
 
@@ -99,30 +78,22 @@ def test_hold_ablation_and_direction_by_hand():
     torch.testing.assert_close(along[0, 1:] - RAW[0, 1:], torch.tensor([[0, -0.6, 0, -0.8]] * 4))
 
 
-def test_unit_scale_is_a_raw_code():
-    for scale in (0.5, 3.0):
-        out = clamp(25, scale, unit=scale)(RAW)
-        assert out[0, [1, 3, 4], 0].tolist() == pytest.approx([-25.0] * 3, rel=1e-5)
-
-
 def test_masked_massive_and_bos_are_never_edited():
     edit = clamp(massive_norm=3.9)
     out = edit.within(context([[1, 1, 1, 0, 1]]))(RAW)
     # token 3 is masked and also too long, token 4 has norm 4 > 3.9
     assert edit.touched_BT.tolist() == [[False, True, False, False, False]]
-    assert (int(edit.touched_BT.sum()), int(edit.seen_BT.sum())) == (1, 2)
     assert torch.equal(out[0, [0, 2, 3, 4]], RAW[0, [0, 2, 3, 4]])
 
 
 def test_context_grows_with_generated_text_and_must_fit():
-    edit = clamp().within(context([[1, 1, 0]], [[0, 0, 1]]))
-    grown = edit.context_of(RAW)
+    given = context([[1, 1, 0]], [[0, 0, 1]])
+    grown = context_of(given, RAW, math.inf)
     assert grown.mask_BT.tolist() == [[False, True, False, True, True]]
     assert grown.boundary_BT.tolist() == [[3, 3, 1, 0, 0]]
-    with pytest.raises(ValueError, match=r"shape \(1, 3\).*\(1, 2\)"):
-        edit(RAW[:, :2])
-    with pytest.raises(ValueError, match=r"\(2, 5\)"):
-        edit(RAW.expand(2, -1, -1))
+    for raw in (RAW[:, :2], RAW.expand(2, -1, -1)):
+        with pytest.raises(ValueError, match=r"context=\(1, 3\) is not allowed"):
+            clamp().within(given)(raw)
 
 
 @pytest.mark.parametrize("name", saes.names())
@@ -139,7 +110,7 @@ def test_laws_of_an_edit_hold_for_every_variant(name):
     assert not touched[:, 0].any() and not touched[~within.mask_BT].any()
     assert torch.equal(out[~touched], raw[~touched])
     # The error term stays: the change is the change of the decoded codes alone.
-    _, z, full = edit.codes(raw)
+    z = edit.read(raw).z_BTF
     z_new = torch.where((z > 0) & (torch.arange(48) % 3 == 0), -80 * math.sqrt(12) / 100, z)
     moved = (sae.decode(z_new) - sae.decode(z)) / scale
     torch.testing.assert_close((out - raw)[touched], moved[touched], atol=1e-4, rtol=1e-4)
@@ -156,7 +127,6 @@ def test_laws_of_an_edit_hold_for_every_variant(name):
         ({"latents": [1, 1]}, "latents"),
         ({"m": 0}, "m=0"),
         ({"scale": float("nan")}, "scale"),
-        ({"unit": -1.0}, "unit"),
     ],
 )
 def test_bad_values_are_named(options, field):
@@ -171,14 +141,6 @@ def test_training_mode_is_refused():
 
 
 # ---- ranking ----------------------------------------------------------------------------------
-
-
-def text(rows, keep=None):
-    """One sequence from rows of codes; all valid, all kept unless told."""
-    x = torch.tensor([rows], dtype=torch.float32)
-    mask = torch.ones(x.shape[:2], dtype=torch.bool)
-    keep_BT = mask if keep is None else torch.tensor([keep], dtype=torch.bool)
-    return Text(x, SequenceContext(mask, None), keep_BT)
 
 
 def test_frequency_and_selection_by_hand():
@@ -224,18 +186,14 @@ class LabelledStore:
             yield batch
 
 
-def test_labelled_text_keeps_valid_tokens_of_the_class_and_the_rest_elsewhere():
-    (inside,) = labelled(LabelledStore(), "train", "domain", [0])
+def test_stored_text_keeps_valid_tokens_inside_the_classes_or_outside():
+    store, given = LabelledStore(), {"domain": [0]}
+    (inside,) = stored(store, "train", given, limit_tokens=9)
     assert inside.keep_BT.tolist() == [[False, True, True, False]]
-    outside = list(labelled(LabelledStore(), "train", "domain", [0], inside=False))
-    assert [t.keep_BT[0].tolist() for t in outside] == [
-        [False, False, False, True],
-        [False, True, False, True],
-    ]
-    assert (
-        len(list(labelled(LabelledStore(), "train", "domain", [0], inside=False, limit_tokens=1)))
-        == 1
-    )
+    outside = [t.keep_BT[0].tolist() for t in stored(store, "train", {}, given, limit_tokens=9)]
+    assert outside == [[False, False, False, True], [False, True, False, True]]
+    assert len(list(stored(store, "train", {}, given, limit_tokens=1))) == 1
+    assert sum(int(t.keep_BT.sum()) for t in stored(store, "train", limit_tokens=9)) == 5
 
 
 # ---- random control ---------------------------------------------------------------------------
@@ -269,30 +227,27 @@ def test_random_control_by_hand():
 def test_running_scores_by_hand():
     u = torch.tensor([[9.0, 4, 0, 8, 4, 2]])
     where = context([[0, 1, 1, 0, 1, 1]], [[3, 3, 0, 0, 0, 3]])
-    ema = running(u, where, GateConfig(score="ema", decay=0.5), 0.0)
-    # reset, 4/2, 2/2, masked: stands still, (1 + 4)/2, reset: 2/2
-    assert ema.tolist() == [[0.0, 2.0, 1.0, 1.0, 2.5, 1.0]]
-    cusum = running(u, where, GateConfig(score="cusum"), 1.5)
-    # reset, 4 - 1.5, 2.5 - 1.5, masked, 1 + 4 - 1.5, reset: 2 - 1.5
-    assert cusum.tolist() == [[0.0, 2.5, 1.0, 1.0, 3.5, 0.5]]
-    assert running(u, where, GateConfig(score="token"), 0.0) is u
-    window = running(u, where, GateConfig(score="window", window=2), 0.0)
-    # 4, (4 + 0)/2, 0 alone is valid, 4 alone, 2 alone
-    assert window.tolist() == [[0.0, 4.0, 2.0, 0.0, 4.0, 2.0]]
-    share = running(u, where, GateConfig(score="share"), 0.0)
-    torch.testing.assert_close(share, torch.tensor([[0.0, 1 / 5, 1 / 6, 1 / 6, 2 / 7, 1 / 5]]))
+    expected = {
+        # reset, 4/2, 2/2, masked: stands still, (1 + 4)/2, reset: 2/2
+        "ema": [0.0, 2.0, 1.0, 1.0, 2.5, 1.0],
+        # reset, 4 - 1.5, 2.5 - 1.5, masked, 1 + 4 - 1.5, reset: 2 - 1.5
+        "cusum": [0.0, 2.5, 1.0, 1.0, 3.5, 0.5],
+        "token": u[0].tolist(),
+        "window": [0.0, 4.0, 2.0, 2.0, 2.0, 2.0],  # the mean of the last two valid ones
+        "share": [0.0, 1 / 5, 1 / 6, 1 / 6, 2 / 7, 1 / 5],
+    }
+    for score, values in expected.items():
+        found = running(u, where, score, 1.5, decay=0.5, window=2)[0].tolist()
+        assert found == pytest.approx(values), score
 
 
 def test_benign_text_in_front_dilutes_a_share_and_nothing_else():
     subject = torch.tensor([0.0, 3, 3, 3])
-    diluted = torch.cat([torch.zeros(40), subject])[None]
-    alone, where = subject[None], [context(torch.ones(1, n)) for n in (4, 44)]
-    where = [w.filled(torch.zeros(1, w.mask_BT.shape[1], 1)) for w in where]
+    diluted = torch.cat([torch.zeros(40), subject])
     for score, same in (("share", False), ("ema", True), ("cusum", True), ("window", True)):
-        cfg = GateConfig(score=score, window=3)
         ends = [
-            running(u, w, cfg, 0.5)[0, -1].item()
-            for u, w in zip((alone, diluted), where, strict=True)
+            running(u[None], context(torch.ones(1, len(u))), score, 0.5, window=3)[0, -1].item()
+            for u in (subject, diluted)
         ]
         assert (ends[0] == pytest.approx(ends[1], rel=0.05)) is same, score
 
@@ -315,22 +270,20 @@ def noise_batches(seed, n=8):
         yield Text(x, SequenceContext(mask, boundary), mask)
 
 
-def mass_gate(retain, latents, cfg):
+def mass_gate(retain, latents, score, latent_rate=0.3):
     read, ids = coded(identity(), retain), torch.tensor(latents)
-    return calibrate(Mass(ids, quantiles(ids, read, cfg.latent_rate)), read, cfg)
+    return calibrate(Mass(ids, quantiles(ids, read, latent_rate)), read, score)
 
 
-@pytest.mark.parametrize("score", ["token", "window", "share", "ema", "cusum"])
+@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("rate", [0.01, 0.05])
 def test_a_gate_hits_its_false_positive_rate_on_retained_text(score, rate):
-    cfg = GateConfig(score=score, false_positive_rate=rate, latent_rate=0.3, window=30)
-    gate = mass_gate(noise_batches(0), [0, 2], cfg)
+    gate = mass_gate(noise_batches(0), [0, 2], score).at(rate)
     read = coded(identity(), noise_batches(0))
     n = sum(int(t.keep_BT.sum()) for t in read)
-    opens = [gate.open(t.x_BTD, t.z_BTF.to_dense(), t.context)[t.keep_BT] for t in read]
+    opens = [gate.open(t.read())[t.keep_BT] for t in read]
     share = float(torch.cat(opens).double().mean())
-    assert share <= rate and gate.measured_rate == pytest.approx(share)
-    assert share > rate - 1 / n or score == "share"  # shares have ties
+    assert rate - 1 / n < share <= rate or score == "share"  # shares have ties
     beyond = torch.cat([t.kept(torch.tensor([0, 2])) for t in read]) > gate.evidence.q_K
     beyond_K = beyond.double().mean(0)
     assert ((beyond_K <= 0.3) & (beyond_K > 0.3 - 1 / n)).all()
@@ -339,8 +292,7 @@ def test_a_gate_hits_its_false_positive_rate_on_retained_text(score, rate):
 def test_a_gate_waits_for_evidence():
     # Retained text: latent 0 fires weakly and alone on 1 token in 20.
     rows = [[1.0 if t % 20 == 0 else 0.0, 0, 0, 1] for t in range(100)]
-    cfg = GateConfig(decay=0.5, false_positive_rate=0.0, latent_rate=0.0)
-    gate = mass_gate([text(rows)], [0, 1], cfg)
+    gate = mass_gate([text(rows)], [0, 1], "ema", 0.0).at(0.0)
     assert gate.evidence.q_K.tolist() == [1.0, 0.0]  # the largest values on the retained text
     assert gate.threshold == 0.0
     raw = torch.tensor(
@@ -351,20 +303,26 @@ def test_a_gate_waits_for_evidence():
     expected[0, 3:, 0] = -1.0  # the score stays above 0
     torch.testing.assert_close(clamp(latents=[0, 1], gate=gate)(raw), expected)
     object.__setattr__(gate, "threshold", 3.0)
-    # scores: 0, 5/2 = 2.5, 1.25, (1.25 + 4)/2 = 2.625: never above 3
+    # scores: 0, 5/5 = 1, 0.8, 0.64 + 4/5: never above 3
     assert torch.equal(clamp(latents=[0, 1], gate=gate)(raw), raw)
 
 
-@pytest.mark.parametrize("score", ["token", "window", "share", "ema", "cusum"])
+@pytest.mark.parametrize("score", SCORES)
 def test_gates_are_causal(score):
-    cfg = GateConfig(score=score, false_positive_rate=0.2, latent_rate=0.4, window=5)
-    edit = clamp(latents=[0, 2], gate=mass_gate(noise_batches(0), [0, 2], cfg))
+    gate = mass_gate(noise_batches(0), [0, 2], score, 0.4).at(0.2)
+    edit = clamp(latents=[0, 2], gate=gate)
     raw = torch.randn(3, 40, 4, generator=torch.Generator().manual_seed(5))
     out = edit(raw)
     assert 0 < edit.touched_BT.double().mean() < 0.7
     later = raw.clone()
     later[:, 20:] += 3.0
     assert torch.equal(edit(later)[:, :20], out[:, :20])
+
+
+def test_a_gate_can_be_set_to_another_rate():
+    retain = coded(identity(), [text([[float(t), 0, 0, 0] for t in range(10)])])
+    gate = calibrate(lambda read: read.z_BTF[..., 0], retain, "token")
+    assert [gate.at(rate).threshold for rate in (0.0, 0.3)] == [9.0, 6.0]
 
 
 # ---- a chain as evidence ------------------------------------------------------------------------
@@ -374,7 +332,7 @@ ABC = Prefix((Path((0, 1, 2), ((1, 2), (3,)), (0.5, 0.25)),), {0: 0.0, 1: 0.0, 2
 
 def said(codes, boundary=None):
     z = torch.tensor([codes], dtype=torch.float32)
-    return ABC(z, z, context(torch.ones(z.shape[:2]), boundary))[0].tolist()
+    return ABC(Read(z, z, context(torch.ones(z.shape[:2]), boundary)))[0].tolist()
 
 
 def test_a_chain_says_something_once_its_prefix_has_fired_in_order_at_its_lags():
@@ -385,12 +343,3 @@ def test_a_chain_says_something_once_its_prefix_has_fired_in_order_at_its_lags()
     assert said([none, B, none, none, C]) == [0] * 5  # a single link without its beginning
     assert said([A, B, none, none, [0, 0, 1.0]]) == [0, 0.5, 0, 0, 0]  # not above its q
     assert said([A, B, none, none, C], [[3, 0, 3, 0, 0]]) == [0, 0.5, 0, 0, 0]  # another document
-
-
-def test_gate_values_are_checked():
-    with pytest.raises(ValueError, match="score='mean'"):
-        GateConfig(score="mean")
-    with pytest.raises(ValueError, match="false_positive_rate"):
-        GateConfig(false_positive_rate=1.0)
-    with pytest.raises(ValueError, match="2 chosen"):
-        Clamp(identity(), [0, 1], q_K=torch.ones(1))

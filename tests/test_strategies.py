@@ -5,22 +5,15 @@ import math
 import pandas as pd
 import pytest
 import torch
+from edit_cases import identity, text
 
-from lab.edits import (
-    ChainConfig,
-    Clamp,
-    Edit,
-    GateConfig,
-    Text,
-    calibrate,
-    coded,
-    follow,
-    separating,
-    tracker_of,
-)
-from lab.edits.chain import Link
-from lab.edits.following import edge_table, tracked
-from lab.measures.unlearning.attacks import disguised, turn
+from lab.edits import chain
+from lab.edits.chain import follow, tracker_of
+from lab.edits.clamp import Clamp
+from lab.edits.edit import Edit
+from lab.edits.evidence import separating
+from lab.edits.gate import calibrate
+from lab.edits.ranking import coded
 from lab.measures.unlearning.choice import (
     chosen_documents,
     chosen_rows,
@@ -28,25 +21,9 @@ from lab.measures.unlearning.choice import (
     retained,
     score_rows,
 )
+from lab.measures.unlearning.questions import disguised, turn
 from lab.worlds.knowledge import Question
 from tsae import saes
-from tsae.saes import SequenceContext
-
-
-def identity(d=4):
-    """z = relu(x), x_hat = z."""
-    sae = saes.build("l1", d_in=d, d_sae=d, k=1).eval()
-    with torch.no_grad():
-        sae.W_enc.copy_(torch.eye(d))
-        sae.W_dec.copy_(torch.eye(d))
-    return sae
-
-
-def text(rows):
-    x = torch.tensor([rows], dtype=torch.float32)
-    mask = torch.ones(x.shape[:2], dtype=torch.bool)
-    return Text(x, SequenceContext(mask, None), mask)
-
 
 # ---- probes -------------------------------------------------------------------------------------
 
@@ -62,39 +39,27 @@ def test_a_probe_finds_a_subject_that_no_latent_names(kind):
     assert w[0] == pytest.approx(w[1], rel=1e-3) and w[0] > 0
     if kind == "logistic":
         assert w[2] == w[3] == 0
-    gate = calibrate(probe, retain, GateConfig(decay=0.0, false_positive_rate=0.0))
+    gate = calibrate(probe, retain, "token").at(0.0)
     raw = torch.tensor([[[9.0, 9, 0, 0], [2, 0, 0, 0], [2, 2, 0, 0]]])
     edit = Edit(sae, Clamp(sae, [2], hold=True), 50, 1.0, gate=gate)
     # Latent 2 is silent where the gate opens: it is set all the same.
     assert edit(raw)[0, :, 2].tolist() == [0.0, 0.0, -1.0]
 
 
-def test_a_gate_can_be_set_to_another_rate():
-    rows = [[float(t), 0, 0, 0] for t in range(10)]
-    retain = coded(identity(), [text(rows)])
-    cfg = GateConfig(score="token", false_positive_rate=0.0)
-    gate = calibrate(lambda x, z, context: z[..., 0], retain, cfg)
-    assert (gate.threshold, gate.measured_rate) == (9.0, 0.0)
-    wider = gate.at(0.3)
-    assert (wider.threshold, wider.measured_rate) == (6.0, pytest.approx(0.3))
-    assert wider.cfg.false_positive_rate == 0.3
-
-
 # ---- chains -------------------------------------------------------------------------------------
 
 
-def test_links_follow_what_the_tracker_saw():
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(chain, "TRACKER", {**chain.TRACKER, "window": 3, "rank": 2})
+    monkeypatch.setattr(chain, "LR", 0.0)
+
+
+def test_links_follow_what_the_tracker_saw(small):
     # 0 → 1 after two tokens, always; 3 is everywhere, but not among the allowed latents.
     period = [[1.0, 0, 0, 1], [0, 0, 0, 1], [0, 1.0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]]
-    cfg = ChainConfig(window=3, rank=2, lr=0.0)
-    tracker = tracked(identity(), [text(period * 8)] * 4, cfg)
-    among = torch.tensor([0, 1])
-    table = edge_table(tracker, among)
-    assert set(zip(table["source"], table["target"], table["lag"], strict=True)) == {
-        (0, 1, 2),
-        (1, 0, 3),
-    }
-    found, paths = follow(tracker, torch.tensor([1]), among, cfg)
+    tracker = tracker_of(identity(), [text(period * 8)] * 4)
+    found, paths = follow(tracker, torch.tensor([1]), torch.tensor([0, 1]))
     assert [link[:3] for link in found] == [(0, 1, 2), (1, 0, 3)]
     # R is about 1 with W near 0. Eight pairs a text, of which rates alone give 8 · 8 / 40, and four
     # texts count as 1 + .98 + .98² + .98³ = 3.88.
@@ -103,25 +68,21 @@ def test_links_follow_what_the_tracker_saw():
     # The chain may be a token early or late, and weighs its C.
     first = next(path for path in paths if path.latents == (0, 1))
     assert first.lags == ((1, 2, 3),) and first.weights == (found[0].strength,)
-    assert isinstance(found[0], Link)
-    assert follow(tracker, torch.tensor([2]), torch.tensor([2]), cfg) == ([], [])
+    assert follow(tracker, torch.tensor([2]), torch.tensor([2])) == ([], [])
 
 
-def test_tracking_leaves_the_global_generator_alone():
+def test_tracking_leaves_the_global_generator_alone(small):
     sae = identity()
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    tracked(sae, [text([[1.0, 0, 0, 0]] * 4)], ChainConfig(window=2, rank=2))
+    tracker_of(sae, [text([[1.0, 0, 0, 0]] * 4)])
     assert torch.equal(torch.rand(2), expected)
 
 
 def test_an_sae_with_a_tracker_is_asked_for_its_own():
     sae = saes.build("causal", d_in=4, d_sae=8, k=2)
-    assert tracker_of(sae, [], ChainConfig()) is sae.tracker
-    rows = [text([[1.0, 0, 0, 0]] * 4)]
-    fresh = tracker_of(sae.eval(), rows, ChainConfig(own=False, window=3, rank=2))
-    assert fresh is not sae.tracker and fresh.window == 3
+    assert tracker_of(sae, []) is sae.tracker
 
 
 # ---- attacks ------------------------------------------------------------------------------------

@@ -7,22 +7,21 @@ entity is known through that entity's axis alone.
 
 from types import SimpleNamespace
 
+import edit_cases
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from lab.measures.reading import Sizes
-from lab.measures.unlearning import known
-from lab.measures.unlearning.asked import draw, rotated
-from lab.measures.unlearning.bench import Bench
+from lab.measures.unlearning.bench import Bench, forget_label
 from lab.measures.unlearning.config import EDITS, GATES, UnlearnConfig
 from lab.measures.unlearning.cross import Cross
-from lab.measures.unlearning.forget_text import forget_label, levels_after
+from lab.measures.unlearning.isolation import known
+from lab.measures.unlearning.questions import draw, levels_after, prompt_context, rotated
 from lab.measures.unlearning.unlearning import unlearn
 from lab.worlds import knowledge
 from lab.worlds.knowledge import Question, Statement
-from tsae import saes
 from tsae.errors import UserError
 from tsae.models import logits_with
 from tsae.saes import SequenceContext
@@ -133,11 +132,7 @@ class ToyStore:
 
 
 def identity():
-    sae = saes.build("l1", d_in=D, d_sae=D, k=1).eval()
-    with torch.no_grad():
-        sae.W_enc.copy_(torch.eye(D))
-        sae.W_dec.copy_(torch.eye(D))
-    return sae
+    return edit_cases.identity(D)
 
 
 def config(**options):
@@ -352,7 +347,7 @@ def test_another_subject_can_be_forgotten():
 
 
 def test_known_facts_are_counted_by_subject():
-    found = known.measure(
+    found = known(
         {"a": None, "b": None}, SimpleNamespace(sizes=Sizes(batch=1), device="cpu"), ToyWorld()
     )
     assert found["a"].rows == found["b"].rows
@@ -408,9 +403,9 @@ def test_label_of_the_forget_subject():
         "domain": LabelSpec("domain", "document", ("balm", "poison")),
         "pos": LabelSpec("pos", "token", ("poison",)),
     }
-    assert forget_label(specs, {"poison"}) == ("domain", [1])
+    assert forget_label(specs, {"poison"}) == {"domain": [1]}
     del specs["domain"]
-    assert forget_label(specs, {"poison"}) == ("section", [0])
+    assert forget_label(specs, {"poison"}) == {"section": [0]}
     del specs["section"]
     assert forget_label(specs, {"poison"}) is None
 
@@ -419,8 +414,7 @@ def test_boundaries_of_prompts_follow_the_text():
     levels = levels_after(ToyStore(), V, 1000)
     assert levels.tolist() == [0] * V  # in the train text nothing follows a colon
     levels[9] = 1
-    bench = SimpleNamespace(levels_V=levels)
-    made = Bench.context(bench, torch.tensor([[0, 9, 5, 9, 0], [0, 9, 9, 9, 5]]))
+    made = prompt_context(torch.tensor([[0, 9, 5, 9, 0], [0, 9, 9, 9, 5]]), levels)
     assert made.mask_BT.tolist() == [[True] * 4 + [False], [True] * 5]
     assert made.boundary_BT.tolist() == [[0, 0, 1, 0, 1], [0, 0, 1, 1, 1]]
 
@@ -482,6 +476,6 @@ def test_config_names_the_bad_field(options, field):
 
 
 def test_config_takes_json():
-    read = UnlearnConfig(strengths=[25, 50], gate={"decay": 0.5})
+    read = UnlearnConfig(strengths=[25, 50], text={"theme": ["quiz"]})
     assert read.strengths == (25, 50)
-    assert read.gate.decay == 0.5
+    assert read.text == {"theme": ["quiz"]}

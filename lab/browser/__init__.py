@@ -3,21 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from lab.browser.latents import BrowserConfig, Context, LatentView, Neighbour, choose, view_latents
+from lab.browser.latents import BrowserConfig, choose, view_latents
 from lab.browser.page import page
 from tsae.files import atomic
 from tsae.saes import SAE
 from tsae.saes.config import require_fields
-
-__all__ = [
-    "BrowserConfig",
-    "Context",
-    "LatentView",
-    "Neighbour",
-    "choose",
-    "view_latents",
-    "write_browser",
-]
 
 
 def write_browser(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -53,12 +53,10 @@ class BrowserConfig:
     """Where it runs."""
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(f.default, int):
-                least = 0 if f.name in ("before", "after") else 1
-                ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
-                require(ok, f.name, value, f"a whole number of at least {least}")
+        for name, value in vars(self).items():
+            least = 0 if name in ("before", "after") else 1
+            ok = isinstance(value, str) or value >= least
+            require(ok, name, value, f"a whole number of at least {least}")
 
 
 class Context(NamedTuple):
@@ -163,7 +161,7 @@ def choose(sae: SAE, store: Any, config: BrowserConfig | None = None) -> list[in
     config = config or BrowserConfig()
     total_F, active_F = torch.zeros(2, sae.cfg.d_sae)
     n = 0
-    for _, z_BTF in _encoded(sae, store, config):
+    for _, z_BTF in encoded(sae, store, config):
         total_F += z_BTF.sum((0, 1)).cpu()
         active_F += (z_BTF > 0).sum((0, 1)).cpu()
         n += z_BTF.shape[0] * z_BTF.shape[1]
@@ -199,9 +197,9 @@ def view_latents(
     contexts: list[list[tuple[float, Context]]] = [[] for _ in latents]
     tracker = LifecycleTracker(len(latents), store.seq_len, device=device)
     starts = Starts(F, len(latents), config.max_lag, device)
-    peak_KF, token_KF = torch.zeros(N_NAMES, F, device=device), torch.zeros(N_NAMES, F).long()
-    token_KF, active_K = token_KF.to(device), torch.zeros(len(latents), device=device)
-    for batch, z_BTF in _encoded(sae, store, config):
+    peak_KF = torch.zeros(N_NAMES, F, device=device)
+    token_KF, active_K = peak_KF.long(), torch.zeros(len(latents), device=device)
+    for batch, z_BTF in encoded(sae, store, config):
         tokens = Tokens.of(batch, z_BTF, batch.x_BTD)
         active_NF = tokens.z_NF > 0
         tracker.update(active_NF[:, chosen], tokens.piece_N)
@@ -212,13 +210,22 @@ def view_latents(
         peak_KF, order_KF = torch.cat([peak_KF, peak_BF]).topk(N_NAMES, dim=0)
         token_KF = torch.cat([token_KF, token_BF]).gather(0, order_KF)
         for k, kept in enumerate(contexts):
-            _keep_strongest(kept, batch, z_BTF[..., latents[k]], world, config)
+            keep_strongest(kept, batch, z_BTF[..., latents[k]], world, config)
 
     def name(latent: int) -> str:
         """The distinct tokens at which it was strongest, strongest first."""
         tokens = dict.fromkeys(token_KF[peak_KF[:, latent] > 0, latent].tolist())
         strings = (string.strip() or string for string in world.to_strings(list(tokens)))
         return " · ".join(dict.fromkeys(strings))
+
+    def neighbours(k: int, side: int) -> list[Neighbour]:
+        found = starts.neighbours(k, latents[k], side, config)
+        return [one._replace(name=name(one.latent)) for one in found]
+
+    def effects(effect_V: Tensor, sign: int) -> list[tuple[str, float]]:
+        top = (sign * effect_V).topk(min(config.n_tokens, len(effect_V)))
+        strings = world.to_strings(top.indices.tolist())
+        return list(zip(strings, (sign * top.values).tolist(), strict=True))
 
     group_of: dict[int, str] = {}
     for group, ids in latent_groups(sae, F, "cpu").items():
@@ -227,41 +234,29 @@ def view_latents(
     effect_KV = sae.W_dec[chosen].to(W_U) @ W_U
     effect_KV = effect_KV - effect_KV.mean(1, keepdim=True)
     for k, latent in enumerate(latents):
-        sides = []
-        for sign in (1, -1):
-            top = (sign * effect_KV[k]).topk(min(config.n_tokens, effect_KV.shape[1]))
-            strings = world.to_strings(top.indices.tolist())
-            sides.append(list(zip(strings, (sign * top.values).tolist(), strict=True)))
-        before, after = (
-            [
-                one._replace(name=name(one.latent))
-                for one in starts.neighbours(k, latent, side, config)
-            ]
-            for side in (0, 1)
-        )
         at, rows = torch.tensor([k], device=device), dwell[dwell["latent"] == k]
-        views.append(
-            LatentView(
-                latent=latent,
-                name=name(latent),
-                group=group_of[latent],
-                density=float(active_K[k]) / max(tracker.tokens, 1),
-                peak=contexts[k][0][0] if contexts[k] else 0.0,
-                contexts=[context for _, context in contexts[k]],
-                raised=sides[0],
-                lowered=sides[1],
-                n_runs=tracker.runs_seen(at),
-                half_life=tracker.half_life(at),
-                mean_dwell=tracker.mean_dwell(at),
-                dwell=list(zip(rows["dwell"].tolist(), rows["count"].tolist(), strict=True)),
-                predecessors=before,
-                successors=after,
-            )
+        view = LatentView(
+            latent=latent,
+            name=name(latent),
+            group=group_of[latent],
+            density=float(active_K[k]) / max(tracker.tokens, 1),
+            peak=contexts[k][0][0] if contexts[k] else 0.0,
+            contexts=[context for _, context in contexts[k]],
+            raised=effects(effect_KV[k], 1),
+            lowered=effects(effect_KV[k], -1),
+            n_runs=tracker.runs_seen(at),
+            half_life=tracker.half_life(at),
+            mean_dwell=tracker.mean_dwell(at),
+            dwell=list(zip(rows["dwell"].tolist(), rows["count"].tolist(), strict=True)),
+            predecessors=neighbours(k, 0),
+            successors=neighbours(k, 1),
         )
+        views.append(view)
     return views
 
 
-def _encoded(sae: SAE, store: Any, config: BrowserConfig) -> Iterator[tuple[Batch, Tensor]]:
+def encoded(sae: SAE, store: Any, config: BrowserConfig) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches with their codes, until ``limit_tokens``."""
     sae, seen = sae.to(config.device).eval(), 0
     for batch in store.batches(config.split, config.batch_size):
         batch = batch.to(config.device)
@@ -271,7 +266,7 @@ def _encoded(sae: SAE, store: Any, config: BrowserConfig) -> Iterator[tuple[Batc
             return
 
 
-def _keep_strongest(
+def keep_strongest(
     kept: list[tuple[float, Context]], batch: Batch, z_BT: Tensor, world: Any, config: BrowserConfig
 ) -> None:
     """Keep the strongest contexts, each the window around a peak that is its own document's."""

@@ -1,6 +1,6 @@
 r"""Pushing down what a parent is composed of, only while the parent speaks.
 
-    z'_j[t] = −m · unit · max_{i: h2_i[t] > q_i} W_ij / max_j W_ij     where z_j[t] > 0, else z_j[t]
+    z'_j[t] = −(m / 100) √d · max_{i: h2_i[t] > q_i} W_ij / max_j W_ij     where z_j[t] > 0, else z_j[t]
 
 over chosen parents i of a two-level SAE and their children j, the entries of W above ``EDGE``: codes
 of level 1 alone reach the reconstruction, so that a parent is clamped through its children. q is the
@@ -9,19 +9,18 @@ share of forget tokens on which they exceed it; so are the leaves that rival the
 with codes of level 1, set by :class:`lab.edits.clamp.Clamp` with that q). Source: this project.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
-from lab.edits.clamp import CodePush
-from lab.edits.edit import distinct
-from lab.edits.evidence import Coded, exceeded_at_most
+from lab.edits.edit import CodePush, distinct
+from lab.edits.ranking import Coded, Read, exceeded_at_most
 from tsae.saes.base import SAE
 from tsae.saes.config import require
 from tsae.saes.hierarchical import HierarchicalSAE
-from tsae.sequences import FilledContext
 
 EDGE = 1e-3
 """|W| from which an entry counts as an edge between parent and child."""
@@ -37,7 +36,6 @@ class Above(NamedTuple):
 
     latents: Tensor
     q_K: Tensor
-    share_K: Tensor
 
 
 @torch.no_grad()
@@ -50,18 +48,16 @@ def above(
     seed: int | None = None,
 ) -> Above:
     """Rank ``ids``, of which ``codes(text)`` [N, K] gives a column each over the tokens that count;
-    those never above their q on forget text go. With a ``seed``: in random order, all of them.
-    ``ValueError`` for a threshold outside [0, 1)."""
-    require(0 <= retain_threshold < 1, "retain_threshold", retain_threshold, "in [0, 1)")
+    those never above their q on forget text go. With a ``seed``: in random order, all of them."""
     q_K = exceeded_at_most(torch.cat([codes(text) for text in retain]), retain_threshold)
-    share_K = (torch.cat([codes(text) for text in forget]) > q_K).double().mean(0)
-    order = share_K.argsort(descending=True, stable=True)
-    order = order[share_K[order] > 0]
-    if seed is not None:
-        order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).to(
-            ids.device
-        )
-    return Above(ids[order], q_K[order], share_K[order])
+    if seed is None:
+        share_K = (torch.cat([codes(text) for text in forget]) > q_K).double().mean(0)
+        order = share_K.argsort(descending=True, stable=True)
+        order = order[share_K[order] > 0]
+    else:
+        order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
+        order = order.to(ids.device)
+    return Above(ids[order], q_K[order])
 
 
 def above_parents(
@@ -87,7 +83,7 @@ def children(W_PF: Tensor, parents: Tensor, n_leaves: int) -> tuple[Tensor, Tens
     enough; a proportion is W_ij over the parent's largest weight, 0 where j is no child of i, where
     W_ij is negative (such a child speaks against its parent), and for parents not taken.
     """
-    found: list[int] = []
+    found: dict[int, None] = {}
     taken = 0
     for i in parents.tolist():
         if len(found) == n_leaves:
@@ -96,9 +92,8 @@ def children(W_PF: Tensor, parents: Tensor, n_leaves: int) -> tuple[Tensor, Tens
         for j in W_PF[i].argsort(descending=True, stable=True).tolist():
             if len(found) == n_leaves or W_PF[i, j] <= EDGE:
                 break
-            if j not in found:
-                found.append(j)
-    leaves = torch.tensor(found, dtype=torch.long, device=W_PF.device)
+            found[j] = None
+    leaves = torch.tensor(list(found), dtype=torch.long, device=W_PF.device)
     weight_KN = W_PF[parents][:, leaves]
     weight_KN[taken:] = 0.0
     largest_K1 = W_PF[parents].amax(1, keepdim=True).clamp_min(EDGE)
@@ -106,28 +101,22 @@ def children(W_PF: Tensor, parents: Tensor, n_leaves: int) -> tuple[Tensor, Tens
 
 
 class Parents(CodePush):
-    """The push of the module's equation; ``latents`` are the children of ``parents``.
+    """The push of the module's equation; ``latents`` are the children of the parents in ``ranked``.
 
     Raises ``ValueError`` for an SAE without two levels.
     """
 
-    def __init__(self, sae: SAE, parents: Tensor, q_K: Tensor, n_leaves: int) -> None:
+    def __init__(self, sae: SAE, ranked: Above, n_leaves: int) -> None:
         require(two_levels(sae), "sae", getattr(sae, "name", sae), "hierarchical, with two levels")
         assert isinstance(sae, HierarchicalSAE)
-        self.parents = torch.as_tensor(parents, dtype=torch.long, device=sae.W_dec.device).flatten()
-        same = len(q_K) == len(self.parents)
-        require(same, "q_K", len(q_K), f"of the {len(self.parents)} chosen parents")
-        self.q_K = q_K.to(sae.W_dec.device)
+        self.parents, self.q_K = ranked
         leaves, self.share_KN = children(sae.composition, self.parents, n_leaves)
         self.latents = distinct(leaves, sae)
 
-    def edited(
-        self, sae: Any, x_BTD: Tensor, z_BTF: Tensor, context: FilledContext, m: float, unit: float
-    ) -> Tensor:
-        speaks_BTK = sae.parents(x_BTD, context)[..., self.parents] > self.q_K
+    def values(self, sae: Any, read: Read, share: float) -> Tensor:
+        """See :meth:`CodePush.values`."""
+        speaks_BTK = sae.parents(read.x_BTD, read.context)[..., self.parents] > self.q_K
         share_BTN = torch.where(speaks_BTK[..., None], self.share_KN, 0.0).amax(-2)
-        old_BTN = z_BTF[..., self.latents]
-        new_BTF = z_BTF.clone()
+        old_BTN = read.z_BTF[..., self.latents]
         acts_BTN = (old_BTN > 0) & (share_BTN > 0)
-        new_BTF[..., self.latents] = torch.where(acts_BTN, -m * unit * share_BTN, old_BTN)
-        return new_BTF
+        return torch.where(acts_BTN, -share * math.sqrt(sae.cfg.d_in) * share_BTN, old_BTN)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from lab.measures.unlearning.unlearning import UnlearnConfig, unlearn
+from lab.measures.unlearning.config import UnlearnConfig
+from lab.measures.unlearning.unlearning import unlearn
 from lab.results.rows import label_rows
 from lab.runs.setting import Setting
 from tsae.saes import SAE
@@ -17,7 +18,7 @@ def run_unlearning(
 ) -> dict[str, pd.DataFrame]:
     """``results`` and ``documents`` of unlearning with each SAE, over the grid of settings.
 
-    ``options`` are the fields of :class:`lab.measures.unlearning.unlearning.UnlearnConfig`. Raises
+    ``options`` are the fields of :class:`lab.measures.unlearning.config.UnlearnConfig`. Raises
     :class:`UserError` when the world has no questions or its model answers too few of them.
     """
     require_fields(UnlearnConfig, options)

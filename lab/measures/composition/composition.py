@@ -26,8 +26,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lab.edits import random_control
 from lab.edits.hierarchical import EDGE, two_levels
+from lab.edits.ranking import random_control
 from lab.measures.composition import levels
 from lab.measures.composition.levels import Both, Frequencies, Parents, TimeScales
 from lab.measures.composition.purity import Sets, purity_rows

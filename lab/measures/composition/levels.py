@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lab.edits import random_control
+from lab.edits.ranking import random_control
 from lab.measures.reading import Reading, Tokens, row
 from lab.measures.time.lifecycle import LifecycleTracker
 from lab.measures.truth.codes import Codes

@@ -18,9 +18,7 @@ tokens (documents of the training split to fit, of the test split to score):
 Kinds of parents (groups): ``letter``: first letter of a word (tokens that begin with a space and
 hold letters alone); ``token``: class of a token label, children = the vocabulary's tokens that
 always have it; ``section`` and ``document``: class of a slower label, children = the classes of
-token labels that lie in it at least 98% of the time (procedure ⊃ step, domain ⊃ sense). A
-``hierarchical`` SAE is measured on both levels: ``level2`` is all parents by h2 and the directions
-D2 W_dec, ``level2:letter`` and so on one kind.
+token labels that lie in it at least 98% of the time (procedure ⊃ step, domain ⊃ sense).
 
 Source: SAEBench ``absorption`` (arXiv 2409.14507, 2503.09532), whose thresholds these are. It asks
 for letters after a spelling prompt and takes x itself for p; here tokens stand in running text,
@@ -29,13 +27,11 @@ the mean (which is b_dec's) is taken out, and main latents are chosen as in spar
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import f1_score
 
-from lab.edits.hierarchical import two_levels
-from lab.measures.composition.levels import Parents
 from lab.measures.concepts.perturbation import directions
 from lab.measures.concepts.probing import balanced, by_mean_difference, fit
 from lab.measures.families import register
@@ -185,28 +181,24 @@ def measure(
     """
     made = {}
     for name, sae in saes.items():
-        views: dict[str, Encoder] = {"": sae}
-        if two_levels(sae):
-            views["level2"] = Parents(sae)
-        rows: list[dict[str, Any]] = []
-        for level, view in views.items():
-            train, test = (read(view, reading, split) for split in ("train", "test"))
-            W_FD, scores = directions(view), {"all": list[tuple[float, float]]()}
-            for parent in parents(train, test, reading.store.label_specs, world):
-                n = int(max(parent.train_N.max(), parent.test_N.max())) + 1
-                counts = [np.bincount(p[p >= 0], minlength=n) for p in parent[1:]]
-                enough = np.flatnonzero(np.minimum(*counts) >= min_count)
-                if (counts[0] > 0).sum() < 2:
-                    continue
-                for c in enough[np.argsort(-counts[1][enough], kind="stable")][:max_classes]:
-                    one = score(train, test, parent, int(c), W_FD, per_class, reading.seed)
-                    if one is not None:
-                        scores["all"].append(one)
-                        scores.setdefault(parent.kind, []).append(one)
-            for kind, of_kind in scores.items():
-                group = {"": kind}.get(level, level if kind == "all" else f"{level}:{kind}")
-                for metric, values in zip(METRICS, zip(*of_kind, strict=True), strict=False):
-                    rows.append(row(metric, group, np.mean(values), len(values)))
+        train, test = (read(sae, reading, split) for split in ("train", "test"))
+        W_FD, scores = directions(sae), {"all": list[tuple[float, float]]()}
+        for parent in parents(train, test, reading.store.label_specs, world):
+            n = int(max(parent.train_N.max(), parent.test_N.max())) + 1
+            counts = [np.bincount(p[p >= 0], minlength=n) for p in parent[1:]]
+            enough = np.flatnonzero(np.minimum(*counts) >= min_count)
+            if (counts[0] > 0).sum() < 2:
+                continue
+            for c in enough[np.argsort(-counts[1][enough], kind="stable")][:max_classes]:
+                one = score(train, test, parent, int(c), W_FD, per_class, reading.seed)
+                if one is not None:
+                    scores["all"].append(one)
+                    scores.setdefault(parent.kind, []).append(one)
+        rows = [
+            row(metric, kind, np.mean(values), len(values))
+            for kind, of_kind in scores.items()
+            for metric, values in zip(METRICS, zip(*of_kind, strict=True), strict=False)
+        ]
         made[name] = Measured(rows)
     return made
 

@@ -7,10 +7,9 @@ neighbouring tokens in the training text gets the smoothed rate at which the lat
 
 p being the latent's overall rate and a = 5. The explanation is the ``size`` tokens and ``size``
 pairs of highest rate above p. On test tokens the explanation says "active" where its token or pair
-stands; ``detection`` = (recall on active + recall on inactive tokens) / 2, chance ½;
-``detection_auroc``: area under the ROC curve of the rate of what stands there (p where nothing
-does). A latent that follows the context and not the word cannot be told by words: its low score says
-so and is no fault of it.
+stands; ``detection`` = (recall on active + recall on inactive tokens) / 2, chance ½. A latent that
+follows the context and not the word cannot be told by words: its low score says so and is no fault
+of it.
 
 Source: SAEBench ``autointerp`` (arXiv 2503.09532), detection scoring of Paulo et al. (arXiv
 2410.13928); the lexical explainer is of this project.
@@ -20,9 +19,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from scipy.sparse import coo_array
-from sklearn.metrics import roc_auc_score
 
 from lab.measures.families import register
 from lab.measures.reading import Encoder, Measured, Reading, latent_groups, row
@@ -40,11 +37,10 @@ class Text(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """Of one latent: rates of its tokens and of its pairs, and its overall rate."""
+    """Of one latent: its tokens and its pairs."""
 
-    tokens: dict[int, float]
-    pairs: dict[tuple[int, int], float]
-    rate: float
+    tokens: list[int]
+    pairs: list[tuple[int, int]]
 
 
 def read(sae: Encoder, reading: Reading, split: str) -> Text:
@@ -82,27 +78,20 @@ def explain(text: Text, size: int) -> list[Explanation]:
     pairs, r_PL = rates(key, active[within], backed_off)
     found = []
     for i, p in enumerate(p_L):
-        best = [np.argsort(-r[:, i], kind="stable")[:size] for r in (r_VL, r_PL)]
-        found.append(
-            Explanation(
-                {int(tokens[v]): r_VL[v, i] for v in best[0] if r_VL[v, i] > p},
-                {divmod(int(pairs[v]), span): r_PL[v, i] for v in best[1] if r_PL[v, i] > p},
-                float(p),
-            )
+        best, best_pairs = (
+            [v for v in np.argsort(-r[:, i], kind="stable")[:size] if r[v, i] > p]
+            for r in (r_VL, r_PL)
         )
+        words = tokens[best].tolist()
+        found.append(Explanation(words, [divmod(int(pairs[v]), span) for v in best_pairs]))
     return found
 
 
-def detection(explanation: Explanation, text: Text, active_N: np.ndarray) -> tuple[float, float]:
-    """Balanced accuracy and AUROC of the explanation on the tokens of ``text``."""
-    token_rate = np.array([explanation.tokens.get(int(v), 0.0) for v in text.token_N])
-    pairs = zip(text.previous_N.tolist(), text.token_N.tolist(), strict=True)
-    pair_rate = np.array([explanation.pairs.get(pair, 0.0) for pair in pairs])
-    rate = np.maximum(token_rate, pair_rate)
-    said = rate > 0
-    balanced = (said[active_N].mean() + (~said[~active_N]).mean()) / 2
-    area = roc_auc_score(active_N, np.where(said, rate, explanation.rate))
-    return float(balanced), float(area)
+def detection(explanation: Explanation, text: Text, active_N: np.ndarray) -> float:
+    """Balanced accuracy of the explanation on the tokens of ``text``."""
+    pairs, known = zip(text.previous_N.tolist(), text.token_N.tolist(), strict=True), explanation
+    said_N = np.array([v in known.tokens or (u, v) in known.pairs for u, v in pairs])
+    return float((said_N[active_N].mean() + (~said_N[~active_N]).mean()) / 2)
 
 
 @register("autointerp")
@@ -116,11 +105,10 @@ def measure(
     cases: int = 100,
     min_count: int = 10,
 ) -> dict[str, Measured]:
-    """Rows ``detection`` and ``detection_auroc``, by group of latents.
+    """Rows ``detection``, by group of latents.
 
     ``latents`` random ones of those with ``min_count`` active tokens in either split; of each at
-    most ``cases`` active and as many inactive test tokens. Table ``explanations``: latent, words,
-    detection.
+    most ``cases`` active and as many inactive test tokens.
     """
     made = {}
     for name, sae in saes.items():
@@ -129,25 +117,17 @@ def measure(
         fires = np.minimum(*((text.z_NL > 0).sum(0) for text in (train, test)))
         usual = (fires >= min_count) & (fires <= len(test.token_N) - min_count)
         chosen = np.sort(generator.permutation(np.flatnonzero(usual))[:latents])
-        table = []
-        for i, explanation in zip(
-            chosen, explain(train._replace(z_NL=train.z_NL[:, chosen]), size), strict=True
-        ):
+        told = explain(train._replace(z_NL=train.z_NL[:, chosen]), size)
+        scores = {}
+        for i, explanation in zip(chosen.tolist(), told, strict=True):
             active_N = test.z_NL[:, i] > 0
             sides = [
                 generator.permutation(np.flatnonzero(s))[:cases] for s in (active_N, ~active_N)
             ]
             at = np.concatenate([side[: min(map(len, sides))] for side in sides])
-            here = Text(*(part[at] for part in test))
-            both = detection(explanation, here, active_N[at])
-            ids = list(explanation.tokens)
-            words = " ".join(world.to_strings(ids)) if world is not None else ""
-            table.append((int(i), words, *both))
-        frame = pd.DataFrame(table, columns=["latent", "words", "detection", "detection_auroc"])
-        rows = []
-        for group, ids_G in latent_groups(sae, sae.cfg.d_sae, "cpu").items():
-            mine = frame[frame["latent"].isin(ids_G.tolist())]
-            values = {m: mine[m] for m in ("detection", "detection_auroc")}
-            rows += [row(m, group, v.mean(), len(v)) for m, v in values.items() if len(v)]
-        made[name] = Measured(rows, tables={"explanations": frame} if len(frame) else None)
+            scores[i] = detection(explanation, Text(*(part[at] for part in test)), active_N[at])
+        groups = latent_groups(sae, sae.cfg.d_sae, "cpu")
+        mine = {g: [scores[i] for i in ids.tolist() if i in scores] for g, ids in groups.items()}
+        rows = [row("detection", g, np.mean(v), len(v)) for g, v in mine.items() if v]
+        made[name] = Measured(rows)
     return made

@@ -21,14 +21,14 @@ SCR is a ratio of sums: small samples blow up the mean of ratios which SAEBench 
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations, permutations, product
+from itertools import combinations, product
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from lab.measures.concepts import units
-from lab.measures.concepts.probing import Probe, balanced, fit
+from lab.measures.concepts.probing import Probe, fit, tasks
 from lab.measures.concepts.units import Units
 from lab.measures.families import register
 from lab.measures.reading import Encoder, Measured, Reading, row
@@ -74,9 +74,7 @@ def strongest(
 def tpp(
     train: Mapping[str, Case], test: Mapping[str, Case], W_FD: np.ndarray, ns: Sequence[int]
 ) -> dict[int, float]:
-    """Score per n; the cases are the label's classes. Raises ValueError with fewer than two."""
-    if len(train) < 2:
-        raise ValueError(f"TPP compares probes of classes; {len(train)} is too few, allowed is 2+")
+    """Score per n; the cases are the label's classes, at least two."""
     probes = {c: fit(case.x_UD, case.y_U) for c, case in train.items()}
     clean = {c: test[c].accuracy(probe) for c, probe in probes.items()}
     scores = {}
@@ -117,9 +115,7 @@ def cells(
     found = {(i, j): np.flatnonzero((a_U == classes[i]) & (b_U == classes[2 + j])) for i, j in both}
     n = min(limit, *map(len, found.values()))
     # Spread over the text, so that the units of one document are not all there is.
-    return {
-        c: u[np.linspace(0, len(u) - 1, n).astype(int)] if n else u[:0] for c, u in found.items()
-    }
+    return {c: u[np.linspace(0, len(u) - 1, n).astype(int)] for c, u in found.items()}
 
 
 def pairs(sections: Units, n_pairs: int, n_classes: int = 6) -> list[tuple[str, str, tuple]]:
@@ -158,38 +154,37 @@ def measure(
 ) -> dict[str, Measured]:
     """Rows ``tpp`` (groups ``n=10`` and ``document|n=10``; n labels), ``scr`` (``n=10``; n label
     pairs, sections as units) and ``scr_gap`` (``all``). Chosen by labels and seed alone."""
+    given = {"per_class": per_class, "min_count": min_count, "max_classes": max_classes}
     made = {}
     for name, sae in saes.items():
         scales = ("document", "section")
         train, test = (units.read(sae, reading, split, scales) for split in ("train", "test"))
-        W_FD, scores = directions(sae), dict[str, list[dict[int, float]]]()
-        for scale in train:
-            for label, train_U in train[scale].labels.items():
-                count = np.bincount(train_U[train_U >= 0], minlength=2)
-                cases: list[dict[str, Case]] = [{}, {}]
-                for c in np.argsort(-count, kind="stable")[:max_classes]:
-                    drawn = []
-                    for here in (train[scale], test[scale]):
-                        generator = np.random.default_rng([reading.seed, *map(ord, label), int(c)])
-                        u, y = balanced(here.labels[label], int(c), per_class, generator)
-                        drawn.append(Case(here.x_UD[u], here.z_UF[u], y))
-                    if min(len(case.y_U) for case in drawn) >= 2 * min_count:
-                        for side, case in zip(cases, drawn, strict=True):
-                            side[str(c)] = case
-                if len(cases[0]) > 2:  # two classes share one probe, mirrored
-                    scores.setdefault(scale, []).append(tpp(cases[0], cases[1], W_FD, ns))
-        every = [score for of_scale in scores.values() for score in of_scale]
-        rows = []
-        for scale, of_scale in ({"": every} | scores).items():
-            for n in ns if of_scale else ():
-                values, group = [score[n] for score in of_scale], f"{scale}|n={n}".lstrip("|")
-                rows.append(row("tpp", group, np.mean(values), len(values)))
-        sections = [_with_documents(side) for side in (train, test)]
-        made[name] = Measured(rows + _scr_rows(sections, W_FD, ns, n_pairs, per_class, min_count))
+        W_FD = directions(sae)
+        labels: dict[tuple[str, str], tuple[dict[str, Case], dict[str, Case]]] = {}
+        for task in tasks(train, test, reading.store.label_specs, seed=reading.seed, **given):
+            label, _, c = task.name.partition("=")
+            cases = labels.setdefault((task.scale, label), ({}, {}))
+            drawn = (task.train_U, task.train_y), (task.test_U, task.test_y)
+            for side, of_side, (at, y) in zip((train, test), cases, drawn, strict=True):
+                here = side[task.scale]
+                of_side[c] = Case(here.x_UD[at], here.z_UF[at], y)
+        scores: dict[str, list[dict[int, float]]] = {}
+        for (scale, _), cases in labels.items():
+            if len(cases[0]) > 2:  # two classes share one probe, mirrored
+                found = tpp(*cases, W_FD, ns)
+                for group in ("", f"{scale}|"):
+                    scores.setdefault(group, []).append(found)
+        rows = [
+            row("tpp", f"{group}n={n}", np.mean([score[n] for score in of_group]), len(of_group))
+            for group, of_group in scores.items()
+            for n in ns
+        ]
+        sections = [with_documents(side) for side in (train, test)]
+        made[name] = Measured(rows + scr_rows(sections, W_FD, ns, n_pairs, per_class, min_count))
     return made
 
 
-def _with_documents(read: Mapping[str, Units]) -> Units:
+def with_documents(read: Mapping[str, Units]) -> Units:
     """The sections, with the label of their document as well (by document id)."""
     section, document = read["section"], read["document"]
     docs, first = np.unique(document.doc_U, return_index=True)
@@ -198,7 +193,7 @@ def _with_documents(read: Mapping[str, Units]) -> Units:
     return section._replace(labels={**whole, **section.labels})
 
 
-def _scr_rows(
+def scr_rows(
     sides: Sequence[Units],
     W_FD: np.ndarray,
     ns: Sequence[int],
@@ -206,6 +201,7 @@ def _scr_rows(
     limit: int,
     least: int,
 ) -> list[dict[str, Any]]:
+    """Rows of the best-filled pairs of labels; ``sides``: training and test."""
     found = []
     for a, b, classes in pairs(sides[0], n_pairs):
         filled = [cells(u.labels[a], u.labels[b], classes, limit) for u in sides]
@@ -221,7 +217,7 @@ def _scr_rows(
 
         both = [
             scr(case(0, None), (case(0, d), case(1, d)), case(0, s), W_FD, ns)
-            for d, s in permutations((0, 1))
+            for d, s in ((0, 1), (1, 0))
         ]
         found.append(min(both, key=lambda result: result[0]))
     if not found:

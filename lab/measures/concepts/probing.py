@@ -14,7 +14,7 @@ Source: SAEBench ``sparse_probing`` (arXiv 2503.09532), whose probes do not resc
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -166,42 +166,26 @@ def measure(
     for name, sae in saes.items():
         train, test = (units.read(sae, reading, split) for split in ("train", "test"))
         groups = {g: i.cpu().numpy() for g, i in latent_groups(sae, sae.cfg.d_sae, "cpu").items()}
-        scored: dict[str, list[tuple]] = {"probe_sparse": [], "probe_residual": []}
-        specs = reading.store.label_specs
-        for task in tasks(train, test, specs, seed=reading.seed, **chosen):
+        parts = [(g, ids) for g, ids in groups.items() if g != "all" and len(ids) >= PAIRED_K]
+        cells: dict[tuple[str, str], list[float]] = {}
+        documents = []
+        for task in tasks(train, test, reading.store.label_specs, seed=reading.seed, **chosen):
             here = train[task.scale], test[task.scale]
-            x, z = [u.x_UD for u in here], [u.z_UF for u in here]
-            for metric, vectors in (("probe_residual", x), ("probe_sparse", z)):
-                for k, right in accuracies(task, vectors[0], vectors[1], (*ks, None)).items():
-                    scored[metric].append((task, "", k, right))
-            for group, ids in groups.items():
-                if group != "all" and len(ids) >= PAIRED_K:
-                    part = accuracies(task, z[0][:, ids], z[1][:, ids], (PAIRED_K,))
-                    scored["probe_sparse"].append((task, group, PAIRED_K, part[PAIRED_K]))
-        rows = [r for metric, of_metric in scored.items() for r in _rows(metric, of_metric)]
-        documents = [
-            frame for metric, part in scored.items() for frame in _documents(metric, part, test)
-        ]
+            for metric in ("probe_residual", "probe_sparse"):
+                a, b = ((u.x_UD if metric == "probe_residual" else u.z_UF) for u in here)
+                answers = accuracies(task, a, b, (*ks, None))
+                for k, right in answers.items():
+                    for of in (task.scale, f"{task.scale}:{task.name.split('=')[0]}"):
+                        cells.setdefault((metric, f"{of}|k={k or 'all'}"), []).append(right.mean())
+                if PAIRED_K in answers:
+                    doc_U = here[1].doc_U[task.test_U]
+                    frame = pd.DataFrame({"doc": doc_U, "num": answers[PAIRED_K] * 1.0, "den": 1.0})
+                    names = {"metric": metric, "group": f"{task.scale}:{task.name}"}
+                    documents.append(frame.groupby("doc", as_index=False).sum().assign(**names))
+            for group, ids in parts:
+                right_U = accuracies(task, a[:, ids], b[:, ids], (PAIRED_K,))[PAIRED_K]
+                key = "probe_sparse", f"{task.scale}|k={PAIRED_K}|group={group}"
+                cells.setdefault(key, []).append(right_U.mean())
+        rows = [row(*key, np.mean(values), len(values)) for key, values in cells.items()]
         made[name] = Measured(rows, pd.concat(documents) if documents else None)
     return made
-
-
-def _rows(metric: str, scored: Sequence[tuple]) -> list[dict[str, Any]]:
-    cells: dict[str, list[float]] = {}
-    for task, group, k, right in scored:
-        end = f"|k={k or 'all'}" + (f"|group={group}" if group else "")
-        names = [task.scale] if group else [task.scale, f"{task.scale}:{task.name.split('=')[0]}"]
-        for name in names:
-            cells.setdefault(name + end, []).append(right.mean())
-    return [row(metric, group, np.mean(values), len(values)) for group, values in cells.items()]
-
-
-def _documents(
-    metric: str, scored: Sequence[tuple], test: Mapping[str, Units]
-) -> Iterator[pd.DataFrame]:
-    for task, group, k, right in scored:
-        if not group and k == PAIRED_K:
-            doc = test[task.scale].doc_U[task.test_U]
-            frame = pd.DataFrame({"doc": doc, "num": right.astype(float), "den": 1.0})
-            frame = frame.groupby("doc", as_index=False).sum()
-            yield frame.assign(metric=metric, group=f"{task.scale}:{task.name}")

@@ -10,6 +10,7 @@ them: below, there is nothing for a code to hold; above, every code holds it. A 
 dropped, and ``probe_dropped`` says why: 1 too few items, 2 near chance, 3 at the ceiling.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,15 +18,17 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from lab.edits.edit import context_of
 from lab.measures.families import register
 from lab.measures.reading import Encoder, Measured, Reading, row
 from lab.worlds import tasks
 from lab.worlds.base import World
 from lab.worlds.tasks import ProbeItem
 from tsae import models
-from tsae.sequences import DOCUMENT, SequenceContext
+from tsae.sequences import SequenceContext
 
 RESIDUAL = "residual"
 KINDS = {"": None, "one_": 1}  # how many features the probe is given; None: all
@@ -111,17 +114,13 @@ def features(
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in (*saes, RESIDUAL)}
     for start in range(0, len(order), reading.sizes.batch):
         batch = [items[i] for i in order[start : start + reading.sizes.batch]]
-        lengths = torch.tensor([len(item.tokens) for item in batch])
-        tokens_BT = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
-        for b, item in enumerate(batch):
-            tokens_BT[b, : lengths[b]] = torch.tensor(item.tokens)
-        place_T = torch.arange(tokens_BT.shape[1])
-        mask_BT = (place_T > 0) & (place_T < lengths[:, None])  # BOS and padding have no code
-        boundary_BT = torch.zeros(tokens_BT.shape, dtype=torch.uint8)
-        boundary_BT[:, :2] = DOCUMENT
-        x_BTD = models.residual(model, tokens_BT.to(device), store.layer).float() * store.scale
-        context = SequenceContext(mask_BT.to(device), boundary_BT.to(device))
-        rows, at = torch.arange(len(batch)), lengths - 1
+        tokens_BT = pad_sequence([torch.tensor(item.tokens) for item in batch], batch_first=True)
+        lengths_B = torch.tensor([len(item.tokens) for item in batch])
+        mask_BT = torch.arange(tokens_BT.shape[1]) < lengths_B[:, None]
+        raw_BTD = models.residual(model, tokens_BT.to(device), store.layer)
+        context = context_of(SequenceContext(mask_BT), raw_BTD, math.inf)
+        x_BTD = raw_BTD.float() * store.scale
+        rows, at = torch.arange(len(batch)), lengths_B - 1
         parts[RESIDUAL].append(x_BTD[rows, at].cpu())
         for name, sae in saes.items():
             parts[name].append(sae.encode(x_BTD, context)[rows, at].cpu())

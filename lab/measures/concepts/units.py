@@ -1,6 +1,5 @@
 """Units of text with mean-pooled vectors: the documents, sections and tokens that probes read."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lab.measures.reading import Encoder, Reading, Tokens
-from tsae.sequences import SCALES, SECTION, LabelSpec
+from tsae.sequences import SCALES, SECTION
 
 
 class Units(NamedTuple):
@@ -46,6 +45,7 @@ def read(
 ) -> dict[str, Units]:
     """Units by scale; of the tokens themselves about ``most`` are kept, evenly."""
     every = max(1, reading.limit(split) // most)
+    specs = reading.store.label_specs
     parts: dict[str, list[Units]] = {scale: [] for scale in scales}
     for t in reading.tokens(sae, split):
         for scale in scales if len(t) else ():
@@ -57,21 +57,15 @@ def read(
                 x, z = t.x_ND[first_U], t.z_NF[first_U]
             else:
                 x, z = pooled(t.x_ND.float(), unit_N, n), pooled(t.z_NF.float(), unit_N, n)
-            labels = {
-                name: t.labels[name][first_U].cpu().numpy()
-                for name in labels_of(reading.store.label_specs, scale)
-            }
             x_UD, z_UF, doc_U = (a.cpu().numpy() for a in (x, z, t.doc_N[first_U]))
+            mine = [name for name, spec in specs.items() if spec.scale == scale]
+            labels = {name: t.labels[name][first_U].cpu().numpy() for name in mine}
             parts[scale].append(Units(x_UD, z_UF, doc_U, labels))
-    return {scale: _joined(batches) for scale, batches in parts.items() if batches}
+    return {scale: joined(batches) for scale, batches in parts.items() if batches}
 
 
-def labels_of(specs: Mapping[str, LabelSpec], scale: str) -> list[str]:
-    """Names of the labels of one time scale."""
-    return [name for name, spec in specs.items() if spec.scale == scale]
-
-
-def _joined(parts: list[Units]) -> Units:
+def joined(parts: list[Units]) -> Units:
+    """Units of several batches as one."""
     x_UD, z_UF, doc_U = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:3])
     labels = {name: np.concatenate([p.labels[name] for p in parts]) for name in parts[0].labels}
     return Units(x_UD, z_UF, doc_U, labels)

@@ -17,8 +17,7 @@ E|x − mean|² = d on the training tokens):
 - ``bits`` a token: a birth costs log₂ F + ``value_bits``, an active latent whose value, in steps of
   its largest / 2^value_bits, is another than one token before costs ``value_bits``, a death log₂
   of the number then active: what a code costs to say if what stays the same is free
-- ``parameters`` of the dictionary; ``predicted_density``, the share of a predicted part's codes that
-  are not 0, of a variant that has such a part: its L0 counts the new part alone
+- ``parameters`` of the dictionary
 
 Document rows: ``fvu`` (Σ|x − x̂|² over Σ|x − x̄|²: their sums give 1 − fve exactly), ``l0``, ``births``
 and ``bits`` (sums over tokens). Source: SAEBench ``core``, its slip corrected; economy: this project.
@@ -52,9 +51,7 @@ class Core:
     ):
         self.mean_D, self.largest_F, self.bits = mean_D.double(), largest_F, value_bits
         self.groups = dict(groups or {})
-        self.fires_F: Tensor | None = None
-        self.sums: dict[str, float] = {}
-        self.n = 0
+        self.fires_F = torch.zeros(1, dtype=torch.long)
         self.documents: list[pd.DataFrame] = []
         self.shift_sums: list[Tensor] = []
 
@@ -67,29 +64,25 @@ class Core:
         sse_N = (x - x_hat).square().sum(1)
         batch_sst_N = (x - x.mean(0)).square().sum(1)
         norm_N, norm_hat_N, dot_N = x.norm(dim=1), x_hat.norm(dim=1), (x * x_hat).sum(1)
-        new = {
+        columns = {
+            "n": torch.ones_like(sse_N),
             "sse": sse_N,
+            "square": centred.square().sum(1),
             "l1": t.z_NF.abs().sum(1, dtype=torch.float64),
             "ratios": 1 - sse_N / batch_sst_N.clamp(min=1e-12),
             "cosine": dot_N / (norm_N * norm_hat_N).clamp(min=1e-12),
             "l2_ratio": norm_hat_N / norm_N.clamp(min=1e-12),
             "hat2": norm_hat_N.square(),
             "dot": dot_N,
-        }
-        for name, value_N in new.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value_N.sum())
-        self.n += len(t)
-        fires_F = (t.z_NF != 0).sum(0)
-        self.fires_F = fires_F if self.fires_F is None else self.fires_F + fires_F
+        } | self.economy(t)
         doc, index = torch.unique(t.doc_N, return_inverse=True)
-        columns = {"n": torch.ones_like(sse_N), "sse": sse_N, "square": centred.square().sum(1)}
-        columns |= self.economy(t)
-        per_doc = torch.zeros(len(doc), len(columns), dtype=torch.float64, device=x.device)
-        per_doc.index_add_(0, index, torch.stack(list(columns.values()), 1).double())
-        frame = pd.DataFrame(per_doc.cpu().numpy(), columns=list(columns))
+        sums = torch.zeros(len(doc), len(columns), dtype=torch.float64, device=x.device)
+        sums.index_add_(0, index, torch.stack(list(columns.values()), 1).double())
+        frame = pd.DataFrame(sums.cpu().numpy(), columns=list(columns))
         self.documents.append(frame.assign(doc=doc.cpu().numpy()))
         shift = torch.zeros(len(doc), x.shape[1], dtype=torch.float64, device=x.device)
         self.shift_sums.append(shift.index_add_(0, index, centred).cpu())
+        self.fires_F = self.fires_F + (t.z_NF != 0).sum(0).cpu()
 
     def economy(self, t: Tokens) -> dict[str, Tensor]:
         """l0, births, deaths and bits of each token [N]."""
@@ -106,33 +99,32 @@ class Core:
         bits_N = birth * born_N + self.bits * changed_N + which_N * dead_N
         return {"l0": on_NF.sum(1), "births": born_N, "deaths": dead_N, "bits": bits_N}
 
-    def _summed(self) -> tuple[pd.DataFrame, Tensor]:
-        """Documents with Σ|x − x̄|² each, x̄ being the mean of all tokens evaluated."""
-        if self.n == 0:
+    def summed(self) -> tuple[pd.DataFrame, int]:
+        """Documents with Σ|x − x̄|² each, x̄ being the mean of all tokens evaluated; and the width."""
+        if not self.documents:
             raise ValueError("no valid token was evaluated; ask for more tokens")
         frame, shift = pd.concat(self.documents, ignore_index=True), torch.cat(self.shift_sums)
-        centre = shift.sum(0) / self.n
+        centre = shift.sum(0) / frame["n"].sum()
         cross = (shift @ centre).numpy()
         frame["sst"] = frame["square"] - 2 * cross + frame["n"] * float(centre @ centre)
-        return frame.groupby("doc", as_index=False).sum(), centre
+        return frame.groupby("doc", as_index=False).sum(), len(centre)
 
     def rows(self) -> list[dict[str, Any]]:
-        documents, centre = self._summed()
-        assert self.fires_F is not None
-        s, n, total = self.sums, self.n, documents.sum()
-        found = {name: total[name] / n for name in ("l0", "births", "deaths", "bits")}
-        found |= {name: s[name] / n for name in ("l1", "cosine", "l2_ratio")}
-        found["mse"] = s["sse"] / (n * len(centre))
-        found["fve"] = 1 - s["sse"] / total["sst"]
-        found["fve_saebench_original"] = s["ratios"] / n
-        found["reconstruction_bias"] = s["hat2"] / s["dot"] if s["dot"] else math.nan
+        documents, width = self.summed()
+        total = documents.sum()
+        n = total["n"]
+        means = ("l0", "births", "deaths", "bits", "l1", "cosine", "l2_ratio")
+        found = {name: total[name] / n for name in means}
+        found["mse"] = total["sse"] / (n * width)
+        found["fve"] = 1 - total["sse"] / total["sst"]
+        found["fve_saebench_original"] = total["ratios"] / n
+        found["reconstruction_bias"] = total["hat2"] / total["dot"] if total["dot"] else math.nan
         rows = [row(name, "all", value, n) for name, value in found.items()]
-        rate_F = self.fires_F.double().cpu() / n
+        rate_F = self.fires_F.double() / n
         for name, latents in ({"all": torch.arange(len(rate_F))} | self.groups).items():
             rate_G = rate_F[latents.cpu()]
-            effective = (
-                torch.distributions.Categorical(rate_G).entropy().exp() if rate_G.any() else 0
-            )
+            some = bool(rate_G.any())
+            effective = torch.distributions.Categorical(rate_G).entropy().exp() if some else 0
             rows.append(row("alive", name, (rate_G > 0).double().mean(), n))
             rows.append(row("always_on", name, (rate_G > ALWAYS).sum(), n))
             rows.append(row("effective_latents", name, effective, n))
@@ -140,7 +132,7 @@ class Core:
 
     def document_rows(self) -> pd.DataFrame:
         """num and den by document of ``fvu``, ``l0``, ``births``, ``bits``."""
-        frame, _ = self._summed()
+        frame, _ = self.summed()
         of = {"fvu": ("sse", "sst")} | {name: (name, "n") for name in ("l0", "births", "bits")}
         parts = [
             frame[["doc"]].assign(metric=name, group="all", num=frame[a], den=frame[b])
@@ -161,7 +153,7 @@ def measure(
         core = Core(reading.store.mean_D, largest_F, groups, value_bits)
         for t in reading.tokens(sae, "test"):
             core.update(t)
-        rows = core.rows() + predicted_density(sae, reading)
+        rows = core.rows()
         if isinstance(sae, nn.Module):
             rows.append(row("parameters", "all", sum(p.numel() for p in sae.parameters()), 1))
         found[name] = Measured(rows, core.document_rows())
@@ -179,16 +171,3 @@ def spreads(sae: Encoder, reading: Reading) -> tuple[Tensor, Tensor]:
         n += len(t)
     variance_F = square_F / max(n, 1) - (sum_F / max(n, 1)).square()
     return largest_F, variance_F.clamp(min=0).sqrt()
-
-
-@torch.no_grad()
-def predicted_density(sae: Any, reading: Reading) -> list[dict[str, Any]]:
-    """``predicted_density`` of a variant that predicts a part of its code; no row for any other."""
-    if not hasattr(sae, "predicted"):
-        return []
-    active = count = n = 0
-    for batch in reading.batches("test"):
-        z_p, _ = sae.predicted(batch.x_BTD, batch.context)
-        valid = z_p[batch.context.mask_BT.bool()]
-        active, count, n = active + int((valid != 0).sum()), count + valid.numel(), n + len(valid)
-    return [row("predicted_density", "all", active / max(count, 1), n)]

@@ -12,6 +12,9 @@ from lab.worlds import World
 from tsae import models
 from tsae.store.reading import Batch
 
+ABLATED = ""
+"""Stands among the dictionaries for 0 in place of x̂."""
+
 
 def predictable(mask_BT: Tensor, doc_BT: Tensor) -> Tensor:
     """[B, T − 1] bool: position t is valid and t + 1 continues its document.
@@ -37,39 +40,37 @@ def measure(saes: Mapping[str, Encoder], reading: Reading, world: World) -> dict
     Document rows: ``ce_delta`` (num = Σ (CE_sae − CE_clean), den = tokens).
     """
     model, store = world.model(reading.device), reading.store
-    zero = torch.zeros(2, dtype=torch.float64)
-    totals: dict[str | None, Tensor] = {None: zero, **{name: zero for name in saes}}  # Σ CE, Σ KL
+    everything: dict[str, Encoder | None] = {ABLATED: None, **saes}
+    totals = torch.zeros(len(everything), 2, dtype=torch.float64)  # Σ CE, Σ KL
     documents: dict[str, list[pd.DataFrame]] = {name: [] for name in saes}
     clean_ce, n = 0.0, 0
     for batch in reading.batches("test", reading.sizes.splice):
         tokens = batch.tokens_BT.long()
         scored = predictable(batch.context.mask_BT.bool(), batch.doc_BT)
         target_N1 = tokens[:, 1:][scored][:, None]
-        doc, index = torch.unique(batch.doc_BT[:, :-1][scored].long(), return_inverse=True)
+        doc_N = batch.doc_BT[:, :-1][scored].long().cpu().numpy()
         clean_NV = models.logits(model, tokens)[:, :-1][scored].float().log_softmax(-1)
         p_NV, ce_clean_N = clean_NV.exp(), -clean_NV.gather(1, target_N1)[:, 0].double()
         clean_ce, n = clean_ce + float(ce_clean_N.sum()), n + len(target_N1)
-        for name in totals:
-            edit = replaced(saes.get(name) if name else None, batch, store.scale)
+        for i, (name, sae) in enumerate(everything.items()):
+            edit = replaced(sae, batch, store.scale)
             logits = models.logits_with(model, tokens, store.layer, edit)
             logp_NV = logits[:, :-1][scored].float().log_softmax(-1)
             ce_N = -logp_NV.gather(1, target_N1)[:, 0].double()
             # kl_div without its two copies as large as the vocabulary times the tokens.
             kl = (clean_NV - logp_NV).mul_(p_NV).sum().double()
-            totals[name] = totals[name] + torch.stack([ce_N.sum(), kl]).cpu()
-            if name is not None:
-                sums = torch.zeros(len(doc), 2, dtype=torch.float64, device=ce_N.device)
-                sums.index_add_(
-                    0, index, torch.stack([ce_N - ce_clean_N, torch.ones_like(ce_N)], 1)
-                )
-                frame = pd.DataFrame(sums.cpu().numpy(), columns=["num", "den"])
-                documents[name].append(frame.assign(doc=doc.cpu().numpy()))
+            totals[i] += torch.stack([ce_N.sum(), kl]).cpu()
+            if name != ABLATED:
+                rise_N = (ce_N - ce_clean_N).cpu().numpy()
+                frame = pd.DataFrame({"doc": doc_N, "num": rise_N, "den": 1.0})
+                documents[name].append(frame.groupby("doc", as_index=False).sum())
     if n == 0:
         raise ValueError("no predictable token in the test split; ask for more tokens")
-    clean, (ablated, kl_ablated) = clean_ce / n, (totals[None] / n).tolist()
+    clean, means = clean_ce / n, dict(zip(everything, (totals / n).tolist(), strict=True))
+    ablated, kl_ablated = means[ABLATED]
     found = {}
     for name in saes:
-        ce, kl = (totals[name] / n).tolist()
+        ce, kl = means[name]
         values = {"ce_clean": clean, "ce_sae": ce, "ce_ablated": ablated, "ce_delta": ce - clean}
         gap = ablated - clean
         values["ce_score"] = (ablated - ce) / gap if gap else float("nan")

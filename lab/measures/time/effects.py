@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab.edits import random_control
+from lab.edits.ranking import random_control
 from lab.measures.families import register
 from lab.measures.reading import Encoder, Measured, Reading, row
 from lab.measures.time.lifecycle import stays

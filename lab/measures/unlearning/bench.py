@@ -1,7 +1,7 @@
 """What unlearning is judged on: known questions, held-out text, and text to rank latents on."""
 
-from collections.abc import Iterable, Iterator
-from functools import cached_property, partial
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -10,23 +10,25 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lab.edits import Coded, Edit, Text, coded, labelled
-from lab.edits.edit import context_of
+from lab.edits.edit import Edit, context_of
+from lab.edits.ranking import Coded, Text, coded, stored
 from lab.measures.fidelity.splice import predictable
 from lab.measures.reading import row
-from lab.measures.unlearning.asked import draw, item, rotated
 from lab.measures.unlearning.config import UnlearnConfig
 from lab.measures.unlearning.exam import Exam
-from lab.measures.unlearning.forget_text import all_text, classes_of, forget_label, levels_after
+from lab.measures.unlearning.questions import draw, item, levels_after, prompt_context, rotated
 from lab.worlds.knowledge import NEIGHBOURHOODS, Question
 from tsae import models
 from tsae.errors import UserError
-from tsae.sequences import SENTENCE, FilledContext
+from tsae.saes.config import require
+from tsae.sequences import SENTENCE, FilledContext, LabelSpec
 from tsae.store.shard import MASSIVE_FACTOR
+
+Rows = list[dict[str, Any]]
 
 
 class HeldOut(NamedTuple):
-    """A batch of held-out text; ``ce_N`` is the clean model's CE at the positions ``scored_BT``."""
+    """A batch of held-out text; ``ce_BT`` is the clean model's CE at the positions ``scored_BT``."""
 
     tokens_BT: Tensor
     raw_BTD: Tensor
@@ -34,7 +36,7 @@ class HeldOut(NamedTuple):
     doc_BT: Tensor
     retain_BT: Tensor
     scored_BT: Tensor
-    ce_N: Tensor
+    ce_BT: Tensor
 
 
 class Bench:
@@ -104,26 +106,23 @@ class Bench:
     @property
     def source(self) -> str:
         """What says which text is to be forgotten: labels, statements or prompts."""
-        if self.label is not None:
-            return "labels"
-        return "statements" if self.stated else "prompts"
+        return "labels" if self.label else "statements" if self.stated else "prompts"
 
     def texts(self, forget: bool, split: str = "train", limit: int | None = None) -> Iterator[Text]:
         """Text to forget, or all other text."""
-        limit = self.config.rank_tokens if limit is None else limit
         size = max(1, self.config.batch_size // 4)
-        if self.label is not None:
-            where: dict[str, Any] = {"limit_tokens": limit, "also": self.also}
-            where |= {"batch_size": size, "device": self.device, "inside": forget}
-            return labelled(self.store, split, *self.label, **where)
-        plain = all_text(self.store, split, size, limit, self.device)
-        if split == "test":
-            return iter(()) if forget or not self.stated else plain
+        given: dict[str, Any] = {"batch_size": size, "device": self.device}
+        given["limit_tokens"] = limit or self.config.rank_tokens
+        label = self.label or {}
+        if label and forget:
+            return stored(self.store, split, self.also | label, **given)
+        plain = stored(self.store, split, self.also, label, **given)
+        if label or split == "test":
+            return plain
         if not self.stated:
-            chosen = [q.prompt for q in self.others if (q.neighbourhood == "forget") == forget]
-            return self.read(chosen)
-        stated = [s.tokens for s in self.stated if (s.neighbourhood == "forget") == forget]
-        return self.read(stated) if forget else chain(self.read(stated), plain)
+            return self.read(q.prompt for q in self.others if of(q) == forget)
+        stated = self.read(s.tokens for s in self.stated if of(s) == forget)
+        return stated if forget else chain(stated, plain)
 
     def read(self, prompts: Iterable[tuple[int, ...]]) -> Iterator[Text]:
         """Prompts as text, all of whose tokens but BOS count."""
@@ -146,11 +145,8 @@ class Bench:
         return out
 
     def context(self, tokens_BT: Tensor) -> FilledContext:
-        """Of prompts padded on the right with 0: padding masked, boundaries by the learned rule."""
-        real_BT = (tokens_BT != 0).flip(1).cumsum(1).flip(1) > 0  # BOS may be token 0 too
-        boundary_BT = torch.zeros_like(tokens_BT, dtype=torch.uint8)
-        boundary_BT[:, 1:] = self.levels_V[tokens_BT[:, :-1]]
-        return FilledContext(real_BT, boundary_BT)
+        """:func:`prompt_context` by this world's rule."""
+        return prompt_context(tokens_BT, self.levels_V)
 
     @cached_property
     def held_out(self) -> list[HeldOut]:
@@ -159,18 +155,15 @@ class Bench:
         for batch in self.store.batches("test", max(1, self.config.batch_size // 4)):
             batch = batch.to(self.device)
             tokens_BT, mask_BT = batch.tokens_BT.long(), batch.context.mask_BT
-            scored_BT = predictable(mask_BT, batch.doc_BT)
-            read: list[Tensor] = []
-            watch = partial(watched, into=read)
-            logits = models.logits_with(self.model, tokens_BT, self.store.layer, watch)
-            ce_N = cross_entropy(logits, tokens_BT, scored_BT)
             retain_BT = mask_BT.clone()
-            if self.label is not None:
-                name, classes = self.label
+            for name, classes in (self.label or {}).items():
                 of_forget = torch.tensor(classes, device=self.device)
                 retain_BT &= ~torch.isin(batch.labels[name].long(), of_forget)
-            parts = batch.context, batch.doc_BT, retain_BT, scored_BT, ce_N
-            out.append(HeldOut(tokens_BT, read[0], *parts))
+            raw_BTD = models.residual(self.model, tokens_BT, self.store.layer)
+            ce_BT = cross_entropy(models.logits(self.model, tokens_BT), tokens_BT)
+            scored_BT = predictable(mask_BT, batch.doc_BT)
+            parts = batch.context, batch.doc_BT, retain_BT, scored_BT, ce_BT
+            out.append(HeldOut(tokens_BT, raw_BTD, *parts))
             seen += int(mask_BT.sum())
             if seen >= self.config.ce_tokens:
                 break
@@ -178,63 +171,87 @@ class Bench:
 
     # ---- one edit -------------------------------------------------------------------------
 
-    def run(self, edit: Edit) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
+    def run(self, edit: Edit) -> tuple[Rows, list[pd.DataFrame]]:
         """Rows and document rows (their group still missing) of one edit."""
         rows, documents = self.exam.ask(edit)
         text_rows, frame = self.reread(edit)
         rows += [*text_rows, row("unlearn_latents", "", len(edit.push.latents), 1)]
         return rows, [*documents, frame]
 
-    def reread(self, edit: Edit | None) -> tuple[list[dict[str, Any]], pd.DataFrame]:
-        """The rise of CE and the share of edited tokens on held-out text, all and retained; without
-        an edit, of the model as it now is."""
-        frames, touched = [], np.zeros((2, 2))  # all and retained; edited and valid
+    def reread(self, edit: Edit | None) -> tuple[Rows, pd.DataFrame]:
+        """The rise of CE and the share of edited tokens; without an edit the model's weights are
+        not what they were, and every token counts as edited."""
+        frames = []
+        touched = np.zeros((2, 2))
         for h in self.held_out:
-            rise_N, touched_BT = self.rise(h, edit)
-            labels = {"doc": h.doc_BT[:, :-1], "retain": h.retain_BT[:, :-1]}
-            columns = {k: v[h.scored_BT].cpu().numpy() for k, v in labels.items()}
-            frames.append(pd.DataFrame({**columns, "num": rise_N.cpu().numpy(), "den": 1.0}))
+            ce_BT, touched_BT = self.now(h, edit)
+            columns = {
+                "doc": h.doc_BT[:, :-1],
+                "retain": h.retain_BT[:, :-1],
+                "num": ce_BT - h.ce_BT,
+            }
+            frame = pd.DataFrame({k: v[h.scored_BT].cpu().numpy() for k, v in columns.items()})
+            frames.append(frame.assign(den=1.0))
             for i, part_BT in enumerate((h.context.mask_BT, h.retain_BT)):
                 touched[i] += int((touched_BT & part_BT).sum()), int(part_BT.sum())
         tokens = pd.concat(frames)
         rows, documents = [], []
         for i, prefix in enumerate(("unlearn", "unlearn_retain")):
             part = tokens[tokens["retain"]] if i else tokens
-            mean, n = part["num"].mean(), len(part)
-            rows.append(row(f"{prefix}_ce_delta", "", mean, n))
+            rows.append(row(f"{prefix}_ce_delta", "", part["num"].mean(), len(part)))
             rows.append(row(f"{prefix}_touched", "", touched[i, 0] / touched[i, 1], touched[i, 1]))
             frame = part.groupby("doc", as_index=False)[["num", "den"]].sum()
             documents.append(frame.assign(metric=f"{prefix}_ce_delta"))
         return rows, pd.concat(documents, ignore_index=True)
 
-    def rise(self, h: HeldOut, edit: Edit | None) -> tuple[Tensor, Tensor]:
-        """How much the CE rises [N], and the tokens that are edited; sequences that an edit leaves
-        alone are not run."""
+    def now(self, h: HeldOut, edit: Edit | None) -> tuple[Tensor, Tensor]:
+        """CE under an edit [B, T − 1], and the tokens that are edited; sequences that an edit
+        leaves alone are not run."""
         if edit is None:
             logits = models.logits(self.model, h.tokens_BT)
-            now_N = cross_entropy(logits, h.tokens_BT, h.scored_BT)
-            return now_N - h.ce_N, torch.ones_like(h.retain_BT)
+            return cross_entropy(logits, h.tokens_BT), torch.ones_like(h.retain_BT)
         new_BTD = edit.within(h.context)(h.raw_BTD)
-        touched_BT = edit.touched_BT
-        rows = touched_BT.any(1)
-        ce_BT = torch.zeros_like(h.scored_BT, dtype=torch.float64)
-        ce_BT[h.scored_BT] = h.ce_N
+        rows, ce_BT = edit.touched_BT.any(1), h.ce_BT.clone()
         if rows.any():
             tokens = h.tokens_BT[rows]
             logits = models.logits_from(self.model, tokens, self.store.layer, new_BTD[rows])
-            part_BT = ce_BT[rows]
-            part_BT[h.scored_BT[rows]] = cross_entropy(logits, tokens, h.scored_BT[rows])
-            ce_BT[rows] = part_BT
-        return ce_BT[h.scored_BT] - h.ce_N, touched_BT
+            ce_BT[rows] = cross_entropy(logits, tokens)
+        return ce_BT, edit.touched_BT
 
 
-def watched(raw_BTD: Tensor, into: list[Tensor]) -> Tensor:
-    """The residual as it is, noted on the way."""
-    into.append(raw_BTD)
-    return raw_BTD
+def of(known: Any) -> bool:
+    """Whether a question or a statement is of what is to be forgotten."""
+    return known.neighbourhood == "forget"
 
 
-def cross_entropy(logits_BTV: Tensor, tokens_BT: Tensor, scored_BT: Tensor) -> Tensor:
-    """−log p of the next token, in nats, float64 [N], at the positions ``scored_BT`` [B, T − 1]."""
-    logp_NV = logits_BTV[:, :-1][scored_BT].float().log_softmax(-1)
-    return -logp_NV.gather(1, tokens_BT[:, 1:][scored_BT][:, None]).squeeze(1).double()
+def cross_entropy(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
+    """−log p of the next token, in nats, float64 [B, T − 1]."""
+    logits_NV, next_N = logits_BTV[:, :-1].flatten(0, 1).float(), tokens_BT[:, 1:].flatten()
+    ce_N = torch.nn.functional.cross_entropy(logits_NV, next_N, reduction="none")
+    return ce_N.double().view(len(tokens_BT), -1)
+
+
+def forget_label(
+    specs: Mapping[str, LabelSpec], subjects: Iterable[str]
+) -> dict[str, list[int]] | None:
+    """The label, and its classes, that name all forget subjects; None when no label does.
+
+    Of several, the one of the longest time scale.
+    """
+    subjects = set(subjects)
+    for scale in ("document", "section"):
+        for name, spec in specs.items():
+            if spec.scale == scale and subjects <= set(spec.classes):
+                return {name: [spec.classes.index(s) for s in sorted(subjects)]}
+    return None
+
+
+def classes_of(
+    specs: Mapping[str, LabelSpec], wanted: Mapping[str, Iterable[str]]
+) -> dict[str, list[int]]:
+    """Class numbers by label; raises ValueError for a label or class that the store has not."""
+    for name, classes in wanted.items():
+        require(name in specs, "text", name, f"a label of the store: {', '.join(specs) or 'none'}")
+        for c in classes:
+            require(c in specs[name].classes, "text", c, f"of {', '.join(specs[name].classes)}")
+    return {name: [specs[name].classes.index(c) for c in cs] for name, cs in wanted.items()}

@@ -1,12 +1,9 @@
 """Settings of unlearning: gates × edits, and the size of what they are judged on."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any
 
-from lab.edits import ChainConfig, GateConfig
 from lab.edits.evidence import EVIDENCE
 from lab.edits.gate import SCORES
-from lab.measures.unlearning.attacks import ATTACKS, PADDINGS
 from tsae.saes.config import require
 
 GATES = ("always", *(f"{score}-{evidence}" for score in SCORES for evidence in EVIDENCE))
@@ -16,6 +13,7 @@ EDITS = (
     *("mean", "mean-random", "hierarchical", "hierarchical-random", "leaves", "leaves-random"),
 )
 WEIGHTS = ("rmu", "lora")
+ATTACKS = ("dilution", "split", "paraphrase", "perturbation", "relearning")
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class UnlearnConfig:
     """See ``strengths``."""
     chain_strengths: tuple[float, ...] = ()
     """m of the edit chain where the energy is not matched: 100 β; empty for ``strengths``."""
-    chain_gammas: tuple[float, ...] = ()
-    """Shares gamma to try in place of the chain's own, one setting each; empty for its own alone."""
+    chain_gammas: tuple[float, ...] = (0.7,)
+    """Shares of a chain's push that are left one token later, one setting each."""
     matched: bool = True
     """Whether an edit's whole shift has the norm that m says; else m is each latent's (SAEBench)."""
     retain_thresholds: tuple[float, ...] = (0.01,)
@@ -49,15 +47,11 @@ class UnlearnConfig:
     """Shares of retained tokens at which a gate may be open, one setting each."""
     group: str | None = None
     """Edit only latents of this group of the SAE; None for all."""
-    gate: GateConfig = field(default_factory=GateConfig)
-    """Decay, window and the latents' own thresholds; score and rate come from the fields above."""
-    chain: ChainConfig = field(default_factory=ChainConfig)
-    """How chains are found and followed."""
     subjects: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Which subjects are forget and near; all others are far. Empty for what the world says."""
     attacks: tuple[str, ...] = ()
     """Attacks on what was picked: dilution, split, paraphrase, perturbation, relearning."""
-    paddings: tuple[int, ...] = PADDINGS
+    paddings: tuple[int, ...] = (0, 25, 50, 100, 200, 400)
     """Tokens of benign text of the attack dilution."""
     attack_facts: int | None = None
     """Facts asked for under an attack in each neighbourhood; None for all that are asked for."""
@@ -81,28 +75,31 @@ class UnlearnConfig:
     """Seed of the drawn facts and of everything random."""
 
     def __post_init__(self) -> None:
-        kinds: dict[str, Any] = {"gate": GateConfig, "chain": ChainConfig}
         for f in fields(self):  # JSON turns tuples into lists
-            value = getattr(self, f.name)
-            if isinstance(value, list):
+            if isinstance(value := getattr(self, f.name), list):
                 object.__setattr__(self, f.name, tuple(value))
-            if f.name in kinds and isinstance(value, dict):
-                object.__setattr__(self, f.name, kinds[f.name](**value))
-        numbers = ("strengths", "n_latents", "retain_thresholds", "false_positive_rates")
-        for name in ("gates", "edits", *numbers):
+        for name in ("gates", "edits", "strengths", "n_latents", "chain_gammas", *SHARES):
             require(len(getattr(self, name)) > 0, name, getattr(self, name), "not empty")
         for name in ("strengths", "n_latents", "chain_strengths"):
             for value in getattr(self, name):
                 require(value > 0, name, value, "above 0")
-        for name in ("retain_thresholds", "false_positive_rates"):
+        for name in (
+            "n_facts",
+            "rank_tokens",
+            "ce_tokens",
+            "batch_size",
+            "n_orders",
+            "attack_facts",
+        ):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "above 0")
+        for name in SHARES:
             for value in getattr(self, name):
                 require(0 <= value < 1, name, value, "in [0, 1)")
         known = {"gates": GATES, "edits": EDITS, "weights": WEIGHTS, "attacks": ATTACKS}
         for name, allowed in known.items():
             for value in getattr(self, name):
                 require(value in allowed, name, value, f"of {', '.join(allowed)}")
-        for name in ("n_facts", "rank_tokens", "ce_tokens", "batch_size"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("n_orders", "attack_facts"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "above 0, or None for all")
+
+
+SHARES = ("retain_thresholds", "false_positive_rates")

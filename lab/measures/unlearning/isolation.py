@@ -1,23 +1,18 @@
-"""Knowledge isolation: is what is to be forgotten held by one group of latents?"""
+"""Families that ask questions: which facts are known, and whether one group of latents holds some."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 
 from lab.measures.families import register
 from lab.measures.reading import Encoder, Measured, Reading, row
-from lab.measures.unlearning.choice import retained
 from lab.measures.unlearning.config import UnlearnConfig
+from lab.measures.unlearning.questions import item
 from lab.measures.unlearning.unlearning import unlearn
-from lab.worlds import World
+from lab.worlds import World, knowledge
 from tsae.saes.base import SAE
-
-COLUMNS = {f"unlearn_{name}_accuracy": name for name in ("forget", "near", "far")} | {
-    "unlearn_ce_delta": "ce_delta",
-    "unlearn_touched": "touched",
-    "unlearn_latents": "latents",
-}
 
 
 @register("isolation", needs=("model",))
@@ -39,10 +34,7 @@ def measure(
 
     ``isolation_gap`` (group = latent group|strategy): the most that is forgotten beyond what is lost,
     max over settings of retained − forget accuracy, at least 0; group ``all`` takes whichever
-    latents rank first. ``isolation_share``: that gap over the sum of the groups' gaps, 0 where no
-    group forgets: 1 for one group says that it alone holds the subject. Table ``isolation``, a row
-    a setting: latents_of, strategy, setting, forget, near, far (accuracy), ce_delta (nats), touched
-    (share of held-out tokens), latents (edited). The options are fields of
+    latents rank first. The options are fields of
     :class:`lab.measures.unlearning.config.UnlearnConfig`.
     """
     if world is None or not world.questions():
@@ -56,36 +48,49 @@ def measure(
     for name, sae in saes.items():
         if not isinstance(sae, SAE) or len(sae.groups) < 2:
             continue
-        frames = []
+        rows = []
         for group in ("all", *sae.groups):
             config = UnlearnConfig(group=None if group == "all" else group, **given)
-            got, _ = unlearn(sae, reading.store, world, config, **run)
-            frames.append(settings(got).assign(latents_of=group))
-        table = pd.concat(frames, ignore_index=True)
-        found[name] = Measured(shares(table), tables={"isolation": table})
+            rows += gaps(unlearn(sae, reading.store, world, config, **run)[0], group)
+        found[name] = Measured(rows)
     return found
 
 
-def settings(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a setting from the rows of :func:`lab.measures.unlearning.unlearning.unlearn`."""
-    frame = pd.DataFrame([r for r in rows if r["metric"] in COLUMNS])
-    wide = frame.pivot(index="group", columns="metric", values="value").rename(columns=COLUMNS)
-    parts = wide.index.to_series().str.split("|", n=1, expand=True)
-    parts = parts.set_axis(["strategy", "setting"], axis=1).reset_index(drop=True)
-    return pd.concat([parts, wide.reset_index(drop=True)], axis=1)
+def gaps(rows: list[dict[str, Any]], group: str) -> list[dict[str, Any]]:
+    """Rows ``isolation_gap`` of the rows of one group; see :func:`measure`."""
+    wide = (
+        pd.DataFrame(rows).pivot_table("value", "group", "metric").dropna(subset="unlearn_retained")
+    )
+    gap = (wide["unlearn_retained"] - wide["unlearn_forget_accuracy"]).clip(lower=0)
+    best = gap.groupby(gap.index.str.split("|").str[0]).agg(["max", "size"])
+    return [row("isolation_gap", f"{group}|{s}", value, n) for s, value, n in best.itertuples()]
 
 
-def shares(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows ``isolation_gap`` and ``isolation_share``; see :func:`measure`."""
-    gap = retained(table["near"], table["far"]) - table["forget"]
-    best = gap.clip(lower=0).groupby([table["strategy"], table["latents_of"]]).max()
+@register("known", together=True, needs=("model",))
+@torch.no_grad()
+def known(
+    saes: Mapping[str, Encoder], reading: Reading, world: World | None
+) -> dict[str, Measured]:
+    """Facts that the clean model answers rightly, of all that the world has.
+
+    ``known_facts`` (how many), ``known`` (the share) and ``known_{form}`` with group = subject and
+    ``all``: right under every order of options, in every form or in the named one; n = facts. The
+    model is asked once and every SAE is given the same rows; nothing for a world without questions.
+    """
+    questions = world.questions() if world is not None else []
+    if world is None or not questions:
+        return {}
+    right_Q = knowledge.accuracy(
+        world.model(reading.device), questions, 4 * reading.sizes.batch, reading.device
+    )
+    by_item = {item(q): bool(ok) for q, ok in zip(questions, right_Q, strict=True)}
+    columns = ["subject", "fact", "form"]
+    answers = pd.DataFrame(list(by_item), columns=columns).assign(right=by_item.values())
     rows = []
-    for strategy, of_group in best.groupby(level=0):
-        of_group = of_group.droplevel(0)
-        total = of_group.drop("all").sum()
-        for group, value in of_group.items():
-            rows.append(row("isolation_gap", f"{group}|{strategy}", value, len(table)))
-            if group != "all":
-                share = value / total if total else 0.0
-                rows.append(row("isolation_share", f"{group}|{strategy}", share, len(table)))
-    return rows
+    for group, mine in [("all", answers), *answers.groupby("subject", sort=False)]:
+        every = mine.groupby(["subject", "fact"])["right"].all()
+        rows.append(row("known_facts", group, every.sum(), len(every)))
+        rows.append(row("known", group, every.mean(), len(every)))
+        for form, asked in mine.groupby("form", sort=False):
+            rows.append(row(f"known_{form}", group, asked["right"].mean(), len(asked)))
+    return {name: Measured(rows) for name in saes}

@@ -17,11 +17,10 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from lab.edits import coded
+from lab.edits.ranking import coded
 from lab.measures.reading import row
-from lab.measures.unlearning import attacks, weights
-from lab.measures.unlearning.asked import draw
-from lab.measures.unlearning.bench import Bench
+from lab.measures.unlearning import questions, weights
+from lab.measures.unlearning.bench import Bench, Rows
 from lab.measures.unlearning.choice import (
     LEAST,
     answers,
@@ -33,10 +32,6 @@ from lab.measures.unlearning.choice import (
 from lab.measures.unlearning.config import UnlearnConfig
 from lab.measures.unlearning.cross import Case, Cross
 from lab.worlds.knowledge import NEIGHBOURHOODS
-
-RATES = (0.003, 0.01, 0.03, 0.1)
-"""False-positive rates of the calibration curve."""
-Rows = list[dict[str, Any]]
 
 
 @torch.no_grad()
@@ -58,9 +53,8 @@ def unlearn(
     ``unlearn_retain_touched``, ``unlearn_latents``. With group = strategy, ``gate/edit``: those of
     :mod:`lab.measures.unlearning.choice`; with ``strategy|attack=…``: :func:`attacked`.
     ``unlearn_known`` (group = neighbourhood); ``unlearn_rank_tokens`` (``forget:labels``, …): on how
-    many tokens of what text latents were ranked; ``unlearn_false_positive_rate``, on the text of
-    the calibration (``gate|…``), and ``unlearn_held_out_false_positive``, on retained test text
-    (``gate|fpr=…``).
+    many tokens of what text latents were ranked; ``unlearn_false_positive_rate``
+    (``gate|t=…|n=…|fpr=…``): the share of held-out retained tokens at which a gate is open.
 
     Document rows: accuracies with doc = fact id, num = right forms, den = forms; CE with doc =
     document id, num = Σ rise, den = tokens.
@@ -75,54 +69,43 @@ def unlearn(
     rows: Rows = [*cross.rows, *bench.exam.known]
     documents: list[pd.DataFrame] = []
     at: dict[str, tuple[Case, float]] = {}
-    done: dict[Any, tuple[Rows, list]] = {}
     for case in tqdm(cases, desc="unlearning", disable=not progress):
-        rate = case.gate and case.gate.cfg.false_positive_rate
         for m in case.strengths(bench):
-            key = (case.strategy, id(case.push), rate, gate_id(case), m)
-            if key not in done:  # two thresholds may choose the same latents
-                done[key] = bench.run(case.edit(bench, m))
             group = case.group(bench, m)
             at[group] = case, m
-            rows += [{**r, "group": group} for r in done[key][0]]
-            documents += [frame.assign(group=group) for frame in done[key][1]]
-            if next(r["value"] for r in rows[::-1] if r["metric"] == "unlearn_retained") < (
-                config.stop_below
-            ):
+            found, frames = bench.run(case.edit(bench, m))
+            rows += [{**r, "group": group} for r in found]
+            documents += [frame.assign(group=group) for frame in frames]
+            if lost(found, config):
                 break
     for name in config.weights:
         chosen = cross.chosen(config.retain_thresholds[0], config.n_latents[-1])
         more, frames = weights.swept(bench, name, chosen)
         rows, documents = rows + more, documents + frames
-    found = pd.concat(documents, ignore_index=True)
-    judged = chosen_documents(found)
-    rows += [*score_rows(found), *chosen_rows(judged), *held_out(bench, cases)]
+    asked = pd.concat(documents, ignore_index=True)
+    judged = chosen_documents(asked)
+    rows += [*score_rows(asked), *chosen_rows(judged), *false_alarms(bench, cases)]
     if config.attacks:
-        more, frames = attacked(bench, at, found)
+        more, frames = attacked(bench, at, asked)
         rows, judged = rows + more, pd.concat([judged, *frames])
-    return rows, pd.concat([found, judged], ignore_index=True)
+    return rows, pd.concat([asked, judged], ignore_index=True)
 
 
-def gate_id(case: Case) -> Any:
-    """What tells apart the gates of one name: their evidence."""
-    return case.gate and id(case.gate.evidence)
+def lost(rows: Rows, config: UnlearnConfig) -> bool:
+    """Whether a sweep ends, too much being lost."""
+    return next(r["value"] for r in rows if r["metric"] == "unlearn_retained") < config.stop_below
 
 
-def held_out(bench: Bench, cases: list[Case]) -> Rows:
-    """Rows ``unlearn_held_out_false_positive``: the share of held-out retained tokens above a
-    threshold set for a rate on the text of the calibration."""
-    gates = {case.strategy.split("/")[0]: case.gate for case in cases if case.gate is not None}
-    texts = list(bench.texts(False, "test", bench.config.ce_tokens))
+def false_alarms(bench: Bench, cases: list[Case]) -> Rows:
+    """Rows ``unlearn_false_positive_rate``."""
+    settings = ((case.strategy.split("/")[0] + "|" + case.setting, case.gate) for case in cases)
+    gates = {name.split("|gamma")[0]: gate for name, gate in settings if gate is not None}
+    texts = list(bench.texts(False, "test", bench.config.ce_tokens)) if gates else []
+    read = coded(bench.sae, texts) if texts else []
     rows: Rows = []
-    for name, gate in gates.items() if texts else ():
-        read = coded(bench.sae, texts)
-        scores = [gate.score(t.x_BTD, t.z_BTF.to_dense(), t.context)[t.keep_BT] for t in read]
-        s_N = torch.cat(scores)
-        for rate in RATES:
-            above = float((s_N > gate.at(rate).threshold).double().mean())
-            rows.append(
-                row("unlearn_held_out_false_positive", f"{name}|fpr={rate:g}", above, len(s_N))
-            )
+    for name, gate in gates.items() if read else ():
+        open_N = torch.cat([gate.open(text.read())[text.keep_BT] for text in read])
+        rows.append(row("unlearn_false_positive_rate", name, open_N.double().mean(), len(open_N)))
     return rows
 
 
@@ -137,41 +120,34 @@ def attacked(
     half = told.drop_duplicates(["name", "doc"]).set_index(["name", "doc"])["half"]
     picks = picked(told, LEAST["_95"]).dropna(subset="group")
     picks = picks[picks["group"].isin(at)]
-    asked = draw(bench.drawn, config.attack_facts or len(bench.drawn), None, config.seed)
-    runs = attacks.benign(bench.held_out)
+    asked = questions.draw(bench.drawn, config.attack_facts or len(bench.drawn), None, config.seed)
+    runs = questions.benign(bench.held_out)
     rows: Rows = []
     frames: list[pd.DataFrame] = []
-    for attack in config.attacks:
+    paddings = {"dilution": config.paddings}
+    for attack, padding in ((a, p) for a in config.attacks for p in paddings.get(a, (None,))):
         if attack in ("dilution", "split") and not runs:
             continue
-        for padding in config.paddings if attack == "dilution" else (attacks.RUN,):
-            name = f"attack={attack}" + (f"|padding={padding}" if attack == "dilution" else "")
-            levels_V = bench.sentences_V if attack == "split" else bench.levels_V
-            some = attacks.disguised(asked, attack, runs, levels_V, padding, config.seed)
-            if not {q.neighbourhood for q in some} >= set(NEIGHBOURHOODS):
-                continue  # a world without such forms, or without prompts of two sentences
-            exam = bench.examine(some, attacks.NOISE if attack == "perturbation" else 0.0)
-            rows += [
-                {**r, "metric": "unlearn_attack_known", "group": f"{r['group']}|{name}"}
-                for r in exam.known
-            ]
-            for (strategy, group), mine in picks.groupby(["strategy", "group"], sort=False):
-                facts = {key for key, h in half.items() if h in set(mine["half"])}
-                case, m = at[group]
-                if attack != "relearning":
-                    documents = exam.ask(case.edit(bench, m), facts)[1]
-                else:
-                    seen = [q for q in bench.drawn if (q.neighbourhood, q.fact) not in facts]
-                    edit = case.edit(bench, m)
-                    with weights.relearned(bench, edit, seen, attacks.RELEARN):
-                        documents = exam.ask(edit, facts, changed=True)[1]
-                group = f"{strategy}|{name}"
-                frames += [
-                    f.assign(
-                        metric=f["metric"].str.replace("unlearn_", "unlearn_attack_"), group=group
-                    )
-                    for f in documents
-                ]
+        name = f"attack={attack}" + ("" if padding is None else f"|padding={padding}")
+        levels_V = bench.sentences_V if attack == "split" else bench.levels_V
+        size = questions.RUN if padding is None else padding
+        some = questions.disguised(asked, attack, runs, levels_V, size, config.seed)
+        if not {q.neighbourhood for q in some} >= set(NEIGHBOURHOODS):
+            continue  # a world without such forms, or without prompts of two sentences
+        exam = bench.examine(some, questions.NOISE if attack == "perturbation" else 0.0)
+        known = {"metric": "unlearn_attack_known"}
+        rows += [{**r, **known, "group": f"{r['group']}|{name}"} for r in exam.known]
+        for (strategy, group), mine in picks.groupby(["strategy", "group"], sort=False):
+            facts = {key for key, h in half.items() if h in set(mine["half"])}
+            case, m = at[group]
+            edit = case.edit(bench, m)
+            seen = [q for q in bench.drawn if (q.neighbourhood, q.fact) not in facts]
+            steps = questions.RELEARN if attack == "relearning" else 0
+            with weights.relearned(bench, edit, seen, steps):
+                documents = exam.ask(edit, facts, changed=steps > 0)[1]
+            for frame in documents:
+                metric = frame["metric"].str.replace("unlearn_", "unlearn_attack_")
+                frames.append(frame.assign(metric=metric, group=f"{strategy}|{name}"))
     if frames:
         sums = pd.concat(frames).groupby(["metric", "group"], sort=False)
         for (metric, group), part in sums:

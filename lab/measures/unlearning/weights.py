@@ -10,7 +10,7 @@ product of rank 4 added to each. :func:`relearned` trains the blocks above, with
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lab.edits import Edit
-from lab.measures.unlearning.bench import Bench
+from lab.edits.edit import Edit
+from lab.measures.unlearning.bench import Bench, Rows
 from lab.worlds.knowledge import Question
 from tsae import models
 
@@ -41,13 +41,13 @@ class LowRank(nn.Module):
         return weight + self.A @ self.B
 
 
-def matrices(model: nn.Module, blocks: Callable[[int], bool]) -> list[Any]:
+def matrices(model: nn.Module, blocks: Container[int]) -> list[Any]:
     """The modules of the wanted blocks that own a matrix; a block is the first number in a name."""
     found = {}
     for name, module in model.named_modules():
         at = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
         weight = module._parameters.get("weight")
-        if at and blocks(int(at[1])) and weight is not None and weight.ndim == 2:
+        if at and int(at[1]) in blocks and weight is not None and weight.ndim == 2:
             found[id(weight)] = module
     return list(found.values())
 
@@ -55,7 +55,7 @@ def matrices(model: nn.Module, blocks: Callable[[int], bool]) -> list[Any]:
 @contextmanager
 def trained(
     model: nn.Module,
-    blocks: Callable[[int], bool],
+    blocks: Container[int],
     loss: Callable[[int], Tensor],
     steps: int,
     lr: float = LR,
@@ -63,21 +63,21 @@ def trained(
 ) -> Iterator[None]:
     """The model with the matrices of the wanted blocks trained by Adam on ``loss(step)``; as it was,
     afterwards."""
-    modules = matrices(model, blocks)
+    modules = matrices(model, blocks) if steps else []
     before = [module.weight.detach().clone() for module in modules]
     params: list[nn.Parameter] = []
     try:
-        with torch.enable_grad():
-            for module in modules:
-                if low_rank:
-                    product = LowRank(module.weight)
-                    parametrize.register_parametrization(module, "weight", product)
-                    params += [product.A, product.B]
-                else:
-                    params.append(module.weight.requires_grad_(True))
-            adam = torch.optim.Adam(params, lr=lr) if params else None
-            for step in range(steps):
-                if adam is not None:
+        for module in modules:
+            if low_rank:
+                product = LowRank(module.weight)
+                parametrize.register_parametrization(module, "weight", product)
+                params += [product.A, product.B]
+            else:
+                params.append(module.weight.requires_grad_(True))
+        if params:
+            adam = torch.optim.Adam(params, lr=lr)
+            with torch.enable_grad():
+                for step in range(steps):
                     adam.zero_grad()
                     loss(step).backward()
                     adam.step()
@@ -87,8 +87,7 @@ def trained(
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
             module.weight.requires_grad_(False)
-            with torch.no_grad():
-                module.weight.copy_(weight)
+            module.weight.data.copy_(weight)
 
 
 def relearned(bench: Bench, edit: Edit, questions: Sequence[Question], steps: int) -> Any:
@@ -106,7 +105,8 @@ def relearned(bench: Bench, edit: Edit, questions: Sequence[Question], steps: in
         real_BT = context.mask_BT[:, 1:]
         return nn.functional.cross_entropy(logits_BTV[:, :-1][real_BT], tokens_BT[:, 1:][real_BT])
 
-    return trained(bench.model, lambda at: at > layer, loss, steps if texts else 0, lr=1e-4)
+    above = range(layer + 1, models.n_layers(bench.model))
+    return trained(bench.model, above, loss, steps if texts else 0, lr=1e-4)
 
 
 def batch_of(texts: Sequence[tuple[int, ...]], step: int, device: str) -> Tensor:
@@ -116,9 +116,7 @@ def batch_of(texts: Sequence[tuple[int, ...]], step: int, device: str) -> Tensor
 
 
 @torch.no_grad()
-def swept(
-    bench: Bench, name: str, chosen: Tensor
-) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
+def swept(bench: Bench, name: str, chosen: Tensor) -> tuple[Rows, list[pd.DataFrame]]:
     """Rows and document rows of ``rmu`` or ``lora`` (of the chosen latents) over the strengths, as
     of an edit; their group is ``weights/rmu|m=…``."""
     config, store, sae = bench.config, bench.store, bench.sae
@@ -142,7 +140,7 @@ def swept(
     clean = [hidden(step, False) for step in range(STEPS)]
     usual = torch.stack([said(hidden(step, True)) for step in range(4)]).mean().clamp_min(1e-6)
     blocks = range(store.layer - BLOCKS + 1, store.layer + 1)
-    rows: list[dict[str, Any]] = []
+    rows: Rows = []
     documents: list[pd.DataFrame] = []
     for m in config.strengths:
         c = m / 100 * store.median_norm
@@ -154,7 +152,7 @@ def swept(
                 return (h_ND - c * u_D.to(h_ND)).square().sum(-1).mean() / c**2 + KEEP * moved
             return m / 100 * said(h_ND) / usual + KEEP * moved
 
-        with trained(bench.model, blocks.__contains__, loss, STEPS, low_rank=name == "lora"):
+        with trained(bench.model, blocks, loss, STEPS, low_rank=name == "lora"):
             found, frames = bench.exam.ask(None, changed=True)
             more, frame = bench.reread(None)
         rows += [{**r, "group": f"weights/{name}|m={m:g}"} for r in (*found, *more)]
