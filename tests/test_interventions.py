@@ -9,7 +9,7 @@ from edit_cases import context, identity, text
 
 from lab.edits.clamp import Ablation, Clamp, Direction
 from lab.edits.edit import Edit, context_of
-from lab.edits.evidence import Mass, Path, Prefix, quantiles
+from lab.edits.evidence import Path, Prefix, Votes, quantiles
 from lab.edits.gate import SCORES, calibrate, running
 from lab.edits.ranking import (
     Read,
@@ -272,21 +272,32 @@ def noise_batches(seed, n=8):
 
 def mass_gate(retain, latents, score, latent_rate=0.3):
     read, ids = coded(identity(), retain), torch.tensor(latents)
-    return calibrate(Mass(ids, quantiles(ids, read, latent_rate)), read, score)
+    votes = Votes(ids, quantiles(ids, read, latent_rate), torch.ones(len(ids)))
+    return calibrate(votes, read, read, score)
 
 
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("rate", [0.01, 0.05])
 def test_a_gate_hits_its_false_positive_rate_on_retained_text(score, rate):
-    gate = mass_gate(noise_batches(0), [0, 2], score).at(rate)
     read = coded(identity(), noise_batches(0))
+    gate = calibrate(lambda read: read.x_BTD[..., 0], read, read, score).at(rate)
     n = sum(int(t.keep_BT.sum()) for t in read)
     opens = [gate.open(t.read())[t.keep_BT] for t in read]
     share = float(torch.cat(opens).double().mean())
     assert rate - 1 / n < share <= rate or score == "share"  # shares have ties
-    beyond = torch.cat([t.kept(torch.tensor([0, 2])) for t in read]) > gate.evidence.q_K
-    beyond_K = beyond.double().mean(0)
+    ids = torch.tensor([0, 2])
+    beyond_K = (torch.cat([t.kept(ids) for t in read]) > quantiles(ids, read, 0.3)).double().mean(0)
     assert ((beyond_K <= 0.3) & (beyond_K > 0.3 - 1 / n)).all()
+
+
+def test_a_latent_votes_by_how_much_more_often_it_fires_on_forget_text():
+    forget = coded(identity(), [text([[1.0, 1, 0, 0]] * 8 + [[0.0, 1, 0, 0]] * 6)])
+    retain = coded(identity(), [text([[0.0, 1, 0, 0]] * 6)])
+    votes = Votes.of(torch.tensor([0, 1]), forget, retain)
+    # Latent 0: 9 of 16 against 1 of 8; latent 1 never exceeds what it always is.
+    assert votes.w_K.tolist() == pytest.approx([math.log(9 / 2), math.log(1 / 2)])
+    said = votes(Read(*[torch.tensor([[[5.0, 1, 0, 0], [0, 0, 3, 0]]])] * 2, None))
+    assert said[0].tolist() == pytest.approx([math.log(9 / 2), 0])
 
 
 def test_a_gate_waits_for_evidence():
@@ -303,7 +314,7 @@ def test_a_gate_waits_for_evidence():
     expected[0, 3:, 0] = -1.0  # the score stays above 0
     torch.testing.assert_close(clamp(latents=[0, 1], gate=gate)(raw), expected)
     object.__setattr__(gate, "threshold", 3.0)
-    # scores: 0, 5/5 = 1, 0.8, 0.64 + 4/5: never above 3
+    # scores: 0, 2/5, 8/25, 32/125 + 1/5: never above 3
     assert torch.equal(clamp(latents=[0, 1], gate=gate)(raw), raw)
 
 
@@ -321,8 +332,18 @@ def test_gates_are_causal(score):
 
 def test_a_gate_can_be_set_to_another_rate():
     retain = coded(identity(), [text([[float(t), 0, 0, 0] for t in range(10)])])
-    gate = calibrate(lambda read: read.z_BTF[..., 0], retain, "token")
+    gate = calibrate(lambda read: read.z_BTF[..., 0], retain, retain, "token")
     assert [gate.at(rate).threshold for rate in (0.0, 0.3)] == [9.0, 6.0]
+
+
+def test_a_cusum_takes_the_drift_that_finds_most_of_the_forget_text():
+    # Half of the retained tokens say 1.5, for long; forget documents say 2, three times.
+    retain = coded(identity(), [text([[1.5, 0, 0, 0]] * 40), text([[0.0] * 4] * 40)])
+    forget = coded(identity(), [text([[2.0, 0, 0, 0]] * 3)] * 5)
+    gate = calibrate(lambda read: read.z_BTF[..., 0], forget, retain, "cusum")
+    assert [trial[0] for trial in gate.trials] == [1.375, 1.6875, 2.0]  # from .75 to 2
+    # At 1.375 the long document climbs to 5, and forget ones to 1.875; at 2 nothing climbs.
+    assert (gate.at(0.1).drift, gate.at(0.1).threshold) == (1.6875, 0.0)
 
 
 # ---- a chain as evidence ------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def test_a_probe_finds_a_subject_that_no_latent_names(kind):
     assert w[0] == pytest.approx(w[1], rel=1e-3) and w[0] > 0
     if kind == "logistic":
         assert w[2] == w[3] == 0
-    gate = calibrate(probe, retain, "token").at(0.0)
+    gate = calibrate(probe, forget, retain, "token").at(0.0)
     raw = torch.tensor([[[9.0, 9, 0, 0], [2, 0, 0, 0], [2, 2, 0, 0]]])
     edit = Edit(sae, Clamp(sae, [2], hold=True), 50, 1.0, gate=gate)
     # Latent 2 is silent where the gate opens: it is set all the same.

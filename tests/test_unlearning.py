@@ -148,12 +148,18 @@ def config(**options):
     return UnlearnConfig(**{**defaults, **options})
 
 
+def run(world=None, store=None, **options):
+    """Rows and documents of the identity on the toy world."""
+    read = store or ToyStore(), world or ToyWorld()
+    return unlearn(identity(), *read, config(**options), progress=False)
+
+
 def values(rows, metric):
     return {r["group"]: r["value"] for r in rows if r["metric"] == metric}
 
 
 def test_accuracies_by_hand():
-    rows, documents = unlearn(identity(), ToyStore(), ToyWorld(), config(), progress=False)
+    rows, documents = run()
     # t = 0 ranks axes 0, 2 (axis 1 fires on retained text); t = 0.2 ranks 0, 2, 1.
     group = "always/clamp|t=0|n={}|m=100".format
     assert values(rows, "unlearn_known") == {"forget": 1.0, "near": 1.0, "far": 0.5}
@@ -175,68 +181,43 @@ def test_accuracies_by_hand():
 
 def test_collateral_damage_costs_the_score():
     # n = 3 at t = 0.2 edits axis 1 too: fact 1 is forgotten, but so is the near fact 5.
-    rows, _ = unlearn(
-        identity(),
-        ToyStore(),
-        ToyWorld(),
-        config(retain_thresholds=(0.2,), n_latents=(1, 3)),
-        progress=False,
-    )
+    rows, _ = run(retain_thresholds=(0.2,), n_latents=(1, 3))
     assert values(rows, "unlearn_forget_accuracy")["always/clamp|t=0.2|n=3|m=100"] == 1 / 4
     assert values(rows, "unlearn_near_accuracy")["always/clamp|t=0.2|n=3|m=100"] == 1 / 2
     assert values(rows, "unlearn_score")["always/clamp"] == 1 / 4  # of n = 1 alone
     assert values(rows, "unlearn_qualifying")["always/clamp"] == 1
 
 
-def test_a_weak_push_on_the_answer_direction_forgets_nothing():
+@pytest.mark.parametrize("m, accuracy", [(30, 1.0), (40, 0.0)])  # 1 - 0.85 > 0, 1 - 1.13 < 0
+def test_a_weak_push_on_the_answer_direction_forgets_nothing(m, accuracy):
     # Axes 0 and 4 both speak for the answer; clamping axis 0 takes its logit from 2 to
     # 1 - m sqrt(8)/100, and the other answers stand at 0.
-    asked = [
-        question("forget", 0, (1, 5), 0),
-        question("near", 4, (5,), 0),
-        question("far", 6, (7,), 2),
-    ]
-    for m, accuracy in ((30, 1.0), (40, 0.0)):  # 1 - 0.85 > 0, 1 - 1.13 < 0
-        rows, _ = unlearn(
-            identity(),
-            ToyStore(),
-            ToyWorld(asked),
-            config(retain_thresholds=(0.0,), n_latents=(1,), strengths=(m,)),
-            progress=False,
-        )
-        assert values(rows, "unlearn_forget_accuracy")[f"always/clamp|t=0|n=1|m={m}"] == accuracy
+    facts = [("forget", 0, (1, 5), 0), ("near", 4, (5,), 0), ("far", 6, (7,), 2)]
+    world = ToyWorld([question(*fact) for fact in facts])
+    rows, _ = run(world, retain_thresholds=(0.0,), n_latents=(1,), strengths=(m,))
+    assert values(rows, "unlearn_forget_accuracy")[f"always/clamp|t=0|n=1|m={m}"] == accuracy
 
 
 def test_text_rows_by_hand():
-    rows, documents = unlearn(
-        identity(), ToyStore(), ToyWorld(), config(n_latents=(1,)), progress=False
-    )
+    rows, documents = run(n_latents=(1,))
     group = "always/clamp|t=0|n=1|m=100"
     # Test text: 6 valid tokens, axis 0 fires at one, in the forget document.
     assert values(rows, "unlearn_touched")[group] == pytest.approx(1 / 6)
     assert values(rows, "unlearn_retain_touched")[group] == 0.0
     assert values(rows, "unlearn_retain_ce_delta")[group] == 0.0
     # CE of token 2 after 1 and of 9 after 1, 2, before and after: logit 10 goes 1 -> -sqrt(8).
-    a, b, z = torch.e, float(torch.tensor(-(8**0.5)).exp()), 1.0
-    rise = torch.tensor(
-        [(13 * z + b) / (13 * z + a), (12 * z + b + torch.e) / (12 * z + 2 * torch.e)]
-    )
-    total = float(rise.log().sum())
+    e, b = torch.e, float(torch.tensor(-(8**0.5)).exp())
+    total = float(torch.tensor([(13 + b) / (13 + e), (12 + b + e) / (12 + 2 * e)]).log().sum())
     # 2 forget and 2 retain positions are scored
     assert values(rows, "unlearn_ce_delta")[group] == pytest.approx(total / 4, rel=1e-5)
     ce = documents[(documents["metric"] == "unlearn_ce_delta") & (documents["group"] == group)]
-    assert dict(zip(ce["doc"], ce["num"], strict=True)) == pytest.approx(
-        {0: total, 1: 0.0}, rel=1e-5
-    )
-    assert ce["den"].tolist() == [2.0, 2.0]
+    assert ce["doc"].tolist() == [0, 1] and ce["den"].tolist() == [2.0, 2.0]
+    assert ce["num"].tolist() == pytest.approx([total, 0.0], rel=1e-5)
 
 
 def test_gates_and_edits_are_crossed_and_random_stays_off_the_chosen():
     crossed = {"gates": ("always", "token-codes"), "edits": ("clamp", "clamp-random")}
-    rates = {"retain_thresholds": (0.0,), "false_positive_rates": (0.0,)}
-    rows, documents = unlearn(
-        identity(), ToyStore(), ToyWorld(), config(**crossed, **rates), progress=False
-    )
+    rows, documents = run(**crossed, retain_thresholds=(0.0,), false_positive_rates=(0.0,))
     forget = values(rows, "unlearn_forget_accuracy")
     at = {"always": "t=0|n={}|m=100", "token-codes": "t=0|n={}|fpr=0|m=100"}
     edits = ("clamp", "clamp-random", "hold-random")  # the last joins behind every gate
@@ -262,38 +243,32 @@ def test_gates_and_edits_are_crossed_and_random_stays_off_the_chosen():
 
 def test_a_sweep_ends_once_too_much_is_lost():
     # Axis 1 holds near fact 5: at m = 100 it is gone.
-    asked = config(
-        retain_thresholds=(0.2,), n_latents=(3,), strengths=(1, 100, 200), stop_below=0.9
-    )
-    rows, _ = unlearn(identity(), ToyStore(), ToyWorld(), asked, progress=False)
+    sweep = {"strengths": (1, 100, 200), "stop_below": 0.9}
+    rows, _ = run(retain_thresholds=(0.2,), n_latents=(3,), **sweep)
     swept = [g for g in values(rows, "unlearn_near_accuracy") if g.startswith("always/clamp|")]
     assert swept == [f"always/clamp|t=0.2|n=3|m={m}" for m in (1, 100)]
 
 
 def test_every_score_and_evidence_and_edit_runs_on_one_bench():
     size = {"retain_thresholds": (0.2,), "n_latents": (2,), "false_positive_rates": (0.2,)}
-    read = identity(), ToyStore(), ToyWorld()
-    rows, _ = unlearn(*read, config(gates=GATES, **size), progress=False)
-    touched = values(rows, "unlearn_retain_touched")
+    touched = values(run(gates=GATES, **size)[0], "unlearn_retain_touched")
     assert {g.split("/")[0] for g in touched} == set(GATES)
     assert all(value <= 1 for value in touched.values())
-    rows, _ = unlearn(*read, config(edits=EDITS, **size, matched=True), progress=False)
+    rows, _ = run(edits=EDITS, **size, matched=True)
     edits = {g.split("|")[0].split("/")[1] for g in values(rows, "unlearn_latents")}
     # On one level there are neither parents nor leaves.
     assert edits == {e for e in EDITS if not e.startswith(("hierarchical", "leaves"))}
 
 
 def test_the_group_is_in_the_name():
-    asked = config(retain_thresholds=(0.0,), n_latents=(1,), group="all")
-    rows, _ = unlearn(identity(), ToyStore(), ToyWorld(), asked, progress=False)
+    rows, _ = run(retain_thresholds=(0.0,), n_latents=(1,), group="all")
     assert "always/clamp|t=0|n=1|m=100|group=all" in values(rows, "unlearn_latents")
     with pytest.raises(ValueError, match="group='fast'.*all"):
-        asked = config(group="fast")
-        unlearn(identity(), ToyStore(), ToyWorld(), asked, progress=False)
+        run(group="fast")
 
 
 def test_without_labels_prompts_are_ranked_on_and_named_as_such():
-    rows, _ = unlearn(identity(), ToyStore(labelled=False), ToyWorld(), config(), progress=False)
+    rows, _ = run(store=ToyStore(labelled=False))
     # 4 forget facts x 2 orders x (entity, colon); 4 others: (1 + 2 + 2 + 1 entities + 4 colons) x 2
     assert values(rows, "unlearn_rank_tokens") == {"forget:prompts": 16.0, "retain:prompts": 20.0}
 
@@ -321,11 +296,8 @@ def test_what_states_the_facts_that_are_not_asked_for_is_ranked_on():
 
 def test_settings_are_judged_on_the_named_forms_and_attacks_ask_the_others_too():
     asked = [q._replace(form=form) for q in make_questions() for form in ("plain", "turned")]
-    settings = config(
-        forms=["plain"], attacks=["paraphrase", "perturbation", "relearning"],
-        retain_thresholds=(0.0,), n_latents=(2,),
-    )  # fmt: skip
-    rows, documents = unlearn(identity(), ToyStore(), ToyWorld(asked), settings, progress=False)
+    settings = {"forms": ["plain"], "attacks": ["paraphrase", "perturbation", "relearning"]}
+    rows, documents = run(ToyWorld(asked), **settings, retain_thresholds=(0.0,), n_latents=(2,))
     n = {r["group"]: r["n"] for r in rows if r["metric"] == "unlearn_known"}
     assert n == {"forget": 4, "near": 2, "far": 2}  # plain forms alone
     known = {r["group"]: r["n"] for r in rows if r["metric"] == "unlearn_attack_known"}
@@ -435,26 +407,22 @@ def test_the_rule_is_the_majority_inside_documents():
     assert levels[[0, 5, 9]].tolist() == [0, 0, 1]
 
 
+class OtherStore(ToyStore):
+    fingerprint = "g"
+
+
 @pytest.mark.parametrize(
-    "world, store, words",
+    "kept, store, words",
     [
-        (ToyWorld([]), ToyStore(), "no forget questions"),
-        (
-            ToyWorld([q for q in make_questions() if q.neighbourhood != "near"]),
-            ToyStore(),
-            "no near",
-        ),
-        (
-            ToyWorld([q for q in make_questions() if q.fact != 6]),
-            ToyStore(),
-            "none of the 1 far questions",
-        ),
-        (ToyWorld(), type("Other", (ToyStore,), {"fingerprint": "g"})(), "another world"),
+        (lambda q: False, ToyStore, "no forget questions"),
+        (lambda q: q.neighbourhood != "near", ToyStore, "no near"),
+        (lambda q: q.fact != 6, ToyStore, "none of the 1 far questions"),
+        (lambda q: True, OtherStore, "another world"),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_one_sentence(world, store, words):
+def test_what_cannot_be_measured_is_said_in_one_sentence(kept, store, words):
     with pytest.raises(UserError, match=words) as caught:
-        unlearn(identity(), store, world, config(), progress=False)
+        run(ToyWorld([q for q in make_questions() if kept(q)]), store())
     assert "\n" not in str(caught.value)
 
 

@@ -1,11 +1,13 @@
 r"""What a gate adds up: how much the present token speaks of the subject, u [B, T].
 
-    codes     u = Σ_{i chosen} z_i · 1[z_i > q_i];   random: the same of random latents
+    codes     u = Σ_{i chosen} w_i 1[z_i > q_i];     random: the same of random latents
     logistic  u = w·z + c, over all codes;           residual: u = w·x + c, no dictionary at all
     chain     u = weight of the longest run of a chain that has fired in order and ends here
 
-q_i is the (1 − LATENT_RATE) quantile of z_i on retained text; w and c are a logistic regression
-that tells tokens of forget text from tokens of retained text. Source: this project.
+q_i is the (1 − LATENT_RATE) quantile of z_i on retained text, and w_i = log P_f(z_i > q_i) / P_r(z_i
+> q_i) how much more often it is exceeded on forget text: a log-likelihood ratio, so that one large
+code weighs no more than its latent tells. w and c are a logistic regression that tells tokens of
+forget text from tokens of retained text. Source: this project.
 """
 
 import math
@@ -36,15 +38,25 @@ def quantiles(latents: Tensor, retain: Sequence[Coded], rate: float = LATENT_RAT
 
 
 @dataclass(frozen=True, eq=False)
-class Mass:
+class Votes:
     """Evidence ``codes`` and ``random``."""
 
     latents: Tensor
     q_K: Tensor
+    w_K: Tensor
+
+    @classmethod
+    def of(cls, latents: Tensor, forget: Sequence[Coded], retain: Sequence[Coded]) -> "Votes":
+        """With q and w of both texts; a rate is of one more case of either kind."""
+        q_K = quantiles(latents, retain)
+        rates = []
+        for texts in (forget, retain):
+            above_NK = torch.cat([text.kept(latents) for text in texts]) > q_K
+            rates.append((above_NK.sum(0) + 1) / (len(above_NK) + 2))
+        return cls(latents, q_K, (rates[0] / rates[1]).log())
 
     def __call__(self, read: Read) -> Tensor:
-        z_BTK = read.z_BTF[..., self.latents]
-        return torch.where(z_BTK > self.q_K, z_BTK, 0.0).sum(-1)
+        return ((read.z_BTF[..., self.latents] > self.q_K) * self.w_K).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)

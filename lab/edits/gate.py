@@ -3,14 +3,17 @@ r"""When to edit: a running score of evidence u that is held to a threshold set 
     token   s[t] = u[t]                         window  s[t] = mean of the last WINDOW valid u
     share   s[t] = Σ 1[u > 0] / (n + 4) over the document's n tokens up to t     (ρ of dynamic guardrails)
     ema     s[t] = ρ s[t−1] + (1 − ρ) u[t]                                        ρ = DECAY
-    cusum   s[t] = max(0, s[t−1] + u[t] − κ),   κ = E u + σ(u) / 2                  (Page 1954)
+    cusum   s[t] = max(0, s[t−1] + u[t] − κ),   κ = E_r u + λ (E_f u − E_r u)       (Page 1954)
     open    s[t] > h
 
-h is the smallest score on retained text that at most a share ``rate`` of its tokens exceeds; E u
-and σ(u) are over it too. s starts at 0 in every document, stands still at masked tokens, and looks
-at the past alone. ``share`` is what DSG (arXiv 2504.08192) thresholds, made causal, with four silent
-tokens put in front, since the share of a document's first token is 0 or 1: benign text in front of
-a question dilutes it, while ``ema`` and ``cusum`` forget that text.
+h is the smallest score on retained text that at most a share ``rate`` of its tokens exceeds. E_r and
+E_f are means over retained and forget text; of the λ in SHIFTS (Page's is ½) that one is taken with
+which most tokens of forget text lie above h. A κ that is too small lets long retained documents on
+neighbouring matters add up, and h then lies above what any question can reach. s starts at 0 in
+every document, stands still at masked tokens, and looks at the past alone. ``share`` is what DSG
+(arXiv 2504.08192) thresholds, made causal, with four silent tokens put in front, since the share of
+a document's first token is 0 or 1: benign text in front of a question dilutes it, while ``ema`` and
+``cusum`` forget that text.
 """
 
 import math
@@ -21,31 +24,36 @@ import torch
 from torch import Tensor
 
 from lab.edits.evidence import Evidence
-from lab.edits.ranking import Coded, Read
+from lab.edits.ranking import Coded, Read, exceeded_at_most
 from tsae.sequences import DOCUMENT, FilledContext
 
 SCORES = ("token", "window", "share", "ema", "cusum")
 DECAY, WINDOW, SILENT = 0.8, 16, 4
+SHIFTS = (0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """A score of some evidence, κ and h; ``scores_N``: s of the retained tokens, largest first."""
+    """A score of some evidence, κ and h; ``trials``: κ, and s of retained and of forget tokens."""
 
     score: str
     evidence: Evidence
-    drift: float
-    scores_N: Tensor
+    trials: Sequence[tuple[float, Tensor, Tensor]]
+    drift: float = 0.0
     threshold: float = math.inf
 
     def at(self, rate: float) -> "Gate":
-        """The same gate with h set for a false-positive rate.
+        """The same gate with κ and h set for a false-positive rate.
 
         The rate on that text is the asked one up to 1/n and ties (a score that is 0 nearly
         everywhere has h = 0 and a lower rate).
         """
-        threshold = float(self.scores_N[math.floor(rate * len(self.scores_N) + 1e-9)])
-        return replace(self, threshold=threshold)
+        found = []
+        for drift, retain_N, forget_N in self.trials:
+            threshold = float(exceeded_at_most(retain_N, rate))
+            found.append((float((forget_N > threshold).double().mean()), drift, threshold))
+        _, drift, threshold = max(found, key=lambda trial: trial[0])
+        return replace(self, drift=drift, threshold=threshold)
 
     def running(self, read: Read) -> Tensor:
         """s [B, T]."""
@@ -91,10 +99,16 @@ def running(
 
 
 @torch.no_grad()
-def calibrate(evidence: Evidence, retain: Sequence[Coded], score: str) -> Gate:
-    """The gate with κ and the scores of retained text; :meth:`Gate.at` sets h."""
-    found = [(evidence(text.read()), text) for text in retain]
-    u_N = torch.cat([u_BT[text.keep_BT] for u_BT, text in found]).double()
-    drift = float(u_N.mean() + u_N.std(correction=0) / 2)
-    s_N = torch.cat([running(u, text.context, score, drift)[text.keep_BT] for u, text in found])
-    return Gate(score, evidence, drift, s_N.sort(descending=True).values)
+def calibrate(
+    evidence: Evidence, forget: Sequence[Coded], retain: Sequence[Coded], score: str
+) -> Gate:
+    """The gate with the scores of both texts; :meth:`Gate.at` sets κ and h."""
+    sides = [[(evidence(text.read()), text) for text in texts] for texts in (retain, forget)]
+
+    def scores(read: list[tuple[Tensor, Coded]], how: str, drift: float) -> Tensor:
+        return torch.cat([running(u, t.context, how, drift)[t.keep_BT] for u, t in read]).double()
+
+    mean_r, mean_f = (float(scores(read, "token", 0.0).mean()) for read in sides)
+    drifts = [mean_r + shift * (mean_f - mean_r) for shift in SHIFTS] if score == "cusum" else [0.0]
+    trials = [(k, scores(sides[0], score, k), scores(sides[1], score, k)) for k in drifts]
+    return Gate(score, evidence, trials)

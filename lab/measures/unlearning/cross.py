@@ -10,7 +10,7 @@ from torch import Tensor
 from lab.edits.chain import ChainClamp, Link, follow, tracker_of
 from lab.edits.clamp import Ablation, Clamp, Direction
 from lab.edits.edit import Edit, Push
-from lab.edits.evidence import Evidence, Mass, Path, Prefix, quantiles, separating
+from lab.edits.evidence import Evidence, Path, Prefix, Votes, separating
 from lab.edits.gate import Gate, calibrate
 from lab.edits.hierarchical import Above, Parents, above, above_parents, two_levels
 from lab.edits.ranking import frequency, random_control, select
@@ -96,7 +96,7 @@ class Cross:
     def make_gate(self, name: str, t: float, n: int) -> Gate | None:
         """None where no chain leads to the chosen latents."""
         score, kind = name.split("-")
-        retain = self.bench.retain
+        forget, retain = self.bench.forget, self.bench.retain
         evidence: Evidence
         if kind in ("logistic", "residual"):
             evidence = self.probe(kind)
@@ -106,8 +106,8 @@ class Cross:
             evidence = Prefix.of(paths, retain)
         else:
             latents = self.chosen(t, n, kind == "random")
-            evidence = Mass(latents, quantiles(latents, retain))
-        return calibrate(evidence, retain, score)
+            evidence = Votes.of(latents, forget, retain)
+        return calibrate(evidence, forget, retain, score)
 
     def ranked(self, t: float) -> Tensor:
         """Latents of the forget text, strongest first."""
