@@ -44,8 +44,9 @@ def system(phase: str | None, d: int, F: int, k: int, hidden: int):
     else:
         sae = saes.build("lstm", d_in=d, d_sae=F, k=k, hidden=hidden, anneal=1.0).train()
         names = [name for name, _ in sae.named_parameters()]
-        set_trainable(sae, next(p for p in sae.phases() if p.name == phase), names)
-        sae.start_step(99, 100, phase)
+        current = next(p for p in sae.phases() if p.name == phase)
+        set_trainable(sae, current, names)
+        sae.start_step(99, 100, current)
         torch.nn.init.constant_(sae.recurrent.rho, 0.1)
     return sae, torch.optim.AdamW(sae.parameters(), 1e-3, fused=True)
 

@@ -53,7 +53,7 @@ class Case:
         learnable = [name for name, p in self.sae.named_parameters() if p.requires_grad]
         phase = self.sae.phases()[-1]
         set_trainable(self.sae, phase, learnable)
-        self.sae.start_step(950, 1000, phase.name)
+        self.sae.start_step(950, 1000, phase)
         if variant == "lstm":  # it starts at 0, where nothing of the recurrence is used
             torch.nn.init.constant_(self.sae.recurrent.rho, 0.1)
         self.optimizer = torch.optim.AdamW(

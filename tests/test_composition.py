@@ -32,16 +32,23 @@ def two_level(W, d=4, **options):
     W = torch.as_tensor(W, dtype=torch.float32)
     parents, leaves = W.shape
     torch.manual_seed(0)
-    given = {"act": "relu", "k": 1, "k2": 1, "ratio": leaves // parents, **options}
+    given = {
+        "act": "relu",
+        "k": 1,
+        "k2": 1,
+        "scope": "token",
+        "ratio": leaves // parents,
+        **options,
+    }
     sae = saes.build("hierarchical", d_in=d, d_sae=leaves, **given).eval()
     with torch.no_grad():
         sae.W_enc.copy_(torch.eye(d, leaves))
         sae.W_dec.copy_(torch.eye(leaves, d))
-        sae.W_e2.copy_(torch.eye(leaves, parents))
-        sae.D2.copy_(torch.eye(parents, leaves))
-        sae.composer.W.copy_(W)
-        sae.composer.energy1.fill_(1.0)
-        sae.composer.energy2.copy_(torch.arange(parents, 0.0, -1.0))
+        sae.uppers[0].W_enc.copy_(torch.eye(leaves, parents))
+        sae.uppers[0].W_dec.copy_(torch.eye(parents, leaves))
+        sae.uppers[0].composer.W.copy_(W)
+        sae.uppers[0].composer.energy1.fill_(1.0)
+        sae.uppers[0].composer.energy2.copy_(torch.arange(parents, 0.0, -1.0))
     return sae
 
 
@@ -219,8 +226,8 @@ def test_parents_and_as_many_leaves_forget_what_they_hold_and_one_level_has_neit
     W[0, 0], W[0, 2] = 1.0, 0.5
     sae = two_level(W, d=D)
     with torch.no_grad():
-        sae.W_e2.zero_()
-        sae.W_e2[:3, 0] = torch.tensor([1.0, 0.5, 1.0])
+        sae.uppers[0].W_enc.zero_()
+        sae.uppers[0].W_enc[:3, 0] = torch.tensor([1.0, 0.5, 1.0])
     asked = config(edits=("clamp", "hierarchical", "leaves"), retain_thresholds=(0.0,))
     rows, _ = unlearn(sae, ToyStore(), ToyWorld(), asked, progress=False)
     forget = values(rows, "unlearn_forget_accuracy")

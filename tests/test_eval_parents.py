@@ -42,9 +42,11 @@ class Store:
 def absorbing():
     """A latent an axis, but that of topic 0 is off where the rare kind's, which points at both, is
     on; level 2 is a copy of level 1."""
-    sae = saes.build("hierarchical", d_in=D, d_sae=D, act="relu", k=2, k2=2, ratio=1).eval()
+    sae = saes.build(
+        "hierarchical", d_in=D, d_sae=D, act="relu", k=2, k2=2, ratio=1, scope="token"
+    ).eval()
     with torch.no_grad():
-        for weights in (sae.W_enc, sae.W_dec, sae.W_e2, sae.D2):
+        for weights in (sae.W_enc, sae.W_dec, sae.uppers[0].W_enc, sae.uppers[0].W_dec):
             weights.copy_(torch.eye(D))
         sae.W_enc[RARE, 0] = -1.5  # 3 − 1.5 · 2 = 0
         sae.W_enc[RARE, RARE] = 2
@@ -64,7 +66,7 @@ def test_a_rare_part_absorbs_its_parent():
 def test_parents_are_read_as_an_sae():
     sae = absorbing()
     with torch.no_grad():
-        sae.D2[0] = torch.tensor([0.6, 0, 0, 0, 0.8, 0, 0])
+        sae.uppers[0].W_dec[0] = torch.tensor([0.6, 0, 0, 0, 0.8, 0, 0])
     parents, batch = Parents(sae), next(Store().batches("test", 24))
     with torch.no_grad():
         out = parents(batch.x_BTD, batch.context)

@@ -9,7 +9,10 @@ from tsae.saes import SequenceContext
 
 def tiny(F=1, **options):
     """One dimension, every latent reads x as it is; delta = 1/2 where s = 1."""
-    defaults = {"act": "relu", "k": 1, "theta": 1.0, "variance_scaling": False}
+    defaults = {
+        "act": "relu", "k": 1, "theta": 1.0, "variance_scaling": False, "feed": "relu",
+        "objective": "reconstruct",
+    }  # fmt: skip
     sae = saes.build("glta", d_in=1, d_sae=F, **{**defaults, **options}).eval()
     with torch.no_grad():
         sae.W_enc.fill_(1.0)
@@ -61,7 +64,8 @@ def test_variances_are_averaged_over_valid_tokens_and_frozen_for_inference(tmp_p
 
 
 def test_selection_sees_the_adapted_latents():
-    sae = saes.build("glta", d_in=2, d_sae=2, k=1, theta=1.0, variance_scaling=False).eval()
+    options = {"variance_scaling": False, "objective": "reconstruct", "feed": "relu"}
+    sae = saes.build("glta", d_in=2, d_sae=2, k=1, theta=1.0, **options).eval()
     with torch.no_grad():
         sae.W_enc.copy_(torch.eye(2))
         sae.W_dec.copy_(torch.eye(2))
@@ -85,14 +89,17 @@ def test_decaying_temperature():
     sae = tiny(tau="decay", tau_start=1.0, tau_end=0.01)
     seen = []
     for step in (0, 5, 10):
-        sae.start_step(step, 11)
+        sae.start_step(step, 10)
         seen.append(float(sae.tau))
     assert seen == pytest.approx([1.0, 0.1, 0.01])
+    sae.set_adaptation(tau=0.3)
+    assert float(sae.tau) == pytest.approx(0.3)
 
 
 def learned(seed=0, **options):
     """A model with every part of adaptation away from its start."""
     torch.manual_seed(seed)
+    options = {"feed": "relu", "objective": "reconstruct", **options}
     sae = saes.build("glta", d_in=6, d_sae=20, k=4, theta=0.4, **options).eval()
     sae.var_F.copy_(torch.rand(20) + 0.05)
     with torch.no_grad():
@@ -131,8 +138,11 @@ def test_encode_equals_the_recurrence(scope, tau):
     torch.testing.assert_close(torch.stack(steps, 1), z, atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_equal_finite_differences():
-    sae = learned(act="relu", scope="global", tau="learned").double()
+@pytest.mark.parametrize(("objective", "feed"), [("predict", "codes"), ("price", "relu")])
+@pytest.mark.parametrize("act", ["relu", "topk"])
+def test_gradients_equal_finite_differences(act, objective, feed):
+    sae = learned(act=act, tau="learned", objective=objective, feed=feed).double()
+    sae.set_adaptation(p=0.3)
     torch.manual_seed(1)
     x = torch.randn(2, 9, 6, dtype=torch.float64)
     sae.loss(x)["total"].backward()
@@ -144,6 +154,28 @@ def test_gradients_equal_finite_differences():
                 values.append(float(sae.loss(x)["total"]))
             parameter.add_(1e-5)
         assert float(parameter.grad) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4)
+
+
+def test_memory_explains_first_and_the_code_carries_the_surprise():
+    sae = tiny(objective="predict", theta=0.0, feed="codes")
+    sae.set_adaptation(p=0.5)
+    out = sae(torch.tensor([2.0, 4.0, 1.0]).view(1, 3, 1))
+    # m: 1, then 2.5 from the static codes 2 and 4; half of it is explained.
+    assert out.beside["x_p"][0, :, 0].tolist() == pytest.approx([0.0, 0.5, 1.25])
+    assert out.z[0, :, 0].tolist() == pytest.approx([2.0, 3.5, 0.0])
+    assert out.x_hat[0, :, 0].tolist() == pytest.approx([2.0, 4.0, 1.25])
+
+
+def test_the_price_of_births_by_hand():
+    sae = tiny(objective="price", price=2.0, theta=0.0, train_adaptation=False)
+    terms = sae.loss(torch.tensor([2.0, 4.0, 1.0, 3.0]).view(1, 4, 1))
+    assert float(terms["births"]) == pytest.approx(2 * (2 + 2) / 4)
+
+
+def test_the_temperature_never_falls_below_zero():
+    sae = tiny(tau="learned", variance_scaling=True)
+    sae.set_adaptation(tau=-0.25)
+    assert float(sae.tau) == 0.25
 
 
 def test_extreme_rates_stay_finite():
@@ -178,8 +210,11 @@ def test_persistence_lowers_the_loss_where_latents_last():
     ("options", "needle"),
     [
         ({"scope": "local"}, "global or feature"),
-        ({"tau": "fixed"}, "a number, learned or decay"),
+        ({"tau": "fixed"}, "a number of at least 0, learned or decay"),
         ({"tau": True}, "tau=True"),
+        ({"tau": -0.5}, "tau=-0.5"),
+        ({"objective": "none"}, "one of predict, price, reconstruct"),
+        ({"feed": "z"}, "codes or relu"),
         ({"tau_end": 0.0}, "tau_end=0.0"),
         ({"variance_ema": 1.0}, "variance_ema=1.0"),
         ({"penalty": -1.0}, "penalty=-1.0"),
@@ -189,10 +224,6 @@ def test_persistence_lowers_the_loss_where_latents_last():
 def test_bad_values_say_what_is_allowed(options, needle):
     with pytest.raises(ValueError, match=needle):
         saes.build("glta", d_in=4, d_sae=8, k=2, **options)
-
-
-def test_delta_is_half_at_the_start():
-    assert tiny().adaptation()[0].tolist() == pytest.approx([0.5])
 
 
 @pytest.mark.parametrize("act", ["topk", "batchtopk", "jumprelu"])
@@ -216,6 +247,7 @@ def test_adaptation_moves_with_a_rate_of_its_own():
     torch.manual_seed(4)
     start = {"theta": 0.5, "beta": -0.25, "tau": "learned", "tau_start": 0.75}
     sae = saes.build("glta", d_in=6, d_sae=20, k=4, adaptation_lr=16.0, **start).train()
+    sae.track_variance(torch.rand(30, 20), torch.ones(30))
 
     def values():
         return [getattr(sae, name).item() for name in ("theta", "beta", "tau")]

@@ -24,14 +24,14 @@ def build(seed=0, **options):
 
 def by_hand():
     """d = 2, F1 = 2, F2 = 1: h1 = relu(x), h2 = relu(2 h1_1 + h1_2 - 1), W = (1, 0.5)."""
-    sae = build(d_in=2, d_sae=2, k=2, ratio=2, k2=1, mu=3.0, lambda_c=10.0)
+    sae = build(d_in=2, d_sae=2, k=2, ratio=2, k2=1, mu=3.0, lambda_c=10.0, scope="token")
     with torch.no_grad():
         sae.W_enc.copy_(torch.eye(2))
         sae.W_dec.copy_(torch.eye(2))
-        sae.W_e2.copy_(torch.tensor([[2.0], [1.0]]))
-        sae.b2.copy_(torch.tensor([0.0, 1.0]))
-        sae.D2.copy_(torch.tensor([[0.6, 0.8]]))
-        sae.composer.W.copy_(torch.tensor([[1.0, 0.5]]))
+        sae.uppers[0].W_enc.copy_(torch.tensor([[2.0], [1.0]]))
+        sae.uppers[0].b.copy_(torch.tensor([0.0, 1.0]))
+        sae.uppers[0].W_dec.copy_(torch.tensor([[0.6, 0.8]]))
+        sae.uppers[0].composer.W.copy_(torch.tensor([[1.0, 0.5]]))
     return sae
 
 
@@ -58,7 +58,7 @@ def test_levels_and_losses_by_hand():
 def test_parents_through_the_product_of_dictionaries_equal_those_through_the_children():
     sae = build()
     h2 = torch.rand(3, 4)
-    torch.testing.assert_close(sae.decode_parents(h2), sae.decode(h2 @ sae.D2))
+    torch.testing.assert_close(sae.decode_parents(h2), sae.decode(h2 @ sae.uppers[0].W_dec))
 
 
 def test_soft_threshold_by_hand():
@@ -74,8 +74,7 @@ def test_composition_of_orthogonal_children_is_the_closed_form_of_the_lasso():
     for lambda_w, expected in ((0.1, 1.8), (0.0, 2.0), (1.0, 0.0)):
         composer = Composition(2, 1, lambda_w)
         for _ in range(100):
-            composer.measure(h1, h2, composer(h1) - h2, torch.tensor(8))
-            composer.step()
+            composer.fit(h1, h2, composer(h1) - h2, torch.tensor(8))
         assert composer.W[0, 0].item() == pytest.approx(expected, abs=1e-4)
         assert composer.W[0, 1].item() == 0
 
@@ -89,8 +88,7 @@ def test_a_planted_composition_is_found_and_the_rest_is_exactly_zero():
     for _ in range(200):
         h1 = torch.rand(400, 60, generator=g) * (torch.rand(400, 60, generator=g) < 0.1)
         h2 = h1 @ truth.t()
-        composer.measure(h1, h2, composer(h1) - h2, torch.tensor(400))
-        composer.step()
+        composer.fit(h1, h2, composer(h1) - h2, torch.tensor(400))
     assert ((composer.W > 0.1) == (truth > 0)).all()
     assert (composer.W == 0).float().mean() > 0.9
     assert (composer.W[truth > 0] < truth[truth > 0]).all()  # a lasso shrinks what it keeps
@@ -117,20 +115,23 @@ def test_phases_move_their_level_and_no_other(tmp_path, monkeypatch):
 
     def recorded(sae, *rest):
         out = step(sae, *rest)
-        history.append((sae.phase, {k: v.clone() for k, v in sae.state_dict().items()}, out[0]))
+        history.append(
+            (sae.phase.name, {k: v.clone() for k, v in sae.state_dict().items()}, out[0])
+        )
         return out
 
     monkeypatch.setattr(train, "training_step", recorded)
     train.train(sae, STORE, tmp_path, config(steps=10), progress=False)
     assert [name for name, *_ in history] == ["level1"] * 4 + ["level2"] * 3 + ["joint"] * 3
     lower = {"W_enc", "b_enc", "W_dec", "b_dec", "act.log_threshold"}
-    upper = {"W_e2", "b2", "D2", "act2.log_threshold", "composer.W"}
+    names = ("W_enc", "b", "W_dec", "act.log_threshold", "composer.W")
+    upper = {f"uppers.0.{name}" for name in names}
     moving = {"level1": lower, "level2": upper, "joint": lower | upper}
     for (_, earlier, _), (name, later, terms) in zip(history, history[1:], strict=False):
         moved = {k for k in lower | upper if not torch.equal(earlier[k], later[k])}
         assert moved == moving[name]
         assert ("mse_parents" in terms) == (name != "level1")
-    torch.testing.assert_close(sae.D2.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(sae.uppers[0].W_dec.norm(dim=1), torch.ones(4))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_a_static_sae_becomes_level_one_and_stays_while_frozen(act, tmp_path):
     batch = STORE.batch("test", range(4))
     codes = static.encode(batch.x_BTD, batch.context)
     given = HierarchicalSAE.from_static(static, curriculum=("level2",))
-    named = build(act=act, level1=str(tmp_path / "static" / "sae"), curriculum=("level2",))
+    named = build(act=act, teacher=str(tmp_path / "static" / "sae"), curriculum=("level2",))
     for sae, name in ((given, "given"), (named, "named")):
         assert sae.cfg.act == act
         train.train(sae, STORE, tmp_path / name, config(resample_every=0), progress=False)
@@ -180,41 +181,49 @@ def test_only_static_saes_of_the_same_size_fit():
 def test_dead_parents_alone_reconstruct_what_level_two_misses():
     sae = build(dead_after=100).train()
     with torch.no_grad():
-        sae.b2.copy_(sae.W_e2[:, 2] * 40)  # parent 2 is far below 0 everywhere
-        sae.idle_parents[2] = 100
+        sae.uppers[0].b.copy_(sae.uppers[0].W_enc[:, 2] * 40)  # parent 2 is far below 0 everywhere
+        sae.uppers[0].idle[2] = 100
     batch = STORE.batch("train", range(4))
     sae.loss(batch.x_BTD, batch.context)["aux_parents"].backward()
-    assert sae.D2.grad.abs().sum(1).nonzero()[:, 0].tolist() == [2]
-    assert sae.W_e2.grad.abs().sum(0).nonzero()[:, 0].tolist() == [2]
+    assert sae.uppers[0].W_dec.grad.abs().sum(1).nonzero()[:, 0].tolist() == [2]
+    assert sae.uppers[0].W_enc.grad.abs().sum(0).nonzero()[:, 0].tolist() == [2]
     assert sae.W_dec.grad is None
-    sae.W_e2.grad = None
+    sae.uppers[0].W_enc.grad = None
     with torch.no_grad():
-        sae.idle_parents.zero_()
+        sae.uppers[0].idle.zero_()
     assert "aux_parents" not in sae.loss(batch.x_BTD, batch.context)
-    assert sae.idle_parents[2] == 4 * 15  # the valid tokens of the batch
+    assert sae.uppers[0].idle[2] == 4 * 15  # the valid tokens of the batch
 
 
-@pytest.mark.parametrize("act2", ACTS)
-def test_parents_depend_on_their_token_alone(act2):
-    sae = build(d_in=8, d_sae=24, ratio=4, k2=2, act2=act2)
-    x, context = text()
-    sae.train().loss(x, context)  # a batch sets the threshold of batchtopk
-    sae.eval()
-    h2 = sae.parents(x, context)
-    assert h2.shape == (3, 14, 6) and h2.abs().sum() > 0
-    assert h2[~context.mask_BT].abs().max() == 0
-    for t in range(14):
-        alone = sae.parents(x[:, t : t + 1], SequenceContext(context.mask_BT[:, t : t + 1]))
-        torch.testing.assert_close(alone[:, 0], h2[:, t], atol=1e-5, rtol=1e-5)
-    if act2 == "topk":
-        assert (h2 > 0).sum(-1).max() <= 2
+def test_a_level_reads_the_mean_of_the_passage_so_far():
+    sae = build(d_in=2, d_sae=2, k=2, ratio=2, k2=1, act="relu", scope="section", prior=1.0)
+    level = sae.uppers[0]
+    a = torch.tensor([[1.0], [9.0], [3.0], [8.0], [5.0]])
+    mask = torch.tensor([[True, False, True, True, True]])
+    boundary = torch.tensor([[3, 0, 1, 2, 0]], dtype=torch.uint8)
+    context = SequenceContext(mask, boundary).filled(torch.zeros(1, 5, 1))
+    # One token of zero begins every mean: 1/2, (1 + 3)/3; from the section on 8/2, (8 + 5)/3.
+    expected = [1 / 2, 1 / 2, 4 / 3, 4.0, 13 / 3]
+    assert level.mean(a, context)[:, 0].tolist() == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_third_level_is_the_second_of_the_second():
+    sae = build(levels=3, ratio=2, scope="token", k2=4)
+    x, context = torch.randn(2, 9, 16), SequenceContext()
+    h2, h3 = sae.parents(x, context), sae.parents(x, context, level=3)
+    assert h2.shape == (2, 9, 16) and h3.shape == (2, 9, 8)
+    filled = context.filled(x)
+    torch.testing.assert_close(sae.uppers[1](h2.flatten(0, 1), filled)[0], h3.flatten(0, 1))
+    expected = sae.decode(h3 @ sae.uppers[1].W_dec @ sae.uppers[0].W_dec)
+    torch.testing.assert_close(sae.decode_parents(h3, 3), expected)
 
 
 @pytest.mark.parametrize(
     ("options", "needle"),
     [
-        ({"levels": 3}, "levels=3 is not allowed; levels must be 1 or 2"),
-        ({"ratio": 33}, "from 1 to d_sae=32"),
+        ({"levels": 4}, "levels=4 is not allowed; levels must be 1, 2 or 3"),
+        ({"ratio": 33}, "from 1 to 32"),
+        ({"scope": "page"}, "one of token, sentence, section, document"),
         ({"act2": "soft"}, "one of relu, topk, batchtopk, jumprelu, or None"),
         ({"k2": 5}, "from 1 to F2=4"),
         ({"mu": -1.0}, "mu=-1.0"),

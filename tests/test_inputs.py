@@ -22,7 +22,7 @@ def test_a_masked_token_may_hold_anything(name, act, options):
         found = []
         for filler in (0.0, torch.nan, 1e30):
             sae = build(name, act, options).train()
-            sae.start_step(5, 10, phase.name)
+            sae.start_step(5, 10, phase)
             torch.manual_seed(3)
             terms = sae.loss(x.masked_fill(~context.mask_BT[..., None], filler), context)
             terms["total"].backward()

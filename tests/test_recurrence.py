@@ -6,9 +6,7 @@ import pytest
 import torch
 from test_saes import text
 
-from tsae.saes import SequenceContext
-from tsae.saes.cells import pieces_of, run_lstm
-from tsae.saes.recurrence import FeatureMemory, HardConcrete
+from tsae.saes.recurrence import FeatureMemory, HardConcrete, pieces_of, run_lstm
 
 # ---- state -----------------------------------------------------------------------------------
 
@@ -21,14 +19,13 @@ def cell(lstm, x, h, c):
     return o.sigmoid() * c.tanh(), c
 
 
-@pytest.mark.parametrize("tbptt", [None, 1, 3, 100])
-def test_packed_pieces_equal_one_cell_after_another(tbptt):
+def test_packed_pieces_equal_one_cell_after_another():
     torch.manual_seed(0)
     lstm = torch.nn.LSTM(8, 5, batch_first=True)
     x, context = text(B=4)
     context = context.filled(x)
     pieces = pieces_of(context)
-    h_n = run_lstm(lstm, x.flatten(0, 1)[pieces.rows_n], pieces, tbptt)
+    h_n = run_lstm(lstm, x.flatten(0, 1)[pieces.rows_n], pieces)
     expected = []
     for b in range(4):
         for t in range(14):
@@ -38,39 +35,6 @@ def test_packed_pieces_equal_one_cell_after_another(tbptt):
                 h, c = cell(lstm, x[b, t], h, c)
                 expected.append(h)
     torch.testing.assert_close(h_n, torch.stack(expected))
-
-
-@pytest.mark.parametrize("tbptt", [None, 3])
-def test_gradients_equal_those_of_one_cell_after_another(tbptt):
-    torch.manual_seed(0)
-    lstm = torch.nn.LSTM(4, 3, batch_first=True).double()
-    lengths, weigh = (7, 2, 5), torch.randn(14, 3, dtype=torch.float64)
-    x = torch.randn(1, 14, 4, dtype=torch.float64)
-    boundary = torch.zeros(1, 14, dtype=torch.uint8)
-    boundary[0, [7, 9]] = 3
-    pieces = pieces_of(SequenceContext(boundary_BT=boundary).filled(x))
-    slow = []
-    for length, start in zip(lengths, (0, 7, 9), strict=True):
-        h = c = torch.zeros(3, dtype=torch.float64)
-        for t in range(length):
-            if tbptt and t % tbptt == 0:
-                h, c = h.detach(), c.detach()
-            h, c = cell(lstm, x[0, start + t], h, c)
-            slow.append(h)
-    (torch.stack(slow) * weigh).sum().backward()
-    expected = [p.grad.clone() for p in lstm.parameters()]
-    lstm.zero_grad()
-    (run_lstm(lstm, x[0], pieces, tbptt) * weigh).sum().backward()
-    for parameter, gradient in zip(lstm.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
-
-
-def test_the_gradient_stops_where_the_state_is_cut():
-    lstm = torch.nn.LSTM(2, 3, batch_first=True)
-    x = torch.randn(7, 2, requires_grad=True)
-    pieces = pieces_of(SequenceContext().filled(x[None]))
-    run_lstm(lstm, x, pieces, tbptt=3)[5].sum().backward()
-    assert (x.grad.abs().sum(1) > 0).tolist() == [False] * 3 + [True] * 3 + [False]
 
 
 def test_memory_of_many_blocks_equals_reading_slot_by_slot():

@@ -6,15 +6,20 @@ import torch
 from tsae import saes
 from tsae.errors import CheckpointError
 from tsae.saes import SequenceContext
+from tsae.saes.encoding import Tokens
 
 ACTS = ("relu", "topk", "batchtopk", "jumprelu")
 FIXED = {"l1": "relu", "topk": "topk", "batchtopk": "batchtopk", "jumprelu": "jumprelu"}
 OPTIONS = {
-    "hierarchical": [{}, {"ratio": 4, "k2": 2, "act2": "topk"}, {"ratio": 6, "act2": "jumprelu"}],
+    "hierarchical": [
+        {"scope": "token"},
+        {"ratio": 4, "k2": 2, "act2": "topk", "levels": 3, "prior": 2.0},
+        {"ratio": 6, "act2": "jumprelu", "scope": "sentence"},
+    ],
     "lstm": [
-        {"hidden": 6, "memory": 3, "rank": 4},
-        {"hidden": 5, "memory": 0, "tbptt": 3},
-        {"hidden": 0, "memory": 4, "rank": 3},
+        {"hidden": 6, "memory": 3, "rank": 4, "price": 0.1},
+        {"hidden": 5, "memory": 0, "predict": 0.0, "decoder": "lstm"},
+        {"hidden": 0, "memory": 4, "rank": 3, "negatives": 20},
     ],
     "causal": [
         {"rank": 3, "pairs": 2000},
@@ -39,18 +44,18 @@ OPTIONS = {
     "contrastive": [{}, {"similarity": "cosine", "pairs": 20}, {"partner": "earlier"}],
     "predictive": [{}, {"n_heads": 2, "query_width": 4, "value_width": 6, "window": 3}],
     "glta": [
-        {"theta": 0.3},
-        {"theta": -0.3, "scope": "feature", "tau": "learned"},
+        {"theta": 0.3, "tau": "learned"},
+        {"theta": -0.3, "scope": "feature", "tau": "learned", "objective": "price", "feed": "relu"},
         {"theta": 0.3, "tau": "decay"},
-        {"theta": 0.3, "variance_scaling": False},
-        {"theta": 0.3, "train_adaptation": False},
+        {"theta": 0.3, "variance_scaling": False, "objective": "reconstruct"},
+        {"theta": 0.3, "train_adaptation": False, "objective": "price"},
     ],
 }
 STATIC_PARENT = {
     "causal": {"feedback": False},
     "conv": {"window": 1, "group_shares": (1.0,), "consistency": "none"},
     "hierarchical": {"levels": 1},
-    "lstm": {"hidden": 0, "memory": 0},
+    "lstm": {"hidden": 0, "memory": 0, "price": 0.0},
     "rounds": {"rounds": (1.0,), "correct": False},
     "slowfast": {"slow_shares": (), "rounds": (1.0,), "correct": False},
     "txc": {"window": 1},
@@ -58,7 +63,7 @@ STATIC_PARENT = {
     "matryoshka": {"blocks": (1.0,)},
     "contrastive": {"blocks": (1.0,), "prefix_weights": (1.0,), "alpha": 0.0},
     "predictive": {"n_heads": 0},
-    "glta": {"theta": 0.0, "train_adaptation": False},
+    "glta": {"theta": 0.0, "train_adaptation": False, "objective": "predict"},
 }
 CASES = [
     pytest.param(name, act, options, id=f"{name}-{act}-{i}")
@@ -112,6 +117,33 @@ def check_laws(sae):
 @pytest.mark.parametrize(("name", "act", "options"), CASES)
 def test_laws_of_every_variant(name, act, options):
     check_laws(build(name, act, options))
+
+
+@pytest.mark.parametrize(("name", "act", "options"), CASES)
+def test_further_levels_stream_and_are_causal(name, act, options):
+    sae = build(name, act, options)
+    x, context = text()
+
+    def further(x):
+        return sae.features(sae.encoding(Tokens(sae, x, sae.checked(x, context))))
+
+    whole, future, other = further(x), x.clone(), x.clone()
+    if not whole:
+        return
+    future[:, 10:] += 5.0
+    other[:, :7] = 9.0
+    stream = sae.stream(batch_size=3)
+    steps = []
+    for t in range(x.shape[1]):
+        stream.step(x[:, t], context.boundary_BT[:, t], context.mask_BT[:, t])
+        steps.append(stream.features)
+    for level, h_NF in whole.items():
+        h_BTF = h_NF.unflatten(0, x.shape[:2])
+        streamed = torch.stack([step[level] for step in steps], 1)
+        torch.testing.assert_close(streamed, h_BTF, atol=1e-5, rtol=1e-5)
+        assert h_BTF[~context.mask_BT].abs().max() == 0 < h_BTF.abs().max()
+        assert torch.equal(further(future)[level].view_as(h_BTF)[:, :10], h_BTF[:, :10])
+        assert torch.equal(further(other)[level].view_as(h_BTF)[:, 7:], h_BTF[:, 7:])
 
 
 @pytest.mark.parametrize("act", ACTS)

@@ -28,7 +28,7 @@ EDGE = 1e-3
 
 def two_levels(sae: Any) -> TypeGuard[HierarchicalSAE]:
     """Whether ``sae`` has parents."""
-    return isinstance(sae, HierarchicalSAE) and sae.cfg.levels == 2
+    return isinstance(sae, HierarchicalSAE) and sae.cfg.levels > 1
 
 
 class Above(NamedTuple):

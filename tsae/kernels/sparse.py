@@ -162,29 +162,25 @@ def encode(
     bias_F: Tensor,
     pairs: list[tuple[Tensor, Tensor]],
     first: list[Tensor] | None = None,
-    added: tuple[Tensor | None, Tensor | None] = (None, None),
+    dense_NF: Tensor | None = None,
+    slopes: tuple[tuple[Tensor, Tensor], ...] = (),
 ) -> tuple[Codes, Tensor]:
     """Codes of ``pre = sum_j u_j W_j + b`` on the latents that ``select(pre)`` names.
 
     ``pairs``: (u [N, d_j], W [d_j, F]). Returns the codes and the pre-activations [N, F], the
     latter without gradient. ``first``: a list from which u_0 W_0 + b is taken, and changed, where
-    the caller has it. ``added``: a matrix [N, F] without gradient that joins pre, and a scalar that
-    it is multiplied by.
+    the caller has it. ``dense_NF`` joins pre; ``slopes``: numbers, one for all latents or one for
+    each, and the derivatives [N, F] of ``dense_NF`` by them.
     """
     flat = [tensor for pair in pairs for tensor in pair]
-    dense_NF, strength = added
 
     def choose(pre_NF: Tensor) -> Selection:
-        if dense_NF is not None:
-            scale = dense_NF.new_ones(()) if strength is None else strength.detach()
-            pre_NF.addcmul_(dense_NF, scale)
-        return select(pre_NF)
+        return select(pre_NF if dense_NF is None else pre_NF.add_(dense_NF))
 
     values, rows, cols, crow, pre = _Encode.apply(choose, first, bias_F, *flat)
-    if dense_NF is not None and strength is not None:
-        # Its gradient, and the number 0.
-        slope = dense_NF[rows, cols] * (values > 0)
-        values = values + (strength - strength.detach()) * slope
+    for number, slope_NF in slopes:  # their gradients, and the number 0
+        zero = (number - number.detach()).expand(pre.shape[1])
+        values = values + zero[cols] * slope_NF[rows, cols] * (values > 0)
     return Codes(values, rows, cols, crow, (len(pre), pre.shape[1])), pre
 
 

@@ -9,6 +9,7 @@ Shapes: x [B, T, d], z [B, T, F]. Units: activations normalised by the store, so
 E|x - mean|^2 = d and the MSE per dimension is 1 - FVE.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from tsae.kernels import sparse
 from tsae.kernels.sparse import Codes
 from tsae.saes import activations
-from tsae.saes.config import Phase, SAEConfig
+from tsae.saes.config import ALL, Phase, SAEConfig
 from tsae.saes.encoding import Delta, Encoding, SAEOutput, State, Tokens, check_input
 from tsae.saes.stream import Stream
 from tsae.saes.terms import auxk, count_idle, sparsity
@@ -54,7 +55,7 @@ class SAE(nn.Module):
         self.register_buffer("idle_tokens", torch.zeros(F, dtype=torch.int64))
         self.register_buffer("sparsity_weight", torch.tensor(float(cfg.l1)))
         self.progress = 1.0  # a loop that never calls start_step has no warm-up
-        self.phase = "train"
+        self.phase = ALL[0]
 
     def make_activation(self) -> nn.Module:
         """The activation module; a variant with reserved shares of k returns a grouped one."""
@@ -78,7 +79,7 @@ class SAE(nn.Module):
     @property
     def codes_learn(self) -> bool:
         """Whether this phase trains the codes; else they are made, and cost, as at inference."""
-        return True
+        return self.phase.codes
 
     # ---- encoding -------------------------------------------------------------------------
 
@@ -112,19 +113,23 @@ class SAE(nn.Module):
         act = self.act
         training = act.training
         act.train(training and self.codes_learn)
-        select = partial(act.select, mask_N=tokens.mask_N) if tokens.sparse else None
-        if select and tokens.whole_NF is None:
+        if tokens.sparse:
             u_ND, bias_F = tokens.pair()
-            given, added = [(u_ND, self.W_enc), *delta.pairs], (delta.dense, delta.strength)
-            codes, pre_NF = sparse.encode(select, bias_F, given, first=tokens.first, added=added)
+            select = partial(act.select, mask_N=tokens.mask_N)
+            given, added = [(u_ND, self.W_enc), *delta.pairs], (delta.dense, delta.slopes)
+            codes, pre_NF = sparse.encode(select, bias_F, given, tokens.first, *added)
         else:
             pre_NF = tokens.total(delta)
-            codes = sparse.picked(select, pre_NF) if select else act(pre_NF, tokens.mask_N)
+            codes = act(pre_NF, tokens.mask_N)
         act.train(training)
         target_ND = self.centred(x_BTD, tokens.context).flatten(0, 1)
         pairs = ((tokens.u_BTD.flatten(0, 1), self.W_enc), *delta.pairs)
         aux = dict(delta.aux)
         return Encoding(codes, pre_NF, target_ND, delta.beside, aux, pairs, tokens.context)
+
+    def features(self, enc: Encoding, state: State | None = None) -> dict[str, Tensor]:
+        """Codes [N, F'] of further levels, by name; ``state`` as in :meth:`delta`."""
+        return {}
 
     def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
         """Codes z [B, T, F] of x [B, T, d]; zero at invalid tokens. Raises ``ValueError``."""
@@ -217,31 +222,40 @@ class SAE(nn.Module):
         return False
 
     def phases(self) -> tuple[Phase, ...]:
-        """The stretches of training, whose shares sum to 1."""
-        return (Phase("train", 1.0),)
+        """The stretches of training, as the config has them."""
+        return self.cfg.phases
 
-    def start_step(self, step: int, n_steps: int, phase: str = "train") -> None:
+    def start_step(self, step: int, n_steps: int, phase: Phase = ALL[0]) -> None:
         """Tell schedules (sparsity warm-up, annealing) where training stands, and in which phase."""
-        self.progress = step / max(n_steps, 1)
-        self.phase = phase
+        self.progress, self.phase = step / max(n_steps, 1), phase
+        if isinstance(self.act, activations.Counting):  # inference always has k
+            done = math.pi * min(1.0, self.progress / phase.share)
+            factor = 1 + (phase.anneal - 1) * (1 + math.cos(done)) / 2
+            self.act.k_training = min(round(self.cfg.k * factor), self.cfg.d_sae)
+
+    def dictionaries(self) -> list[nn.Parameter]:
+        """Those whose rows have norm 1: every parameter called ``W_dec``."""
+        return [p for name, p in self.named_parameters() if name.endswith("W_dec")]
 
     @torch.no_grad()
     def project_gradients(self) -> None:
-        """Remove from the decoder's gradient what would only change its rows' norms."""
-        if self.W_dec.grad is not None:
-            along = torch.linalg.vecdot(self.W_dec.grad, self.W_dec)
-            self.W_dec.grad.addcmul_(along[:, None], self.W_dec, value=-1.0)
+        """Remove from the dictionaries' gradients what would only change their rows' norms."""
+        for W in self.dictionaries():
+            if W.grad is not None:
+                W.grad.addcmul_(torch.linalg.vecdot(W.grad, W)[:, None], W, value=-1.0)
 
     @torch.no_grad()
     def finish_step(self) -> None:
-        """Restore the unit norm of the decoder's rows, unless the phase has frozen them."""
-        if self.W_dec.requires_grad:
-            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
+        """Restore the unit norm of the dictionaries' rows, unless the phase has frozen them."""
+        for W in self.dictionaries():
+            if W.requires_grad:
+                W.div_(W.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()
     def initialise(self, mean_D: Tensor) -> None:
-        """Start the decoder bias at the mean activation."""
-        self.b_dec.copy_(mean_D)
+        """Start the decoder bias at the mean activation, unless it is set."""
+        if not bool(self.b_dec.any()):
+            self.b_dec.copy_(mean_D)
 
     # ---- streaming, saving ----------------------------------------------------------------
 

@@ -1,22 +1,30 @@
-"""From a static SAE to a variant: whose weights can be taken over, and how they are.
+"""From a trained static SAE to a variant: whose weights can be taken over, and how they are.
 
 Any SAE that encodes a token with ``(x - b_dec) W_enc + b_enc`` can be the start of another.
 """
 
-from dataclasses import fields
-from pathlib import Path
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tsae.errors import CheckpointError
-from tsae.files import read_json
 from tsae.kernels.sparse import Codes
 from tsae.saes.base import SAE, Encoding, SAEConfig, Tokens
 from tsae.saes.registry import build, load, name_of
 
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+@dataclass(frozen=True)
+class GrowingConfig(SAEConfig):
+    """The static config plus where the static part comes from."""
+
+    teacher: str | None = None
+    """Directory of a trained static SAE whose weights training starts from; a folder of SAELens is
+    brought into the units of the store first (:func:`tsae.training.runs.prepared`)."""
 
 
 def check_static(parent: SAE, child: SAEConfig, where: str = "The static SAE") -> SAE:
@@ -38,26 +46,12 @@ def check_static(parent: SAE, child: SAEConfig, where: str = "The static SAE") -
     return parent
 
 
-def origin(directory: str) -> dict[str, Any]:
-    """World and fingerprint of the store that the SAE in ``directory`` was trained on, as far as
-    it can be read; a child built from it carries them until it has a store of its own."""
-    try:
-        meta = read_json(Path(directory) / "cfg.json", CheckpointError).get("meta", {})
-    except (CheckpointError, AttributeError):
-        return {}
-    return {key: meta[key] for key in ("world", "fingerprint") if key in meta}
-
-
+@lru_cache(maxsize=2)
 def load_static(directory: str, child: SAEConfig, device: torch.device) -> SAE:
     """The frozen static SAE in ``directory``; raises :class:`CheckpointError`."""
-    if (Path(directory) / "sae_weights.safetensors").exists():
-        raise CheckpointError(
-            f"{directory} is a SAELens directory, in the units of the raw residual: save "
-            "tsae.interop.load_saelens(directory, store) and give that directory."
-        )
     with torch.random.fork_rng(devices=[]):  # a resumed run loads it at another moment
         sae = check_static(load(directory, str(device)), child, f"The checkpoint {directory}")
-    return sae.requires_grad_(False)
+    return sae.eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -75,14 +69,9 @@ def copy_static(parent: SAE, child: SAE) -> None:
 
 
 class Growing(SAE):
-    """A variant that can begin as a trained static SAE: one that :meth:`from_static` is given, or
-    the one in the directory that its config names in the field ``start``."""
+    """A variant that can begin as a trained static SAE: the ``teacher`` of its config."""
 
-    start: str
-
-    def __init__(self, cfg: SAEConfig):
-        super().__init__(cfg)
-        self.given: list[SAE] = []  # a list, so that it is no part of this module's state
+    cfg: GrowingConfig
 
     @classmethod
     def from_static(cls, sae: SAE, **options: Any) -> Any:
@@ -95,44 +84,32 @@ class Growing(SAE):
         shared = {field.name: getattr(sae.cfg, field.name) for field in fields(SAEConfig)}
         made: Any = build(name_of(cls), **{**shared, **options})
         copy_static(check_static(sae, made.cfg), made)
-        made.meta, made.given = dict(sae.meta), [sae]
+        made.meta = dict(sae.meta)
         return made.to(sae.W_dec.device)
 
-    @property
-    def grows(self) -> bool:
-        """Whether there is such a parent."""
-        return bool(self.given) or getattr(self.cfg, self.start) is not None
-
-    def parent(self) -> SAE:
-        """It; read from its directory when first asked for."""
-        if not self.given:
-            self.given = [load_static(getattr(self.cfg, self.start), self.cfg, self.W_dec.device)]
-        return self.given[0]
+    def teacher(self) -> SAE:
+        """The static SAE in the directory of that name."""
+        assert self.cfg.teacher is not None
+        return load_static(self.cfg.teacher, self.cfg, self.W_dec.device)
 
     @torch.no_grad()
     def initialise(self, mean_D: Tensor) -> None:
-        """b_dec at the mean activation, or the whole static part from the parent."""
-        if self.grows:
-            copy_static(self.parent(), self)
-        else:
-            super().initialise(mean_D)
+        """The whole static part from the teacher, or as the base."""
+        if self.cfg.teacher is not None:
+            copy_static(self.teacher(), self)
+        super().initialise(mean_D)
 
-
-def match(student: SAE, teacher: SAE, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
-    """``mean_t |z - z_T|^2 / d`` + ``mean_t |x_hat - x_hat_T|^2 / d`` against the teacher T.
-
-    ``enc`` is the student's. Both are 0 when act and k are the teacher's, whose codes are then kept
-    to the bit.
-    """
-    with torch.no_grad():
-        teacher.eval()
-        sparse = isinstance(enc.codes, Codes)
-        goal = teacher.encoding(Tokens(teacher, x_BTD, enc.context, sparse=sparse))
-        goal_ND = teacher.decoded(goal.codes) + teacher.b_dec
-    x_hat_ND = student.decoded(enc.codes) + student.b_dec
-    unit = enc.n * student.cfg.d_in
-    missed = (x_hat_ND - goal_ND) * enc.mask_N[:, None]
-    return {
-        "match_codes": (enc.z_NF - goal.z_NF).square().sum() / unit,
-        "match_output": missed.square().sum() / unit,
-    }
+    def unmatched(self, x_BTD: Tensor, enc: Encoding) -> dict[str, Tensor]:
+        """``mean_t |z - z_T|^2 / d`` + ``mean_t |x_hat - x_hat_T|^2 / d`` against the teacher T; 0 for
+        a student that has its weights, activation and k."""
+        teacher = self.teacher()
+        with torch.no_grad():
+            sparse = isinstance(enc.codes, Codes)
+            goal = teacher.encoding(Tokens(teacher, x_BTD, enc.context, sparse=sparse))
+            goal_ND = teacher.decoded(goal.codes) + teacher.b_dec
+        missed_ND = (enc.aux["decoded"] + self.b_dec - goal_ND) * enc.mask_N[:, None]
+        unit = enc.n * self.cfg.d_in
+        return {
+            "match_codes": (enc.z_NF - goal.z_NF).square().sum() / unit,
+            "match_output": missed_ND.square().sum() / unit,
+        }

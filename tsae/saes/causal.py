@@ -127,14 +127,16 @@ class CausalSAE(SAE):
             return Delta()
         active, aux = self.static_codes(tokens.static_NF, tokens.mask_N), {}
         if state is not None:
-            return Delta(dense=self.streamed_prior(active, tokens, state), strength=self.rho)
+            prior_NF = self.streamed_prior(active, tokens, state)
+            return Delta(dense=self.rho.detach() * prior_NF)
         fresh = int(self.tracker.updates) == 0
         if tokens.learn and fresh:
             aux["observed"] = self.observe(active, tokens.context)
         prior_NF = self.prior(active, tokens.context)
         if tokens.learn and not fresh:
             aux["observed"] = self.observe(active, tokens.context)
-        return Delta(dense=prior_NF, strength=self.rho, aux=aux)
+        slopes = ((self.rho, prior_NF),)
+        return Delta(dense=self.rho.detach() * prior_NF, slopes=slopes, aux=aux)
 
     @torch.no_grad()
     def streamed_prior(self, active: Active, tokens: Tokens, state: State) -> Tensor:

@@ -38,7 +38,6 @@ class Composition(nn.Module):
     def __init__(self, n_children: int, n_parents: int, lambda_w: float):
         super().__init__()
         self.lambda_w = lambda_w
-        self.gradient: Tensor | None = None
         self.register_buffer("W", torch.zeros(n_parents, n_children))
         self.register_buffer("curvature", torch.zeros(n_children))
         self.register_buffer("energy1", torch.zeros(n_children))
@@ -50,33 +49,27 @@ class Composition(nn.Module):
         return h1 @ self.W.t() if isinstance(h1, Tensor) else decode(h1, self.W.t())
 
     @torch.no_grad()
-    def measure(self, codes: Codes | Tensor, h2: Tensor, error_NP: Tensor, n: Tensor):
-        """Keep ``G = mean_t (W h1 - h2) h1^T`` of a batch and move the moments.
+    def fit(self, h1: Tensor | Codes, h2: Tensor, error_NP: Tensor, n: Tensor) -> None:
+        """Move the moments by a batch, and W by ``W_ij <- soft(W_ij - eta_j G_ij, eta_j lambda_w
+        s_i s_j)``, G = mean_t (W h1 - h2) h1^T.
 
-        ``codes``: h1 [N, F1], ``error_NP`` = W h1 - h2, ``n`` the number of valid tokens.
+        ``error_NP`` = W h1 - h2 [N, F2], ``n`` the number of valid tokens. As h1 >= 0, the mean of
+        h1_j |h1|_1 bounds the curvature by diagonal dominance, so that with ``eta_j = STEP`` over it
+        no step diverges and none needs a learning rate. W is a new tensor: a gradient may yet be
+        taken through the old one.
         """
-        h1 = codes if isinstance(codes, Tensor) else codes.dense()
-        if not isinstance(codes, Tensor) and has_sparse_products(h2.device):
-            h1_FN = codes.csr(codes.values).t().to_sparse_csr()
+        if isinstance(h1, Tensor):
+            h1_NF, h1_FN = h1, h1.t()
+        elif has_sparse_products(h2.device):
+            h1_NF, h1_FN = h1.dense(), h1.csr(h1.values).t().to_sparse_csr()
         else:
-            h1_FN = h1.t()
-        self.gradient = distributed.mean((h1_FN @ error_NP).t() / n, n)
+            h1_NF, h1_FN = h1.dense(), h1.dense().t()
+        G = distributed.mean((h1_FN @ error_NP).t() / n, n)
         rate = torch.clamp(1.0 / (self.fits + 1), min=RATE)  # a plain mean until the window is full
         self.fits.add_(1)
-        self.curvature.lerp_(distributed.mean(h1.t() @ h1.sum(1) / n, n), rate)
-        self.energy1.lerp_(distributed.mean(h1.square().sum(0) / n, n), rate)
+        self.curvature.lerp_(distributed.mean(h1_NF.t() @ h1_NF.sum(1) / n, n), rate)
+        self.energy1.lerp_(distributed.mean(h1_NF.square().sum(0) / n, n), rate)
         self.energy2.lerp_(distributed.mean(h2.square().sum(0) / n, n), rate)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """``W_ij <- soft(W_ij - eta_j G_ij, eta_j lambda_w s_i s_j)`` with the G last measured.
-
-        ``eta_j = STEP / mean_t h1_j |h1|_1``: as h1 >= 0, that mean bounds the curvature by
-        diagonal dominance, so no step diverges and none needs a learning rate.
-        """
-        if self.gradient is None:
-            return
         eta_F = STEP / self.curvature.clamp_min(1e-8)
         shrink = self.lambda_w * self.energy2.sqrt()[:, None] * self.energy1.sqrt()
-        self.W.copy_(soft_threshold(self.W - eta_F * self.gradient, eta_F * shrink))
-        self.gradient = None
+        self.W = soft_threshold(self.W - eta_F * G, eta_F * shrink)

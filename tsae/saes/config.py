@@ -8,14 +8,22 @@ from tsae.saes import activations
 
 
 class Phase(NamedTuple):
-    """A stretch of training: its name, its share of the steps, and which parameters move.
+    """A stretch of training: its name, its share of the steps, and what moves in it.
 
-    ``trainable``: prefixes of parameter names; None means all.
+    ``trainable``: prefixes of the parameters that move, None for all; ``frozen``: of those that do
+    not. ``codes``: whether codes are trained, or made, and cost, as at inference. ``anneal``, of
+    a first phase: k at its start over k, falling to 1 along a cosine.
     """
 
     name: str
     share: float
     trainable: tuple[str, ...] | None = None
+    frozen: tuple[str, ...] = ()
+    codes: bool = True
+    anneal: float = 1.0
+
+
+ALL = (Phase("train", 1.0),)
 
 
 def require(ok: bool, field: str, value: Any, allowed: str) -> None:
@@ -63,6 +71,11 @@ class SAEConfig:
     threshold_start: float = 0.1
     """Threshold of every latent of jumprelu before training; Adam moves log θ by about lr a step,
     so that a short run reaches a small L0 only from a start not far below its own."""
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The stretches of training, whose shares sum to 1."""
+        return ALL
 
     def __post_init__(self) -> None:
         for field in ("d_in", "d_sae", "k", "dead_after"):

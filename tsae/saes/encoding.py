@@ -1,6 +1,6 @@
 r"""What passes between the parts of an SAE: the batch, what a variant adds to it, what came out.
 
-    pre[t] = u[t] W_enc + b_enc + Delta[t],    Delta[t] = sum_j u_j[t] W_j + strength * dense[t]
+    pre[t] = u[t] W_enc + b_enc + Delta[t],    Delta[t] = sum_j u_j[t] W_j + dense[t]
 
 ``Tokens`` is what a variant's ``delta`` reads, :class:`Delta` what it answers, and
 :class:`Encoding` is made once a step and handed to everything that is computed from it.
@@ -41,7 +41,6 @@ class Tokens:
         self.learn, self.sparse = learn, sparse
         self.mask_N = context.mask_BT.flatten()
         self.u_BTD = sae.centred(x_BTD, context)
-        self.whole_NF: Tensor | None = None
         self.first: list[Tensor] = []
 
     def pair(self) -> tuple[Tensor, Tensor]:
@@ -57,31 +56,19 @@ class Tokens:
         zero_F = (sae.b_dec - sae.b_dec.detach()) @ sae.W_enc.detach()
         return u_ND.detach(), sae.b_enc - zero_F
 
-    @property
-    def pre_NF(self) -> Tensor:
-        """The static pre-activation ``u W_enc + b_enc`` [N, F]. Whoever reads it here makes its
-        gradient, and so the encoder's, one of all latents."""
-        if self.whole_NF is None:
-            u_ND, bias_F = self.pair()
-            self.whole_NF = u_ND @ self.sae.W_enc + bias_F
-        return self.whole_NF
-
     def total(self, delta: "Delta") -> Tensor:
         """``pre`` of the equations [N, F], whose gradient is one of all latents."""
-        if self.whole_NF is None:
-            u_ND, bias_F = self.pair()
-            pre_NF = sum((u @ W for u, W in delta.pairs), u_ND @ self.sae.W_enc) + bias_F
-        else:
-            pre_NF = sum((u @ W for u, W in delta.pairs), self.whole_NF)
-        if delta.dense is None:
-            return pre_NF
-        return pre_NF + (delta.dense if delta.strength is None else delta.strength * delta.dense)
+        u_ND, bias_F = self.pair()
+        pre_NF = sum((u @ W for u, W in delta.pairs), u_ND @ self.sae.W_enc) + bias_F
+        if delta.dense is not None:
+            pre_NF = pre_NF + delta.dense
+        for number, slope_NF in delta.slopes:
+            pre_NF = pre_NF + (number - number.detach()) * slope_NF
+        return pre_NF
 
     @property
     def static_NF(self) -> Tensor:
-        """The same without a gradient."""
-        if not self.sparse:
-            return self.pre_NF.detach()
+        """The static pre-activation ``u W_enc + b_enc`` [N, F], without a gradient."""
         if not self.first:
             with torch.no_grad():
                 u_ND = self.u_BTD.flatten(0, 1)
@@ -92,14 +79,15 @@ class Tokens:
 class Delta(NamedTuple):
     """What a variant adds to the static pre-activation, and what it needs later.
 
-    ``pairs``: (u_j [N, d_j], W_j [d_j, F]). ``dense`` [N, F], without gradient where there is a
-    ``strength`` (a scalar, which has one). ``x_BTD``: what the codes read and reconstruct in place
-    of x. ``beside``: parts of x_hat [N, d] that no code accounts for. ``aux``: for the own terms.
+    ``pairs``: (u_j [N, d_j], W_j [d_j, F]). ``dense`` [N, F], without a gradient; ``slopes``: its
+    derivatives (p, d dense / d p [N, F]) by numbers p, one for all latents or one for each [F].
+    ``x_BTD``: what the codes read and reconstruct in place of x. ``beside``: parts of x_hat [N, d]
+    that no code accounts for. ``aux``: for the own terms.
     """
 
     pairs: tuple[tuple[Tensor, Tensor], ...] = ()
     dense: Tensor | None = None
-    strength: Tensor | None = None
+    slopes: tuple[tuple[Tensor, Tensor], ...] = ()
     x_BTD: Tensor | None = None
     beside: dict[str, Tensor] = {}  # noqa: RUF012
     aux: dict[str, Any] = {}  # noqa: RUF012

@@ -1,12 +1,19 @@
-r"""The recurrent parts of the ``lstm`` variant: feature memory, sparse gate, and its stream."""
+r"""The recurrent parts of the ``lstm`` variant: state, feature memory, sparse gate, prediction.
 
-from typing import TYPE_CHECKING
+State starts at zero in each document and passes over masked tokens unchanged, so the *pieces* of a
+batch, which are the valid tokens of one document inside one sequence, run side by side.
+"""
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from tsae.saes.cells import pieces_of, run_lstm
+from tsae.kernels.sparse import Codes
 from tsae.saes.encoding import State
+from tsae.saes.terms import successive
 from tsae.sequences import DOCUMENT, FilledContext
 
 if TYPE_CHECKING:
@@ -14,6 +21,44 @@ if TYPE_CHECKING:
 
 BLOCK = 48
 """Tokens whose memory is read in one product."""
+
+
+class Pieces(NamedTuple):
+    """The n valid tokens of a batch in reading order, and how they are packed.
+
+    ``rows_n``: their index among the N = B * T tokens; ``position_n``: place inside the piece;
+    ``order_n``: reading order -> packed order (first tokens of all pieces, then second …, longest
+    piece first); ``sizes``: pieces still running at each position, on the CPU.
+    """
+
+    rows_n: Tensor
+    position_n: Tensor
+    order_n: Tensor
+    sizes: Tensor
+
+
+def pieces_of(context: FilledContext) -> Pieces:
+    """Cut the valid tokens of a filled context into pieces at document starts."""
+    rows_n = context.mask_BT.flatten().nonzero()[:, 0]
+    document_n = (context.boundary_BT >= DOCUMENT).flatten().cumsum(0)[rows_n]
+    _, piece_n, length_P = document_n.unique_consecutive(return_inverse=True, return_counts=True)
+    start_P = length_P.cumsum(0) - length_P
+    position_n = torch.arange(len(rows_n), device=rows_n.device) - start_P[piece_n]
+    rank_P = torch.empty_like(length_P)
+    by_length = length_P.argsort(descending=True, stable=True)
+    rank_P[by_length] = torch.arange(len(length_P), device=rows_n.device)
+    order_n = (position_n * max(len(length_P), 1) + rank_P[piece_n]).argsort()
+    return Pieces(rows_n, position_n, order_n, torch.bincount(position_n).cpu())
+
+
+def run_lstm(lstm: nn.LSTM, x_nD: Tensor, pieces: Pieces) -> Tensor:
+    """h [n, H] of every valid token, all pieces side by side: a step runs those that reach it."""
+    if len(x_nD) == 0:
+        return x_nD.new_empty(0, lstm.hidden_size)
+    packed, _ = lstm(PackedSequence(x_nD[pieces.order_n], pieces.sizes))
+    back = torch.empty_like(pieces.order_n)
+    back[pieces.order_n] = torch.arange(len(back), device=back.device)
+    return packed.data[back]
 
 
 class FeatureMemory(nn.Module):
@@ -112,13 +157,16 @@ class Recurrence(nn.Module):
     def __init__(self, cfg: "LSTMConfig"):
         super().__init__()
         d, F, hidden, rank = cfg.d_in, cfg.d_sae, cfg.hidden, cfg.rank
-        self.hidden, self.window = hidden, cfg.memory
+        self.hidden, self.window, self.negatives = hidden, cfg.memory, cfg.negatives
         self.lstm = nn.LSTM(d, hidden, batch_first=True) if hidden else None
         self.memory = FeatureMemory(F, rank, cfg.memory, d, cfg.memory_k) if cfg.memory else None
         width = hidden + (rank if cfg.memory else 0)
         self.W = nn.Parameter(torch.randn(width, F) / width**0.5)  # W_h above W_m
         self.rho = nn.Parameter(torch.zeros(F) if cfg.bridge else torch.ones(F))
         self.gate = HardConcrete(F) if cfg.gated else None
+        if cfg.predict > 0:
+            self.W_next = nn.Parameter(torch.zeros(width, F))
+            self.b_next = nn.Parameter(torch.zeros(F))
         if cfg.decoder == "lstm":
             self.W_out = nn.Parameter(torch.zeros(hidden, d))
             self.out_gate = nn.Linear(hidden, 1)
@@ -137,14 +185,42 @@ class Recurrence(nn.Module):
         """The decoder's recurrent part ``sigmoid(h u + c) h W_out`` [N, d], from h[t-1]."""
         return torch.sigmoid(self.out_gate(before_NH)) * (before_NH @ self.W_out)
 
+    def surprise(self, u_NS: Tensor, codes: Codes | Tensor, context: FilledContext) -> Tensor:
+        """``-log softmax_i(u[t-1] W_next + b_next)``, the mean over the latents i that are active at a
+        valid token t after another: the cross-entropy in nats of the next active set.
+
+        More than ``negatives`` latents are summed in the softmax through as many drawn ones.
+        """
+        if isinstance(codes, Tensor):
+            rows, cols = (codes > 0).nonzero(as_tuple=True)
+        else:
+            on = codes.values > 0
+            rows, cols = codes.rows[on], codes.cols[on]
+        now, before = successive(context)
+        place_N = torch.full((codes.shape[0],), -1, device=rows.device)
+        place_N[now] = torch.arange(len(now), device=rows.device)
+        place = place_N[rows]
+        place, cols = place[place >= 0], cols[place >= 0]
+        if len(place) == 0:
+            return self.W_next.new_zeros(())
+        u_PS, F = u_NS[before], self.W_next.shape[1]
+        if F <= self.negatives:
+            logits_PF = torch.addmm(self.b_next, u_PS, self.W_next)
+            return (logits_PF.logsumexp(1)[place] - logits_PF[place, cols]).mean()
+        drawn = torch.randperm(F)[: self.negatives].to(rows.device)
+        rest_P = torch.addmm(self.b_next[drawn], u_PS, self.W_next[:, drawn]).logsumexp(1)
+        rest_P = rest_P + math.log(F / self.negatives)
+        mine = (u_PS[place] * self.W_next.t()[cols]).sum(1) + self.b_next[cols]
+        return (torch.logaddexp(rest_P[place], mine) - mine).mean()
+
     def states(
-        self, x_ND: Tensor, c_NR: Tensor | None, context: FilledContext, tbptt: int | None
+        self, x_ND: Tensor, c_NR: Tensor | None, context: FilledContext
     ) -> tuple[Tensor, Tensor]:
         """[h; m] [N, H + r], whichever of the two there are, 0 at invalid tokens; and h of the
         token before [N, H], 0 where a document starts."""
         pieces, parts = pieces_of(context), []
         if self.lstm is not None:
-            parts.append(run_lstm(self.lstm, x_ND[pieces.rows_n], pieces, tbptt))
+            parts.append(run_lstm(self.lstm, x_ND[pieces.rows_n], pieces))
         if self.memory is not None:
             assert c_NR is not None
             parts.append(self.memory(c_NR[pieces.rows_n], pieces.position_n))

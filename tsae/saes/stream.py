@@ -16,7 +16,8 @@ class Stream:
     """Encodes B parallel texts one token at a time.
 
     ``state`` is what the variant remembers: it is laid out at the first token and keeps its size.
-    ``beside``: the parts [B, d] of the last token's reconstruction that no code accounts for.
+    ``beside``: the parts [B, d] of the last token's reconstruction that no code accounts for;
+    ``features``: its codes [B, F'] of further levels.
     """
 
     def __init__(self, sae: "SAE", batch_size: int):
@@ -24,6 +25,7 @@ class Stream:
         self.batch_size = batch_size
         self.state: State = {}
         self.beside: dict[str, Tensor] = {}
+        self.features: dict[str, Tensor] = {}
         self.started = False
 
     @torch.no_grad()
@@ -48,5 +50,5 @@ class Stream:
             context = FilledContext(context.mask_BT, given_B.to(torch.uint8)[:, None])
         self.started = True
         enc = self.sae.encoding(Tokens(self.sae, x_B1D, context), self.state)
-        self.beside = enc.beside
+        self.beside, self.features = enc.beside, self.sae.features(enc, self.state)
         return enc.z_NF

@@ -1,4 +1,4 @@
-"""Two terms of the loss that a dictionary of any level has: sparsity, and AuxK for the dead."""
+"""Terms of the loss that several dictionaries have: sparsity, AuxK for the dead, births."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tsae.saes.encoding import Encoding
+from tsae.sequences import DOCUMENT, FilledContext
 from tsae.training import distributed
 
 if TYPE_CHECKING:
@@ -60,6 +61,23 @@ def auxk(
     energy = distributed.pooled(error_ND.square().sum(), mask_N.sum())
     ratio = missed.square().sum() / energy.clamp_min(1e-8)
     return sae.cfg.aux * ratio.nan_to_num(0.0)
+
+
+def births(enc: Encoding) -> Tensor:
+    """``mean_t sum_i relu(z_i[t] - z_i[t-1]) / d``; t - 1 is the valid token before in the document,
+    whose first token is left out."""
+    now, before = successive(enc.context)
+    z_NF = enc.z_NF
+    risen = (z_NF[now] - z_NF[before]).relu().sum()
+    return risen / (enc.n * enc.target.shape[1])
+
+
+def successive(context: FilledContext) -> tuple[Tensor, Tensor]:
+    """The rows of the valid tokens that follow another in their document, and of those before."""
+    rows_n = context.mask_BT.flatten().nonzero()[:, 0]
+    document_n = (context.boundary_BT >= DOCUMENT).flatten().cumsum(0)[rows_n]
+    follows_n = document_n[1:] == document_n[:-1]
+    return rows_n[1:][follows_n], rows_n[:-1][follows_n]
 
 
 @torch.no_grad()

@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from tsae.errors import CheckpointError, UserError
-from tsae.saes.base import SAE
 from tsae.saes.config import require
 from tsae.saes.registry import check_device
 from tsae.training import distributed
@@ -83,7 +83,7 @@ def seen_positions(config: TrainConfig, seq_len: int) -> int:
     return max(2, round(config.positions * seq_len))
 
 
-def check_fit(sae: SAE, store, config: TrainConfig) -> None:
+def check_fit(sae: Any, store, config: TrainConfig) -> None:
     """Raise one sentence if SAE, store, configuration and machine do not go together."""
     check_device(config.device)
     if sae.cfg.d_in != store.d_model:
@@ -91,10 +91,11 @@ def check_fit(sae: SAE, store, config: TrainConfig) -> None:
             f"The SAE reads d_in={sae.cfg.d_in}, the store holds d_model={store.d_model}: "
             f"build the SAE with d_in={store.d_model}."
         )
-    known = sae.meta.get("fingerprint", store.fingerprint)
+    meta = sae.teacher().meta if getattr(sae.cfg, "teacher", None) else sae.meta
+    known = meta.get("fingerprint", store.fingerprint)
     if known != store.fingerprint:
         raise CheckpointError(
-            f"The SAE comes from world {sae.meta.get('world')!r} (fingerprint {known[:12]}), the "
+            f"The SAE comes from world {meta.get('world')!r} (fingerprint {known[:12]}), the "
             f"store from {store.world!r} ({store.fingerprint[:12]}): use the store it came from."
         )
     length = seen_positions(config, store.seq_len)

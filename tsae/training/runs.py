@@ -9,6 +9,7 @@ import torch
 from tsae import saes
 from tsae.errors import CheckpointError
 from tsae.files import in_turn, write_json
+from tsae.interop import saelens
 from tsae.saes import SAE
 from tsae.saes.config import require_fields
 from tsae.store import ActivationStore
@@ -37,12 +38,17 @@ def run_training(
 
     ``train_options`` are fields of ``TrainConfig``. The weights are drawn from ``seed``, and so is
     the order of the data: runs of the same seed see the same tokens in the same order whatever the
-    variant. Another process, not of this group, that trains into the directory waits.
+    variant. A ``teacher`` among the options that is a folder of SAELens is brought into the units of
+    the store, in ``directory``. Another process, not of this group, that trains into the directory
+    waits.
     """
     require_fields(TrainConfig, train_options)
     torch.manual_seed(seed)
-    choice = {} if act is None else {"act": act}
-    sae = saes.build(variant, d_in=store.d_model, d_sae=d_sae, k=k, **choice, **dict(options or {}))
+    given = dict(options or {}) | ({} if act is None else {"act": act})
+    if given.get("teacher") and (Path(given["teacher"]) / saelens.WEIGHTS).exists():
+        foreign, given["teacher"] = given["teacher"], str(Path(directory) / "teacher")
+        saelens.load_saelens(foreign, store).save(given["teacher"])
+    sae = saes.build(variant, d_in=store.d_model, d_sae=d_sae, k=k, **given)
     config = TrainConfig(steps=steps, lr=lr, seed=seed, **train_options)
     given = sae, store, directory, config, progress, {"seed": seed, "ablation": ablation}
     if distributed.rank():

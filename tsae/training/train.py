@@ -173,7 +173,7 @@ def run_steps(sae, store, directory, config, run, learnable, progress) -> dict[s
             if current is not phase:
                 phase = current
                 set_trainable(sae, phase, learnable)
-            sae.start_step(step, config.steps, phase.name)
+            sae.start_step(step, config.steps, phase)
             lr = learning_rate(step, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -60,7 +60,7 @@ def strongest(sae: Any, frequency: Frequencies, seed: int) -> Edges:
     """
     W_PF = torch.where(frequency.level1_F > 0, sae.composition, 0.0)
     has_P = (frequency.level2_P > 0) & (W_PF >= EDGE).any(1)
-    energy_P = torch.where(has_P, sae.composer.energy2, -1.0)
+    energy_P = torch.where(has_P, sae.uppers[0].composer.energy2, -1.0)
     parents_P = energy_P.argsort(descending=True, stable=True)[: min(PARENTS, int(has_P.sum()))]
     parts = [(parents_P[:0],) * 3]
     for n, i in enumerate(parents_P.tolist()):
@@ -183,7 +183,7 @@ def measure(
             ids = {"parent": e.parents_P[e.place_E], "child": e.leaf_E, "weight": e.weight_E}
             table = pd.DataFrame({k: v.tolist() for k, v in ids.items()})
             tables["composition"] = table.assign(tokens=table["child"].map(leaf_names))
-            nodes = {"parent": e.parents_P, "energy": sae.composer.energy2[e.parents_P]}
+            nodes = {"parent": e.parents_P, "energy": sae.uppers[0].composer.energy2[e.parents_P]}
             table = pd.DataFrame({k: v.tolist() for k, v in nodes.items()})
             tables["parents"] = table.assign(tokens=table["parent"].map(names))
             if specs:

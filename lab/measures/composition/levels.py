@@ -36,7 +36,7 @@ class Parents:
     @property
     def W_dec(self) -> Tensor:
         """[F2, d] what one unit of each parent adds to x2; not of norm 1."""
-        return self.sae.D2 @ self.sae.W_dec
+        return self.sae.parent_directions()
 
     def encode(self, x_BTD: Tensor, context: SequenceContext | None = None) -> Tensor:
         return self.sae.parents(x_BTD, context)
