@@ -44,7 +44,7 @@ OPTIONS = {
     "contrastive": [{}, {"similarity": "cosine", "pairs": 20}, {"partner": "earlier"}],
     "predictive": [{}, {"n_heads": 2, "query_width": 4, "value_width": 6, "window": 3}],
     "glta": [
-        {"theta": 0.3, "tau": "learned"},
+        {"theta": 0.3, "tau": "learned", "objective": "predict"},
         {"theta": -0.3, "scope": "feature", "tau": "learned", "objective": "price", "feed": "relu"},
         {"theta": 0.3, "tau": "decay"},
         {"theta": 0.3, "variance_scaling": False, "objective": "reconstruct"},

@@ -43,9 +43,9 @@ FEEDS = ("codes", "relu")
 class GLTAConfig(SAEConfig):
     """The static config plus adaptation, its objective, temperature and penalty."""
 
-    objective: str = "predict"
+    objective: str = "price"
     """What asks for time: predict, price, or nothing (reconstruct)."""
-    price: float = 0.1
+    price: float = 0.3
     """Price of what latents rise by from token to token, with objective price."""
     feed: str = "codes"
     """What the memory is fed by: the selected static codes, or relu of all pre-activations."""

@@ -45,11 +45,11 @@ class LSTMConfig(GrowingConfig):
     """Width to which the memory projects codes."""
     predict: float = 0.1
     """Weight of the next token's active set, in nats, once the recurrence is introduced."""
-    price: float = 0.0
+    price: float = 0.3
     """Price of what latents rise by from token to token."""
     negatives: int = 1024
     """Latents in the softmax of the prediction; of a larger dictionary so many are drawn a step."""
-    lambda_gate: float = 0.01
+    lambda_gate: float = 0.001
     """Weight of the mean probability that a latent's temporal gate is open; after introduction."""
     gated: bool = True
     """Whether latents have sparse gates; without, every gate is 1 and costs nothing."""
