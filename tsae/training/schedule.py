@@ -36,7 +36,7 @@ def set_trainable(sae: SAE, phase: Phase, learnable: list[str]) -> None:
     names = [name for name, _ in sae.named_parameters()]
     for prefix in (*(phase.trainable or ()), *phase.frozen):
         fits = any(name.startswith(prefix) for name in names)
-        require(fits, "phase", prefix, f"a prefix of one of {', '.join(names)}")
+        require(fits, "trainable", prefix, f"a prefix of one of {', '.join(names)}")
     for name, parameter in sae.named_parameters():
         inside = phase.trainable is None or name.startswith(phase.trainable)
         inside = inside and not name.startswith(phase.frozen)
