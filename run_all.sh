@@ -7,13 +7,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 usage() {
     cat <<TEXT
 usage: ./run_all.sh [--profile NAME] [--cores N] [--model PATH] [--text PATH] [--layer N]
-                    [--executor NAME] [--dry-run] [-- SNAKEMAKE OPTIONS]
+                    [--device NAME] [--executor NAME] [--dry-run] [-- SNAKEMAKE OPTIONS]
 
   --profile NAME   what to run: $(profiles) (default: laptop; local with --model)
   --cores N        jobs at a time (default: 2)
   --model PATH     a Hugging Face folder or GGUF file of yours } for a profile that has a
   --text PATH      a text, JSONL or datasets folder           } 'local' world: --profile local
   --layer N        the layer whose residual stream is read    }
+  --device NAME    auto (default: a GPU where torch sees one), cpu or cuda
   --executor NAME  where the jobs run: local (default), or an executor plugin of Snakemake
                    that is installed in .venv, such as slurm; then --cores is jobs at a time
   --dry-run        only say which stages would be made
@@ -41,7 +42,7 @@ while [ $# -gt 0 ]; do
         -h | --help) usage; exit 0 ;;
         --) engine=("$@"); break ;;
         --dry-run) options+=("$1"); shift ;;
-        --profile | --cores | --model | --text | --layer | --executor)
+        --profile | --cores | --model | --text | --layer | --device | --executor)
             [ $# -ge 2 ] || fail "run_all.sh: option $1 needs a value; see ./run_all.sh --help."
             if [ "$1" = --profile ]; then profile=$2; else options+=("$1" "$2"); fi
             if [ "$1" = --model ]; then default=local; fi

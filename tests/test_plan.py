@@ -234,9 +234,11 @@ def test_bad_profile_is_one_sentence(tmp_path, profile, words):
 def test_overrides_go_to_the_local_world_only(tmp_path):
     path = make_root(tmp_path, {"worlds": [world(world="local")]})
     (tmp_path / "model").mkdir()
-    stage = plan(path, tmp_path, {"model": "model", "layer": 3})[0]
+    stage, last = plan(path, tmp_path, {"model": "model", "layer": 3, "device": "cuda"})
     assert (stage.parameters["options"], stage.parameters["layer"]) == ({"model": "model"}, 3)
+    assert stage.parameters["device"] == "cuda" and "device" not in last.parameters
     write_profile(tmp_path, {"worlds": [world()]})
+    assert plan(path, tmp_path, {"device": None})[0].parameters["device"] == "auto"
     with pytest.raises(UserError, match="has no local world"):
         plan(path, tmp_path, {"layer": 3})
 

@@ -63,8 +63,8 @@ def test_stages_run_as_slurm_jobs(slurm):
     given = world(world="local", seed=5)
     path = make_root(slurm, {"worlds": [given], "memory": {"worlds": 3000}, "seconds": 720})
     (model := slurm / "my 'model").touch()
-    stages = plan(path, slurm, {"model": str(model)})
-    status, out, err = run(slurm, "--model", str(model), *SOON)
+    stages = plan(path, slurm, {"model": str(model), "device": "cuda"})
+    status, out, err = run(slurm, "--model", str(model), "--device", "cuda", *SOON)
     assert (status, err) == (0, ""), out
     told = out.splitlines()
     assert "2 stages to make with 2 jobs at a time handed to slurm, about" in told[0]
@@ -75,6 +75,7 @@ def test_stages_run_as_slurm_jobs(slurm):
     # 720 s expected: ten times that is 120 minutes; a figure's stage takes the default memory
     assert "-t 120" in worlds and "--mem 3000" in worlds and "--cpus-per-task=1" in worlds
     assert "--mem 8000" in figures
+    assert "gpu:1" in worlds and "gpu" not in figures
 
 
 def test_a_job_that_slurm_ends_is_told_in_its_words(slurm):

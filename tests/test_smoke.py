@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lab.runs import smoke
+from lab.runs.setting import compute_on
+from tsae.errors import UserError
 from tsae.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,3 +63,12 @@ def test_a_notebook_opened_by_itself_reads_the_finished_stages(tmp_path, monkeyp
     assert capsys.readouterr().out == said
     monkeypatch.setenv("TSAE_SMOKE", "1")
     assert smoke.finished() == []
+
+
+def test_a_notebook_computes_on_the_device_that_is_there(capsys):
+    assert compute_on("auto", 1) == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert compute_on("cpu", 1) == "cpu"
+    assert capsys.readouterr().out.splitlines()[-1] == "Computed on cpu, with 1 thread of the CPU."
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="torch sees no GPU here"):
+            compute_on("cuda", 1)

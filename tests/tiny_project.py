@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 
-COMMON = "\nout_dir = ''\nprofile = ''\nthreads = 1"
+COMMON = "\nout_dir = ''\nprofile = ''\nthreads = 1\ndevice = ''"
 RUN = "variant = ''\nact = ''\nk = 1\nd_sae = 1\noptions = {}\nsteps = 1\nlr = 0.1\nablation = ''"
 PARAMETERS = {
     "01_worlds": "world = ''\nseed = 0\noptions = {}\nlayer = None\ntokens = {}",

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         "k": given.k, "d_sae": given.d_sae, "steps": given.steps, "lr": given.lr, "act": given.act,
         "seed": given.seed, "options": dict(given.option), **dict(given.train),
     }  # fmt: skip
-    with distributed.ranks():
+    with distributed.ranks(str(dict(given.train).get("device", "cpu"))):
         first = distributed.rank() == 0
         try:
             known = [field.name for field in dataclasses.fields(TrainConfig)]

@@ -23,6 +23,8 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--model", help="model of a local world: folder or .gguf")
     shared.add_argument("--text", help="text of a local world: file or folder")
     shared.add_argument("--layer", type=int, help="layer that a local world reads")
+    devices = ("auto", "cpu", "cuda")
+    shared.add_argument("--device", choices=devices, help="in place of the profile's")
     everything = commands.add_parser("all", parents=[shared], help="make all that is missing")
     everything.add_argument("--cores", type=positive, default=2, help="jobs at a time")
     everything.add_argument("--executor", default="local", help="where Snakemake runs the jobs")
@@ -47,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 def do(given: argparse.Namespace) -> None:
     """What the command line asks for; modules that draw and tabulate are imported when asked."""
-    overrides = {key: getattr(given, key, None) for key in ("model", "text", "layer")}
+    overrides = {key: getattr(given, key, None) for key in ("model", "text", "layer", "device")}
     root = given.root.resolve() if "root" in given else planner.ROOT
     if given.command == "all":
         engine = (given.cores, given.executor, given.engine, given.dry_run)

@@ -129,6 +129,8 @@ class Planner:
             return value.get(f"{kind}/{world}", value.get(kind, default))
 
         parameters = {**given, "profile": self.name, "threads": of_kind("threads", 1)}
+        if notebook != "07_figures":
+            parameters["device"] = self.profile.get("device", "auto")
         path = f"notebooks/{notebook}.ipynb"
         if uses:
             uses = uses | {value for _, value in leaves(given) if isinstance(value, str)}
@@ -243,7 +245,7 @@ def plan(
 ) -> list[Stage]:
     """All stages of a profile, each after the stages that it needs.
 
-    ``overrides`` (model, text, layer) go to the profile's local world; ``house`` holds the
+    ``overrides``: device, and model, text and layer of the local world; ``house`` holds the
     packages that notebooks import. Torch is not imported. Raises :class:`UserError`, in one
     sentence, for a profile, notebook or text file that cannot be used.
     """

@@ -26,11 +26,12 @@ def find(name: str, root: Path) -> Path:
 
 
 def read(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The profile in ``path``, checked, with ``overrides`` in its local world.
+    """The profile in ``path``, checked, with ``overrides``.
 
-    ``overrides`` may hold model, text and layer. Raises :class:`UserError`, in one sentence, for
-    a file that is not such a profile: broken YAML, what ``workflow/profile.schema.yaml`` forbids,
-    a number that YAML reads as text (``1e-3``), a value that papermill would turn into text.
+    They may hold a device, and model, text and layer of the local world. Raises
+    :class:`UserError`, in one sentence, for a file that is not such a profile: broken YAML, what
+    ``workflow/profile.schema.yaml`` forbids, a number that YAML reads as text (``1e-3``), a value
+    that papermill would turn into text.
     """
     where = f"profile {path.stem}"
     try:
@@ -50,6 +51,7 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, An
         place = error.json_path.removeprefix("$").removeprefix(".")
         raise UserError(f"{where}: {': '.join(filter(None, (place, error.message)))}.")
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    profile["device"] = given.pop("device", profile.get("device", "auto"))
     override(profile, given, where)
     return profile
 

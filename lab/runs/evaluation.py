@@ -30,6 +30,7 @@ def run_evaluation(
     selection_tokens: int = Sizes.choose,
     splice_tokens: int = Sizes.splice,
     n_context_sequences: int = Sizes.sequences,
+    device: str = "cpu",
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """``results``, ``documents`` and ``dwell`` of several SAEs and, with ``nulls``, of ``shuffled``
@@ -39,6 +40,7 @@ def run_evaluation(
     :mod:`lab.runs.matched`). A row a run of metric ``l0_as_trained`` then tells how: its group is
     how, its value the L0 before.
     """
+    found = {label: sae.to(device) for label, sae in found.items()}
     matches = {}
     if match:
         matches = {k: match_own(sae, setting.store, match_tokens) for k, sae in found.items()}
@@ -48,7 +50,7 @@ def run_evaluation(
         if nulls and sae.looks_back and not sae.meta.get("ablation"):  # else it does nothing
             everything[f"shuffled({label})"] = measures.ShuffledNull(sae, null_window)
     sizes = Sizes(limit_tokens, selection_tokens, splice_tokens, n_context_sequences)
-    reading = measures.Reading(setting.store, sizes, progress=progress)
+    reading = measures.Reading(setting.store, sizes, device=device, progress=progress)
     tables = measures.measure(
         everything, reading, setting.world, families=families or (), options=family_options
     )
@@ -70,6 +72,7 @@ def run_ablations(
     limit_tokens: int = Sizes.test,
     selection_tokens: int = Sizes.choose,
     null_window: int = 0,
+    device: str = "cpu",
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """Train every run of ``grid`` in a directory of its own and evaluate it.
@@ -82,14 +85,14 @@ def run_ablations(
     found: dict[str, Any] = {}
     for number, run in enumerate(grid):
         place = Path(directory) / f"run-{number:02d}"
-        sae = run_training(setting.store, place, progress=progress, **run).sae
+        given = {"device": device, "progress": progress, **run}
+        sae = run_training(setting.store, place, **given).sae
         found[label := f"{number:02d}-{sae.name}-{run.get('ablation', '')}"] = sae
         if null_window and sae.looks_back:
             found[f"shuffled({label})"] = measures.ShuffledNull(sae, null_window)
     labelled = ("recovery",) if setting.store.label_specs else ()
-    reading = measures.Reading(
-        setting.store, Sizes(limit_tokens, selection_tokens), progress=progress
-    )
+    sizes = Sizes(limit_tokens, selection_tokens)
+    reading = measures.Reading(setting.store, sizes, device=device, progress=progress)
     families = families or ("core", "temporal", *labelled)
     tables = measures.measure(
         found, reading, setting.world, families=families, options=family_options
@@ -140,7 +143,8 @@ def heatmap_rows(
             continue
         seen.add(keys["variant"])
         title = {latent: title.split(":", 1)[-1] for title, latent in names.get(label, {}).items()}
-        z_BTF = sae.encode(batch.x_BTD, batch.context)[:, : n_tokens + 1]
+        here = batch.to(sae.b_dec.device)
+        z_BTF = sae.encode(here.x_BTD, here.context)[:, : n_tokens + 1].cpu()
         rows += [
             {
                 "world": keys["world"],

@@ -39,6 +39,7 @@ def measured_l0(sae: SAE, store: ActivationStore, limit_tokens: int, batch_size:
     """Mean active latents of the first ``limit_tokens`` valid training tokens."""
     active = n = 0
     for batch in store.batches("train", batch_size):
+        batch = batch.to(sae.b_dec.device)
         z_BTF = sae.encode(batch.x_BTD, batch.context)
         active += int((z_BTF != 0).sum())
         n += int(batch.context.mask_BT.sum())

@@ -1,6 +1,6 @@
 """``tsae/pretrained/`` from the dictionaries of a finished run: half precision, a card each.
 
-python -m lab.runs.pretrained              every dictionary of CHOSEN in results/laptop/train
+python -m lab.runs.pretrained              every dictionary of CHOSEN in the run of laptop
 python -m lab.runs.pretrained --hub DIR    the same as folders ready for a hub, with SAELens files
 """
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from lab.results.systems import SYSTEMS, display
 from tsae import dictionaries, saes
 from tsae.errors import UserError
-from tsae.files import atomic
+from tsae.files import atomic, read_json
 from tsae.interop.saelens import save_saelens
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,12 +31,14 @@ LICENCES = {
 }
 
 
-def trained(world: str, variant: str, folder: Path) -> Path:
+def trained(world: str, variant: str, plan: Path) -> Path:
     """The finished stage of the first seed. Raises :class:`UserError` when there is none."""
-    found = sorted(folder.glob(f"{world}-{variant}-*-s0-*/sae/cfg.json"))
-    if not found:
-        raise UserError(f"{folder} has no {variant} of {world}; make it with ./run_all.sh.")
-    return found[-1].parent
+    for stage in read_json(plan):
+        given, named = stage["parameters"], stage["name"].startswith(f"train-{world}-")
+        if named and (given["variant"], given["seed"]) == (variant, 0):
+            if (path := ROOT / stage["directory"] / "sae").is_dir():
+                return path
+    raise UserError(f"{plan} has no finished {variant} of {world}; make it with ./run_all.sh.")
 
 
 def measured(results: pd.DataFrame, world: str, variant: str) -> list[str]:
@@ -107,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         results = pd.read_parquet(path)
         for world, variants in CHOSEN.items():
             for variant in variants:
-                stage = trained(world, variant, given.results / "train")
+                stage = trained(world, variant, given.results / "plan.json")
                 out = (given.hub or dictionaries.FOLDER) / world / variant
                 out.parent.mkdir(parents=True, exist_ok=True)
                 export(stage, world, results, out, given.hub is not None)

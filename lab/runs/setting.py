@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from lab import worlds
 from tsae.errors import UserError
 from tsae.files import in_turn
 from tsae.models import check_layer
+from tsae.saes.registry import check_device
 from tsae.store import ActivationStore, harvest
 
 
@@ -16,6 +19,18 @@ class Setting(NamedTuple):
 
     world: worlds.World
     store: ActivationStore
+
+
+def compute_on(device: str, threads: int) -> str:
+    """Take ``threads`` of the CPU and ``device`` (``auto``: a GPU where torch sees one), say so in
+    a line, and return the device. Raises :class:`UserError` for a GPU where there is none."""
+    torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device)
+    name = "" if device == "cpu" else f" ({torch.cuda.get_device_name(device)})"
+    print(f"Computed on {device}{name}, with {threads} thread{'s' * (threads > 1)} of the CPU.")
+    return device
 
 
 def make_setting(
@@ -27,6 +42,7 @@ def make_setting(
     layer: int | None = None,
     tokens: Mapping[str, int],
     dtype: str | None = None,
+    device: str = "cpu",
     progress: bool = True,
 ) -> Setting:
     """Build ``world`` and harvest its activations into ``directory/{world,store}``.
@@ -46,7 +62,8 @@ def make_setting(
         place, sizes = directory / "store", dict(tokens)
         if "test" in sizes:
             sizes.setdefault("validation", sizes["test"])
-        store = harvest(made, place, layer=layer, tokens=sizes, dtype=dtype, progress=progress)
+        given = {"dtype": dtype, "device": device, "progress": progress}
+        store = harvest(made, place, layer=layer, tokens=sizes, **given)
     return Setting(made, store)
 
 

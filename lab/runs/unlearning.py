@@ -14,7 +14,12 @@ from tsae.training.runs import keys_of
 
 
 def run_unlearning(
-    setting: Setting, found: Mapping[str, SAE], *, progress: bool = True, **options
+    setting: Setting,
+    found: Mapping[str, SAE],
+    *,
+    device: str = "cpu",
+    progress: bool = True,
+    **options,
 ) -> dict[str, pd.DataFrame]:
     """``results`` and ``documents`` of unlearning with each SAE, over the grid of settings.
 
@@ -25,7 +30,8 @@ def run_unlearning(
     config = UnlearnConfig(**options)
     frames: dict[str, list[pd.DataFrame]] = {"results": [], "documents": []}
     for sae in found.values():
-        rows, documents = unlearn(sae, setting.store, setting.world, config, progress=progress)
+        given = {"device": device, "progress": progress}
+        rows, documents = unlearn(sae, setting.store, setting.world, config, **given)
         keys = keys_of(sae)
         frames["results"].append(label_rows(rows, **keys))
         frames["documents"].append(documents.assign(**keys)[[*keys, *documents.columns]])

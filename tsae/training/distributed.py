@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def ranks() -> Iterator[None]:
+def ranks(device: str = "cpu") -> Iterator[None]:
     """The process group of ``torchrun`` while the block runs; without torchrun, nothing.
 
-    NCCL with one GPU a rank where torch sees a GPU, gloo elsewhere.
+    ``device``: where the ranks train: NCCL with one GPU a rank on ``cuda``, gloo elsewhere.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    if torch.cuda.is_available():
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield
     finally:
