@@ -8,12 +8,12 @@ r"""A. Temporal convolution with boundaries and a hierarchical consistency loss.
 
 The dictionary is document, section (here ``sentence``), then fast latents. A group's window closes,
 b_i = 1, at boundaries of its own level or higher; the lags' rank is shared out among the groups.
-Nested prefixes let slow latents earn their place; otherwise each group has its own share of k. D is
+Each group has its own share of k; ``nested`` prefixes in its place cost reconstruction. D is
 InfoNCE (``contrastive``) between centred codes at t and t - lag of the group's own stretch, with
 other documents as negatives, or 1 - their mean ``cosine`` over four lags, which codes that are
 always on satisfy: hence the guard, whose value is what rates exceed one half by, and whose gradient
-lowers those codes. A learned gate is asked to be open where h, a linear
-reading of the window's mean, predicts the token. Window 1 with one group and no consistency is static.
+lowers those codes. A learned gate is asked to be open where h, a linear reading of the window's
+mean, predicts the token. Window 1 with one group and no consistency is static.
 """
 
 from dataclasses import dataclass
@@ -57,12 +57,12 @@ class ConvConfig(SAEConfig):
     """Shares of latents in the groups; (1.0,) for one group."""
     group_levels: tuple[int, ...] = (1, 2, 3)
     """Boundary level at which each group's window and consistency stop."""
-    nested: bool = True
+    nested: bool = False
     """Whether each prefix of the dictionary reconstructs; else each group has the share of k that it
     has of the latents."""
     consistency: str = "contrastive"
     """Distance D: none, cosine or contrastive."""
-    consistency_weights: tuple[float, ...] = (0.0, 0.01, 0.02)
+    consistency_weights: tuple[float, ...] = (0.0, 0.0025, 0.005)
     """lambda_g of each group."""
     longest_lag: int = 64
     """Largest lag of the contrastive pairs, which are uniform in its logarithm."""
