@@ -46,10 +46,10 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, An
             kind = type(value).__name__
             raise UserError(f"{where}: {name} is a {kind}; use text, numbers, lists or mappings.")
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
-    error = best_match(Draft202012Validator(schema).iter_errors(profile))
-    if error:
-        place = error.json_path.removeprefix("$").removeprefix(".")
-        raise UserError(f"{where}: {': '.join(filter(None, (place, error.message)))}.")
+    wrong = best_match(Draft202012Validator(schema).iter_errors(profile))
+    if wrong:
+        place = wrong.json_path.removeprefix("$").removeprefix(".")
+        raise UserError(f"{where}: {': '.join(filter(None, (place, wrong.message)))}.")
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     profile["device"] = given.pop("device", profile.get("device", "auto"))
     override(profile, given, where)

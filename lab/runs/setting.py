@@ -62,8 +62,15 @@ def make_setting(
         place, sizes = directory / "store", dict(tokens)
         if "test" in sizes:
             sizes.setdefault("validation", sizes["test"])
-        given = {"dtype": dtype, "device": device, "progress": progress}
-        store = harvest(made, place, layer=layer, tokens=sizes, **given)
+        store = harvest(
+            made,
+            place,
+            layer=layer,
+            tokens=sizes,
+            dtype=dtype,
+            device=device,
+            progress=progress,
+        )
     return Setting(made, store)
 
 

@@ -30,8 +30,8 @@ def run_unlearning(
     config = UnlearnConfig(**options)
     frames: dict[str, list[pd.DataFrame]] = {"results": [], "documents": []}
     for sae in found.values():
-        given = {"device": device, "progress": progress}
-        rows, documents = unlearn(sae, setting.store, setting.world, config, **given)
+        given = sae, setting.store, setting.world, config
+        rows, documents = unlearn(*given, device=device, progress=progress)
         keys = keys_of(sae)
         frames["results"].append(label_rows(rows, **keys))
         frames["documents"].append(documents.assign(**keys)[[*keys, *documents.columns]])

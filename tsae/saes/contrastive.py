@@ -111,8 +111,9 @@ class ContrastiveSAE(MatryoshkaSAE):
             share_N = torch.rand(len(t_N)).to(t_N.device)
             then_N = start_N + (share_N * (t_N - start_N)).long()
         now = drawn((t_N > start_N) & mask_N & mask_N[then_N.clamp_min(0)], self.cfg.pairs)
-        h = h_NH[now], h_NH[then_N[now]]
+        here, there = h_NH[now], h_NH[then_N[now]]
         if self.cfg.similarity == "cosine":
             # The constant keeps the root's gradient finite where no high latent fires.
-            h = [h * (h.square().sum(1, keepdim=True) + 1e-4).rsqrt() for h in h]
-        return info_nce(*h, start_N[now])
+            pair = here, there
+            here, there = (h * (h.square().sum(1, keepdim=True) + 1e-4).rsqrt() for h in pair)
+        return info_nce(here, there, start_N[now])

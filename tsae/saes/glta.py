@@ -80,7 +80,7 @@ class GLTAConfig(SAEConfig):
         require(self.feed in FEEDS, "feed", self.feed, " or ".join(FEEDS))
         require(self.scope in ("global", "feature"), "scope", self.scope, "global or feature")
         number = isinstance(self.tau, int | float) and not isinstance(self.tau, bool)
-        ok = self.tau >= 0 if number else self.tau in SCHEDULES
+        ok = float(self.tau) >= 0 if number else self.tau in SCHEDULES
         require(ok, "tau", self.tau, "a number of at least 0, learned or decay")
         for field in ("tau_start", "tau_end"):
             require(getattr(self, field) > 0, field, getattr(self, field), "above 0")

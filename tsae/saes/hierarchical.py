@@ -162,6 +162,7 @@ class HierarchicalSAE(Growing):
     """The levels of the module's equations; the codes z are those of level 1."""
 
     cfg: HierarchicalConfig
+    uppers: Any  # a list of Level
 
     def __init__(self, cfg: HierarchicalConfig):
         super().__init__(cfg)
@@ -193,7 +194,7 @@ class HierarchicalSAE(Growing):
 
     def parent_directions(self, level: int = 2) -> Tensor:
         """``D2 D1`` [F2, d], the rows by which parents reconstruct x; as F2 < N, it comes first."""
-        W = self.W_dec
+        W: Tensor = self.W_dec
         for upper in self.uppers[: level - 1]:
             W = upper.W_dec @ W
         return W
@@ -237,8 +238,8 @@ class HierarchicalSAE(Growing):
         if number == 2:
             enc.aux["l0_parents"] = (h.detach() > 0).sum() / n
         if (name := cfg.act2 or cfg.act) in ("relu", "jumprelu"):
-            given = self, name, upper.act, h, pre, enc, upper.k, upper.sparsity_weight
-            terms["sparsity_parents"] = sparsity(*given)
+            made = self, name, upper.act, h, pre, enc
+            terms["sparsity_parents"] = sparsity(*made, upper.k, upper.sparsity_weight)
         if self.training:
             count_idle(upper.idle, (h > 0).any(0), int(n))
             dead = upper.idle >= cfg.dead_after
@@ -247,8 +248,8 @@ class HierarchicalSAE(Growing):
                 # gradient through a ReLU.
                 W_XD = upper.W_dec[dead] @ self.parent_directions(number - 1).detach()
                 link = nn.functional.softplus
-                given = self, pre[:, dead], W_XD, error.detach(), enc.mask_N, link
-                terms["aux_parents"] = auxk(*given)
+                missed = error.detach(), enc.mask_N
+                terms["aux_parents"] = auxk(self, pre[:, dead], W_XD, *missed, link)
             with torch.no_grad():
                 whole = below if isinstance(below, Tensor) else below.dense()
                 read = below if upper.scope == 0 else upper.mean(whole, context)

@@ -50,11 +50,11 @@ def run_training(
         saelens.load_saelens(foreign, store).save(given["teacher"])
     sae = saes.build(variant, d_in=store.d_model, d_sae=d_sae, k=k, **given)
     config = TrainConfig(steps=steps, lr=lr, seed=seed, **train_options)
-    given = sae, store, directory, config, progress, {"seed": seed, "ablation": ablation}
+    run = sae, store, directory, config, progress, {"seed": seed, "ablation": ablation}
     if distributed.rank():
-        return train(*given)
+        return train(*run)
     with in_turn(directory):
-        result = train(*given)
+        result = train(*run)
         sizes = {
             "d_model": store.d_model,
             "d_sae": d_sae,

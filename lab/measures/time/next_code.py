@@ -44,7 +44,9 @@ def measure(
     """
     found: dict[str, Measured] = {}
     for name, sae in saes.items():
-        if not hasattr(sae, "next_logits") or not hasattr(sae.recurrent, "W_next"):
+        if not hasattr(sae, "next_logits") or not hasattr(
+            getattr(sae, "recurrent", None), "W_next"
+        ):
             continue
         seen = list(pairs(sae, reading, "train", count_tokens))
         joint = sum(part.before.T @ part.now for part in seen).tocsr()
@@ -87,5 +89,5 @@ def pairs(sae: Any, reading: Reading, split: str, limit: int) -> Iterator[Pairs]
         active_NF = (sae.encode(batch.x_BTD, batch.context) > 0).flatten(0, 1)
         log_NF = sae.next_logits(batch.x_BTD, batch.context).log_softmax(-1).flatten(0, 1)
         log_chances = log_NF[before][active_NF[now]].cpu().numpy()
-        parts = (active_NF[rows].float().cpu().numpy() for rows in (before, now))
-        yield Pairs(*map(scipy.sparse.csr_array, parts), log_chances)
+        parts = [active_NF[rows].float().cpu().numpy() for rows in (before, now)]
+        yield Pairs(scipy.sparse.csr_array(parts[0]), scipy.sparse.csr_array(parts[1]), log_chances)
