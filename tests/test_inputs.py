@@ -78,7 +78,7 @@ def test_inputs_of_another_kind_are_named(x, needle):
 
 @pytest.mark.parametrize("name", saes.names())
 def test_half_precision_encodes_and_says_that_losses_need_float32(name):
-    sae = saes.build(name, d_in=8, d_sae=24, k=4).to(torch.bfloat16).eval()
+    sae = saes.build(name, d_in=8, d_sae=24, k=6).to(torch.bfloat16).eval()
     x = text()[0].bfloat16()
     z = sae.encode(x)
     assert z.dtype == torch.bfloat16 and z.isfinite().all()
@@ -88,7 +88,7 @@ def test_half_precision_encodes_and_says_that_losses_need_float32(name):
 
 @pytest.mark.parametrize("name", saes.names())
 def test_a_stream_refuses_another_number_of_texts(name):
-    stream = saes.build(name, d_in=8, d_sae=24, k=4).eval().stream(3)
+    stream = saes.build(name, d_in=8, d_sae=24, k=6).eval().stream(3)
     for rows in (torch.zeros(1, 8), torch.zeros(8), torch.zeros(3, 7)):
         with pytest.raises(ValueError, match=r"this stream reads \[3, 8\]"):
             stream.step(rows)
@@ -97,15 +97,15 @@ def test_a_stream_refuses_another_number_of_texts(name):
 @pytest.mark.parametrize("name", [n for n in saes.names() if n not in ("l1", "topk", "jumprelu")])
 def test_untrained_batchtopk_keeps_k_latents_of_a_token(name):
     torch.manual_seed(0)
-    sae = saes.build(name, d_in=8, d_sae=24, k=4, act="batchtopk").eval()
-    assert (sae.encode(text()[0]) > 0).sum(-1).max() == 4
+    sae = saes.build(name, d_in=8, d_sae=24, k=6, act="batchtopk").eval()
+    assert (sae.encode(text()[0]) > 0).sum(-1).max() == 6
 
 
 @pytest.mark.parametrize("name", ["l1", "jumprelu"])
 def test_the_plain_loop_pays_for_its_codes(name):
     """Nobody calls ``start_step``; the sparsity term is there all the same."""
     torch.manual_seed(0)
-    sae = saes.build(name, d_in=8, d_sae=24, k=4, l1=1.0)
+    sae = saes.build(name, d_in=8, d_sae=24, k=6, l1=1.0)
     plain = float(sae.loss(text()[0])["sparsity"].detach())
     sae.start_step(0, 100)
     assert plain > 0 and float(sae.loss(text()[0])["sparsity"].detach()) == 0

@@ -230,11 +230,12 @@ def view_latents(
     group_of: dict[int, str] = {}
     for group, ids in latent_groups(sae, F, "cpu").items():
         group_of |= dict.fromkeys(ids.tolist(), group)  # "all" comes first and is overwritten
-    W_U, dwell, views = world.model(device).unembed.W_U.float(), tracker.table(), []
+    W_U, views = world.model(device).unembed.W_U.float(), []
     effect_KV = sae.W_dec[chosen].to(W_U) @ W_U
     effect_KV = effect_KV - effect_KV.mean(1, keepdim=True)
     for k, latent in enumerate(latents):
-        at, rows = torch.tensor([k], device=device), dwell[dwell["latent"] == k]
+        at = torch.tensor([k], device=device)
+        rows = tracker.table(at)
         view = LatentView(
             latent=latent,
             name=name(latent),

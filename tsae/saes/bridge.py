@@ -24,7 +24,7 @@ class GrowingConfig(SAEConfig):
 
     teacher: str | None = None
     """Directory of a trained static SAE whose weights training starts from; a folder of SAELens is
-    brought into the units of the store first (:func:`tsae.training.runs.prepared`)."""
+    brought into the units of the store first (:func:`tsae.training.runs.run_training`)."""
 
 
 def check_static(parent: SAE, child: SAEConfig, where: str = "The static SAE") -> SAE:

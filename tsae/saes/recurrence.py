@@ -15,6 +15,7 @@ from tsae.kernels.sparse import Codes
 from tsae.saes.encoding import State
 from tsae.saes.terms import successive
 from tsae.sequences import DOCUMENT, FilledContext
+from tsae.training import distributed
 
 if TYPE_CHECKING:
     from tsae.saes.lstm import LSTMConfig
@@ -201,17 +202,19 @@ class Recurrence(nn.Module):
         place_N[now] = torch.arange(len(now), device=rows.device)
         place = place_N[rows]
         place, cols = place[place >= 0], cols[place >= 0]
-        if len(place) == 0:
-            return self.W_next.new_zeros(())
+        n = context.mask_BT.sum()
+        each = distributed.pooled(torch.tensor(float(len(place)), device=n.device), n).clamp_min(
+            1.0
+        )
         u_PS, F = u_NS[before], self.W_next.shape[1]
         if F <= self.negatives:
             logits_PF = torch.addmm(self.b_next, u_PS, self.W_next)
-            return (logits_PF.logsumexp(1)[place] - logits_PF[place, cols]).mean()
+            return (logits_PF.logsumexp(1)[place] - logits_PF[place, cols]).sum() / each
         drawn = torch.randperm(F)[: self.negatives].to(rows.device)
         rest_P = torch.addmm(self.b_next[drawn], u_PS, self.W_next[:, drawn]).logsumexp(1)
         rest_P = rest_P + math.log(F / self.negatives)
         mine = (u_PS[place] * self.W_next.t()[cols]).sum(1) + self.b_next[cols]
-        return (torch.logaddexp(rest_P[place], mine) - mine).mean()
+        return (torch.logaddexp(rest_P[place], mine) - mine).sum() / each
 
     def states(
         self, x_ND: Tensor, c_NR: Tensor | None, context: FilledContext
