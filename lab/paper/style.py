@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import matplotlib.font_manager
 import matplotlib.pyplot as plt
 import matplotlib.ticker
 import pandas as pd
@@ -15,6 +17,11 @@ from PIL import Image
 
 from lab.results import systems, tidy
 from tsae import files
+
+# The fonts that come with matplotlib, whatever its cache of fonts knows: figures are the same
+# on every machine.
+for font in sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("STIX*.ttf")):
+    matplotlib.font_manager.fontManager.addfont(font)
 
 STYLE = Path(__file__).resolve().parent / "tsae.mplstyle"
 COLUMN, PAGE = 3.25, 6.77  # widths in inches of one and two text columns
