@@ -13,10 +13,10 @@ from tsae.errors import CheckpointError
 
 ROWS = pd.DataFrame(
     [
-        ("made", "topk", 0, "", "", "fve", "all", 0.5),
-        ("made", "topk", 0, "", "", "ap", "domain", 0.25),
-        ("made", "topk", 1, "", "", "fve", "all", 0.9),
-        ("made", "topk", 0, "", "ema", "ap", "domain", 0.8),
+        ("made", "topk", 0, "", "own", "fve", "all", 0.5),
+        ("made", "topk", 0, "", "own", "ap", "document:domain", 0.25),
+        ("made", "topk", 1, "", "own", "fve", "all", 0.9),
+        ("made", "topk", 0, "", "ema", "ap", "document:domain", 0.8),
     ],
     columns=["world", "variant", "seed", "ablation", "reading", "metric", "group", "value"],
 )

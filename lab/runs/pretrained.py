@@ -1,6 +1,6 @@
 """``tsae/pretrained/`` from the dictionaries of a finished run: half precision, a card each.
 
-python -m lab.runs.pretrained              every dictionary of CHOSEN in the run of laptop
+python -m lab.runs.pretrained              those of CHOSEN that the run of laptop holds
 python -m lab.runs.pretrained --hub DIR    the same as folders ready for a hub, with SAELens files
 """
 
@@ -36,7 +36,7 @@ def trained(world: str, variant: str, plan: Path) -> Path:
     for stage in read_json(plan):
         given, named = stage["parameters"], stage["name"].startswith(f"train-{world}-")
         if named and (given["variant"], given["seed"]) == (variant, 0):
-            if (path := ROOT / stage["directory"] / "sae").is_dir():
+            if (path := plan.parents[2] / stage["directory"] / "sae").is_dir():
                 return path
     raise UserError(f"{plan} has no finished {variant} of {world}; make it with ./run_all.sh.")
 
@@ -44,11 +44,12 @@ def trained(world: str, variant: str, plan: Path) -> Path:
 def measured(results: pd.DataFrame, world: str, variant: str) -> list[str]:
     """Lines ``| metric | value |`` of the test split, the first seed's own codes."""
     rows = results.query("world == @world and variant == @variant and seed == 0")
-    rows = rows[(rows["ablation"] == "") & (rows["reading"] == "")]
+    rows = rows[(rows["ablation"] == "") & (rows["reading"] == "own")]
     lines = []
     for row in rows.itertuples():
-        if row.metric == "ap" or (row.metric in SHOWN and row.group == "all"):
-            of = f" of {row.group}" if row.metric == "ap" else ""
+        _, part, label = row.group.partition(":")
+        if (row.metric == "ap" and part) or (row.metric in ("fve", "l0") and row.group == "all"):
+            of = f" of {label}" if part else ""
             lines.append(f"| {SHOWN[row.metric]}{of} | {row.value:.3f} |")
     return lines
 
@@ -107,8 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not path.exists():
             raise UserError(f"{path} is not there; make it with ./run_all.sh.")
         results = pd.read_parquet(path)
+        measured_ones = set(zip(results["world"], results["variant"], strict=True))
         for world, variants in CHOSEN.items():
-            for variant in variants:
+            for variant in (name for name in variants if (world, name) in measured_ones):
                 stage = trained(world, variant, given.results / "plan.json")
                 out = (given.hub or dictionaries.FOLDER) / world / variant
                 out.parent.mkdir(parents=True, exist_ok=True)
