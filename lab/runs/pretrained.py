@@ -68,7 +68,9 @@ trained for {run["train.steps"]} steps, {tokens:,} tokens. Weights in half preci
 
 ```python
 from tsae import load
-z_BTF = load("{name}").encode(x_BTD)  # x: the raw residual stream, in the order of the text
+
+# x_BTD is the raw residual stream, in the order of the text.
+z_BTF = load("{name}").encode(x_BTD)
 ```
 
 {table}
