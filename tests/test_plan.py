@@ -74,6 +74,7 @@ def test_plan_has_one_stage_per_cell_of_the_grid(tmp_path):
 def test_entries_of_a_world_have_names_and_say_what_they_measure(tmp_path):
     variants = [{**TOPK, "seeds": [0, 1]}, {"variant": "conv"}]
     entries = [{"chunk": 2}, {"name": "slow", "only": ["conv", "topk-s1"]}]
+    entries += [{"name": "spread", "seeds": [1]}]
     bare = {"variant": "topk"}
     grids = [
         {"name": "a", "grid": [{**bare, "ablation": "base"}]},
@@ -89,6 +90,7 @@ def test_entries_of_a_world_have_names_and_say_what_they_measure(tmp_path):
         "evaluate-microworld-1": topk,
         "evaluate-microworld-2": ["train-microworld-conv-s0"],
         "evaluate-microworld-slow": [topk[1], "train-microworld-conv-s0"],
+        "evaluate-microworld-spread": [topk[1]],
     }
     runs = [found[f"ablate-microworld-{name}"].parameters["grid"] for name in "ab"]
     assert [run["ablation"] for (run,) in runs] == ["base", "temporal=0"]

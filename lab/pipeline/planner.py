@@ -122,11 +122,13 @@ class Planner:
             )
 
         def of_kind(key: str, default: float) -> Any:
-            """``threads``, ``seconds``, ``memory``: of ``train/<world>``, of ``train``, of all."""
+            """``threads``, ``seconds``, ``memory``: of ``evaluate/<world>-<entry>``, of
+            ``evaluate/<world>``, of ``evaluate``, of all."""
             value = self.profile.get(key, default)
             if not isinstance(value, dict):
                 return value
-            return value.get(f"{kind}/{world}", value.get(kind, default))
+            names = (f"{kind}/{label}", f"{kind}/{world}", kind)
+            return next((value[name] for name in names if name in value), default)
 
         parameters = {**given, "profile": self.name, "threads": of_kind("threads", 1)}
         if notebook != "07_figures":
@@ -175,12 +177,15 @@ class Planner:
         for notebook in ("04_evaluate", "05_unlearn"):
             for entry in listed(world.get(notebook.partition("_")[2])):
                 settings = dict(entry)
-                only = settings.pop("only", None)
+                only, seeds = settings.pop("only", None), settings.pop("seeds", None)
                 chosen = [
                     sae
                     for sae, run in zip(saes, runs, strict=True)
-                    if only is None
-                    or {run["variant"], f"{run['variant']}-s{run['seed']}"} & {*only}
+                    if (seeds is None or run["seed"] in seeds)
+                    and (
+                        only is None
+                        or {run["variant"], f"{run['variant']}-s{run['seed']}"} & {*only}
+                    )
                 ]
                 for part, chunk in parts_of(label, settings, chosen):
                     directories = [stage.directory for stage in chunk]
