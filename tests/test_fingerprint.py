@@ -1,6 +1,5 @@
 """Which stages are made again when a line of the code changes, on a copy of the whole house."""
 
-import ast
 import shutil
 from pathlib import Path
 
@@ -17,17 +16,12 @@ LAST = {"figures"}
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory):
-    """A copy of both rooms."""
-    copy = tmp_path_factory.mktemp("house")
+def made_again(tmp_path_factory):
+    """Gives a function: the stages that an edit of a file re-makes, and the plan before it; in a
+    copy of both rooms."""
+    house = tmp_path_factory.mktemp("house")
     for room in ("tsae", "lab"):
-        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
-    return copy
-
-
-@pytest.fixture(scope="module")
-def made_again(house):
-    """Gives a function: the stages that an edit of a file re-makes, and the plan before it."""
+        shutil.copytree(ROOT / room, house / room, ignore=shutil.ignore_patterns("__pycache__"))
     before = plan(PROFILE, ROOT, house=house)
 
     def edit(name):
@@ -52,15 +46,19 @@ def naming(stages, word):
 
 
 @pytest.mark.parametrize(
-    "name", ["lab/paper/topics/time.py", "lab/paper/tables.py", "lab/results/tidy.py"]
+    ("name", "stages"),
+    [
+        ("lab/paper/topics/time.py", LAST),
+        ("lab/paper/tables.py", LAST),
+        ("lab/results/tidy.py", LAST),
+        ("lab/pipeline/run.py", set()),
+        ("lab/runs/smoke.py", set()),
+    ],
 )
-def test_drawing_and_words_make_the_last_notebook_anew(made_again, name):
-    assert made_again(name)[0] == LAST
-
-
-@pytest.mark.parametrize("name", ["lab/pipeline/run.py", "lab/runs/smoke.py"])
-def test_what_shapes_no_result_makes_nothing_anew(made_again, name):
-    assert made_again(name)[0] == set()
+def test_drawing_makes_the_last_notebook_anew_and_what_shapes_no_result_nothing(
+    made_again, name, stages
+):
+    assert made_again(name)[0] == stages
 
 
 @pytest.mark.parametrize(
@@ -97,7 +95,7 @@ def test_a_registry_is_read_without_being_imported(tmp_path):
     write_files(tmp_path, files)
 
     def stems(*uses):
-        found = reached([ast.parse("import tsae.open")], tmp_path, frozenset(uses))
+        found = reached(["tsae.open"], tmp_path, frozenset(uses))
         return {path.stem for path in found} - {"__init__"}
 
     assert stems() == {"x", "base", "y", "lone"}

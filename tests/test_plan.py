@@ -1,5 +1,6 @@
 """Plans, fingerprints, tables and published files of the engine, on a tiny repository."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,15 +8,7 @@ from copy import deepcopy
 
 import pandas as pd
 import pytest
-from tiny_project import (
-    PARAMETERS,
-    finished,
-    make_root,
-    world,
-    write_files,
-    write_notebook,
-    write_profile,
-)
+from tiny_project import PARAMETERS, finished, make_root, world, write_files, write_notebook
 
 from lab.measures import DEFAULT
 from lab.pipeline import notebooks, paper, plan
@@ -41,21 +34,13 @@ def test_plan_has_one_stage_per_cell_of_the_grid(tmp_path):
     variants = [TOPK, {"variant": "conv", "seeds": [0, 1]}]
     cells = {"evaluate": {"chunk": 2}, "unlearn": {}, "ablate": {"grid": grid}}
     given = {"threads": {"worlds": 2}, "worlds": [world(variants=variants, **cells)]}
-    stages = plan(make_root(tmp_path, given), tmp_path)
-    assert [stage.name for stage in stages] == [
-        "worlds-microworld",
-        "train-microworld-topk-s0",
-        "train-microworld-conv-s0",
-        "train-microworld-conv-s1",
-        "evaluate-microworld-1",
-        "evaluate-microworld-2",
-        "unlearn-microworld",
-        "ablate-microworld",
-        "figures",
-    ]
-    found = {stage.name: stage for stage in stages}
+    found = {stage.name: stage for stage in plan(make_root(tmp_path, given), tmp_path)}
+    kinds = "worlds", "train", "train", "train", "evaluate", "evaluate", "unlearn", "ablate"
+    rest = "", "-topk-s0", "-conv-s0", "-conv-s1", "-1", "-2", "", ""
+    names = [f"{kind}-microworld{end}" for kind, end in zip(kinds, rest, strict=True)]
+    assert list(found) == [*names, "figures"]
     made = found["worlds-microworld"]
-    assert (made.threads, found["figures"].threads) == (2, 1)
+    assert (made.parameters["threads"], found["figures"].parameters["threads"]) == (2, 1)
     assert made.directory.startswith("results/stages/worlds-microworld-")
     conv = found["train-microworld-conv-s1"].parameters
     assert (conv["world_dir"], conv["seed"], conv["k"]) == (made.directory, 1, 2)
@@ -76,23 +61,18 @@ def test_entries_of_a_world_have_names_and_say_what_they_measure(tmp_path):
     entries = [{"chunk": 2}, {"name": "slow", "only": ["conv", "topk-s1"]}]
     entries += [{"name": "spread", "seeds": [1]}]
     bare = {"variant": "topk"}
-    grids = [
-        {"name": "a", "grid": [{**bare, "ablation": "base"}]},
-        {"name": "b", "ablation": "temporal=0", "grid": [bare]},
-    ]
+    grids = [{"name": "a", "grid": [{**bare, "ablation": "base"}]}]
+    grids += [{"name": "b", "ablation": "temporal=0", "grid": [bare]}]
     given = world(variants=variants, evaluate=entries, ablate=grids)
-    found = {
-        stage.name: stage for stage in plan(make_root(tmp_path, {"worlds": [given]}), tmp_path)
-    }
-    measured = {name: s.inputs[1:] for name, s in found.items() if name.startswith("evaluate")}
-    topk = ["train-microworld-topk-s0", "train-microworld-topk-s1"]
-    assert measured == {
-        "evaluate-microworld-1": topk,
-        "evaluate-microworld-2": ["train-microworld-conv-s0"],
-        "evaluate-microworld-slow": [topk[1], "train-microworld-conv-s0"],
-        "evaluate-microworld-spread": [topk[1]],
-    }
-    runs = [found[f"ablate-microworld-{name}"].parameters["grid"] for name in "ab"]
+    seconds = {"evaluate": 5, "evaluate/microworld": 6, "evaluate/microworld-slow": 7}
+    path = make_root(tmp_path, {"worlds": [given], "seconds": seconds})
+    found = {stage.name.partition("-microworld-")[::2]: stage for stage in plan(path, tmp_path)}
+    one, other, conv = (f"train-microworld-{name}" for name in ("topk-s0", "topk-s1", "conv-s0"))
+    entries = {"1": [one, other], "2": [conv], "slow": [other, conv], "spread": [other]}
+    evaluated = {name: s for (kind, name), s in found.items() if kind == "evaluate"}
+    assert {name: s.inputs[1:] for name, s in evaluated.items()} == entries
+    assert [s.seconds for s in evaluated.values()] == [6, 6, 7, 6]
+    runs = [found["ablate", name].parameters["grid"] for name in "ab"]
     assert [run["ablation"] for (run,) in runs] == ["base", "temporal=0"]
 
 
@@ -122,9 +102,8 @@ def test_a_world_names_its_seeds_for_all_or_by_variant(tmp_path, seeds, conv, ru
 def test_profiles_share_the_stages_that_are_equal(tmp_path):
     path = make_root(tmp_path, {"worlds": [world(variants=[TOPK])]})
     tiny = directories(plan(path, tmp_path))
-    write_files(
-        path.parent, {"more.yaml": path.read_text().replace("}]}]", '}, {"variant":"l1"}]}]')}
-    )
+    more = json.dumps({"worlds": [world(variants=[TOPK, {"variant": "l1"}])]})
+    write_files(path.parent, {"more.yaml": more})
     more = directories(plan(path.with_name("more.yaml"), tmp_path))
     assert set(tiny.items()) - set(more.items()) == {("figures", tiny["figures"])}
 
@@ -139,49 +118,40 @@ def test_families_that_nobody_names_are_those_that_are_measured():
     assert FAMILIES == set(DEFAULT)
 
 
-@pytest.fixture
-def coded(tmp_path):
-    """A root whose 03_train imports a small package; gives a function that plans it."""
-    write_files(
-        tmp_path,
-        {
-            "tsae/__init__.py": "",
-            "tsae/used.py": "from lab.deep import inner\nVALUE = 1\n",
-            "tsae/unused.py": "VALUE = 1\n",
-            "lab/__init__.py": "",
-            "lab/deep/__init__.py": "",
-            "lab/deep/inner.py": "VALUE = 1\n",
-            "lab/deep/words.txt": "one\n",
-            "lab/open/__init__.py": "import pkgutil\n",
-            "lab/open/a.py": "VALUE = 1\n",
-            "lab/pipeline/__init__.py": "VALUE = 1\n",
-        },
-    )
-    path = make_root(tmp_path, {"worlds": [world(variants=[TOPK])]})
-    cells = ("%matplotlib inline\nfrom tsae import used\nimport lab.pipeline", "import lab.open")
-    write_notebook(tmp_path / "notebooks/03_train.ipynb", PARAMETERS["03_train"], *cells)
-    return tmp_path, lambda: directories(plan(path, tmp_path, house=tmp_path))
+ONE, TWO = "VALUE = 1\n", "VALUE = 2\n"
+USED = "from lab.deep import inner\n"
+CODED = {
+    **dict.fromkeys(("tsae/__init__.py", "lab/__init__.py", "lab/deep/__init__.py"), ""),
+    "tsae/used.py": USED + ONE,
+    "lab/deep/words.txt": "one\n",
+    "lab/open/__init__.py": "import pkgutil\n",
+}
+"""A small package, as far as its files are not :data:`ONE`."""
+PLAIN = ("tsae/unused.py", "lab/deep/inner.py", "lab/open/a.py", "lab/pipeline/__init__.py")
 
 
 @pytest.mark.parametrize(
     "name, text, counts",
     [
-        ("tsae/used.py", "from lab.deep import inner\nVALUE = 2\n", True),
-        ("tsae/used.py", "from lab.deep import inner\n# why\nVALUE  =  1\n", False),
-        ("tsae/used.py", '"""New words."""\nfrom lab.deep import inner\nVALUE = 1\n', False),
-        ("tsae/unused.py", "VALUE = 2\n", False),
-        ("lab/deep/inner.py", "VALUE = 2\n", True),
+        ("tsae/used.py", USED + TWO, True),
+        ("tsae/used.py", f"{USED}# why\nVALUE  =  1\n", False),
+        ("tsae/used.py", f'"""New words."""\n{USED}{ONE}', False),
+        ("tsae/unused.py", TWO, False),
+        ("lab/deep/inner.py", TWO, True),
         ("lab/deep/words.txt", "two\n", True),
-        ("lab/open/a.py", "VALUE = 2\n", True),
-        ("lab/open/b.py", "VALUE = 2\n", True),
-        ("lab/pipeline/__init__.py", "VALUE = 2\n", False),
+        ("lab/open/a.py", TWO, True),
+        ("lab/open/b.py", TWO, True),
+        ("lab/pipeline/__init__.py", TWO, False),
     ],
 )
-def test_directory_changes_with_reached_code_alone(coded, name, text, counts):
-    house, planned = coded
-    before = planned()
-    (house / name).write_text(text)
-    found = changed(before, planned())
+def test_directory_changes_with_reached_code_alone(tmp_path, name, text, counts):
+    write_files(tmp_path, CODED | dict.fromkeys(PLAIN, ONE))
+    path = make_root(tmp_path, {"worlds": [world(variants=[TOPK])]})
+    cells = ("%matplotlib inline\nfrom tsae import used\nimport lab.pipeline", "import lab.open")
+    write_notebook(tmp_path / "notebooks/03_train.ipynb", PARAMETERS["03_train"], *cells)
+    before = directories(plan(path, tmp_path, house=tmp_path))
+    (tmp_path / name).write_text(text)
+    found = changed(before, directories(plan(path, tmp_path, house=tmp_path)))
     assert found == ({"train-microworld-topk-s0", "figures"} if counts else set())
 
 
@@ -194,16 +164,17 @@ def test_directory_changes_with_cells_parameters_and_text(tmp_path):
     keep(stages, tmp_path / "plan.json")
     assert kept(tmp_path / "plan.json") == stages
     everything, last = set(directories(stages)), {"figures"}
-    for edit, remade in (
-        (lambda: write_files(tmp_path, {"own.txt": "two"}), everything),
-        (lambda: write_profile(tmp_path, {"worlds": [world(**given, seed=1)]}), everything),
-        (lambda: write_files(tmp_path, {"paper/main.tex": "b"}), last),
-        (lambda: write_files(tmp_path, {"paper/reference_numbers.csv": "a,b"}), last),
-        (lambda: write_files(tmp_path, {"figures/f.pdf": "d"}), set()),
-        (lambda: write_notebook(tmp_path / "notebooks/07_figures.ipynb", "stage_dirs = []"), last),
+    seeded = json.dumps({"worlds": [world(**given, seed=1)]})
+    for name, text, remade in (
+        ("own.txt", "two", everything),
+        ("workflow/profiles/tiny.yaml", seeded, everything),
+        ("paper/main.tex", "b", last),
+        ("paper/reference_numbers.csv", "a,b", last),
+        ("figures/f.pdf", "d", set()),
+        ("notebooks/07_figures.ipynb", '{"cells": []}', last),
     ):
         before = directories(plan(path, tmp_path))
-        edit()
+        write_files(tmp_path, {name: text})
         assert changed(before, directories(plan(path, tmp_path))) == remade
     with pytest.raises(UserError, match="a notebook, the code or a text changed while"):
         require_unchanged(stages[0], tmp_path)
@@ -215,22 +186,24 @@ def test_directory_changes_with_cells_parameters_and_text(tmp_path):
     [
         ({"worlds": []}, r"worlds: \[\] should be non-empty"),
         ({"worlds": [world()], "sedes": [0]}, "'sedes' was unexpected"),
-        ({"worlds": [world(train={"steps": 3, "lr": "1e-3"})]}, "write 0.001"),
         ({"worlds": [world(train={"steps": 3, "lr": "x"})]}, r"\[0\].train.lr: 'x' is not of type"),
         ({"worlds": [{"world": "microworld"}]}, "'tokens' is a required property"),
         ({"worlds": [world(variants=[{"variant": "topk"}] * 2)]}, "two runs are both"),
         ({"worlds": [world(variants=[{"variant": "topk", "kk": 2}])]}, "'kk' was unexpected"),
         ({"worlds": [world(ablate={"grid": [{"variant": "conv"}]})]}, "lacks ablation or sweep"),
         ({"worlds": [world(world="local")]}, "add --model"),
-        ({"worlds": [world()], "figures": {"day": "2026-01-01"}}, "day is a date"),
     ],
 )
 def test_bad_profile_is_one_sentence(tmp_path, profile, words):
-    path = make_root(tmp_path, profile)
-    path.write_text(path.read_text().replace('"2026-01-01"', "2026-01-01"))  # YAML reads a date
     with pytest.raises(UserError, match=words) as caught:
-        plan(path, tmp_path)
+        plan(make_root(tmp_path, profile), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_power_of_ten_is_a_number(tmp_path):
+    path = make_root(tmp_path, {"worlds": [world(variants=[{**TOPK, "lr": "1e-3"}])]})
+    path.write_text(path.read_text().replace('"1e-3"', "1e-3"))
+    assert plan(path, tmp_path)[1].parameters["lr"] == 0.001
 
 
 def test_overrides_go_to_the_local_world_only(tmp_path):
@@ -239,7 +212,7 @@ def test_overrides_go_to_the_local_world_only(tmp_path):
     stage, last = plan(path, tmp_path, {"model": "model", "layer": 3, "device": "cuda"})
     assert (stage.parameters["options"], stage.parameters["layer"]) == ({"model": "model"}, 3)
     assert stage.parameters["device"] == "cuda" and "device" not in last.parameters
-    write_profile(tmp_path, {"worlds": [world()]})
+    make_root(tmp_path, {"worlds": [world()]})
     assert plan(path, tmp_path, {"device": None})[0].parameters["device"] == "auto"
     with pytest.raises(UserError, match="has no local world"):
         plan(path, tmp_path, {"layer": 3})

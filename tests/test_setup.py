@@ -11,12 +11,13 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tiny_project import write_files
 
 import tsae
 from lab.measures.families import check_options
 from lab.measures.unlearning.config import UnlearnConfig
 from lab.pipeline import plan
-from lab.pipeline.fingerprint import code_cells, imports, python_of
+from lab.pipeline.fingerprint import imports, trees
 from lab.pipeline.run import check_input
 from tsae import saes
 
@@ -26,43 +27,33 @@ UNLEARNING = ("gates", "edits", "strengths", "n_latents", "retain_thresholds", "
 OWN_MODEL = {"model": "tests"}  # any path will do for a plan
 
 
-def locked() -> list[str]:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
+LOCKED = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line[0] != "#"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-def test_lock_pins_exactly_and_once():
-    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in locked())
-    names = [line.partition("==")[0] for line in locked()]
-    assert names == sorted(set(names))
-    assert {"torch==2.13.0", "transformer-lens==4.3.0"} <= set(locked())
-    assert "torchvision" not in names
-
-
-def test_lock_meets_every_requirement_of_the_project():
-    pins = dict(line.split("==") for line in locked())
-    extras = project()["optional-dependencies"]
-    for text in project()["dependencies"] + extras["lab"] + extras["dev"]:
+def test_lock_pins_exactly_and_once_and_meets_every_requirement_of_the_project():
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in LOCKED)
+    pins = dict(line.split("==") for line in LOCKED)
+    assert list(pins) == sorted(pins) and len(pins) == len(LOCKED)
+    assert {"torch==2.13.0", "transformer-lens==4.3.0"} <= set(LOCKED)
+    assert "torchvision" not in pins
+    extras = PROJECT["optional-dependencies"]
+    for text in PROJECT["dependencies"] + extras["lab"] + extras["dev"]:
         needed = Requirement(text)
         assert pins[canonicalize_name(needed.name)] in needed.specifier, text
 
 
 def test_conda_environment_equals_the_lock():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    *conda, pip = environment["dependencies"]
-    assert conda == ["python=3.11", "pip"]
+    pip = {"pip": [*LOCKED, "--editable ."]}
+    assert environment["dependencies"] == ["python=3.11", "pip", pip]
     assert environment["channels"][0] == "conda-forge"
-    assert pip == {"pip": [*locked(), "--editable ."]}
 
 
 def test_version_is_the_same_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert project()["version"] == citation["version"] == tsae.__version__
-    assert project()["license"] == citation["license"] == "MIT"
+    assert PROJECT["version"] == citation["version"] == tsae.__version__
+    assert PROJECT["license"] == citation["license"] == "MIT"
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
 
 
@@ -90,62 +81,46 @@ def test_wrong_option_is_one_line_before_any_set_up(tmp_path, command, words):
 
 
 def test_help_names_every_profile():
-    done = subprocess.run([ROOT / "run_all.sh", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert f"what to run: {', '.join(path.stem for path in PROFILES)} (" in done.stdout
+    told = subprocess.check_output([ROOT / "run_all.sh", "--help"], text=True)
+    assert f"what to run: {', '.join(path.stem for path in PROFILES)} (" in told
 
 
-@pytest.fixture
-def bare_copy(tmp_path):
-    """The set-up's files without an environment, and a Python that records what pip is asked."""
-    for name in ("requirements.lock", "pyproject.toml"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    (tmp_path / "workflow").mkdir()
-    (tmp_path / "workflow" / "setup.sh").write_bytes((ROOT / "workflow/setup.sh").read_bytes())
-    venv = tmp_path / ".venv" / "bin"
-    venv.mkdir(parents=True)
-    python = venv / "python"
-    python.write_text(
-        '#!/bin/bash\nif [ "$1 $2" = "-m pip" ]; then\n'
-        '    echo "$@" >>asked\n    [ ! -e offline ]\n    exit\nfi\nexec python3 "$@"\n'
-    )
-    python.chmod(0o755)
-
-    def setup() -> subprocess.CompletedProcess:
-        script = ". workflow/setup.sh; setup_python"
-        return subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
-
-    return tmp_path, setup
+PIP = """#!/bin/bash
+if [ "$1 $2" = "-m pip" ]; then
+    echo "$@" >>asked
+    [ ! -e offline ]
+    exit
+fi
+exec python3 "$@"
+"""
 
 
-def asked(directory: Path) -> list[str]:
-    file = directory / "asked"
-    return file.read_text().splitlines() if file.exists() else []
+def test_set_up_installs_torch_first_goes_on_after_a_failure_and_repeats_for_free(tmp_path):
+    """On the set-up's files, with a Python that records what pip is asked."""
+    files = ("requirements.lock", "pyproject.toml", "workflow/setup.sh")
+    write_files(tmp_path, {name: (ROOT / name).read_text() for name in files})
+    write_files(tmp_path, {".venv/bin/python": PIP, "offline": ""})
+    (tmp_path / ".venv/bin/python").chmod(0o755)
 
+    def setup() -> tuple:
+        script = ["bash", "-c", ". workflow/setup.sh; setup_python"]
+        (tmp_path / "asked").write_text("")
+        done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+        asked = (tmp_path / "asked").read_text().splitlines()
+        asked = [line.partition("--no-compile ")[2] for line in asked]
+        return done.returncode, done.stdout, done.stderr, asked
 
-def test_set_up_installs_torch_first_and_repeats_for_free(bare_copy):
-    directory, setup = bare_copy
-    assert setup().returncode == 0
+    status, _, told, _ = setup()
+    assert status == 2 and told.count("\n") == 1
+    assert "pip could not install torch==2.13.0" in told
+    assert not (tmp_path / ".venv/stamp").exists()
+    (tmp_path / "offline").unlink()
     wanted = ["torch==2.13.0", "-r requirements.lock", "--no-deps --editable ."]
-    assert [line.partition("--no-compile ")[2] for line in asked(directory)] == wanted
-    again = setup()
-    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
-    assert len(asked(directory)) == 3
-    with open(directory / "requirements.lock", "a") as lock:
+    assert setup()[::3] == (0, wanted)
+    assert setup() == (0, "", "", [])
+    with open(tmp_path / "requirements.lock", "a") as lock:
         lock.write("# changed\n")
-    assert setup().returncode == 0
-    assert len(asked(directory)) == 6
-
-
-def test_set_up_without_network_says_so_and_goes_on_later(bare_copy):
-    directory, setup = bare_copy
-    (directory / "offline").touch()
-    done = setup()
-    assert done.returncode == 2
-    assert "pip could not install torch==2.13.0" in done.stderr and done.stderr.count("\n") == 1
-    assert not (directory / ".venv" / "stamp").exists()
-    (directory / "offline").unlink()
-    assert setup().returncode == 0
+    assert setup()[::3] == (0, wanted)
 
 
 @pytest.fixture(scope="module", params=PROFILES, ids=lambda path: path.stem)
@@ -186,15 +161,13 @@ def test_profile_can_be_run(stages):
 def test_exactly_one_profile_is_canonical():
     canonical = [p.stem for p in PROFILES if yaml.safe_load(p.read_text()).get("canonical")]
     assert canonical == ["laptop"]
-    assert {path.stem for path in PROFILES} == {
-        "smoke", "laptop", "study", "local", "gpt2", "gemma-2-2b",
-    }  # fmt: skip
+    named = "gemma-2-2b gpt2 laptop local smoke study"
+    assert [path.stem for path in PROFILES] == named.split()
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/**/*.ipynb")), ids=lambda p: p.stem)
 def test_what_a_notebook_imports_is_there(path):
     """A renamed function shows here in a second, where the notebook takes a minute."""
-    for cell in code_cells(path):
-        for dotted in imports(python_of(cell, path)):
-            if dotted.partition(".")[0] in ("tsae", "lab"):
-                pkgutil.resolve_name(dotted)
+    for dotted in {name for tree in trees(path) for name in imports(tree)}:
+        if dotted.partition(".")[0] in ("tsae", "lab"):
+            pkgutil.resolve_name(dotted)

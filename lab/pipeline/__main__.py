@@ -33,13 +33,8 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", parents=[place], help="run one stage of a kept plan now")
     run.add_argument("--plan", type=Path, required=True, help="results/<profile>/plan.json")
     run.add_argument("--stage", required=True, help="its name, as plan prints it")
-    again = {
-        "plan": "list the stages",
-        "numbers": "numbers.tex again, from the committed tables",
-        "redraw": "figures again, from the committed tables",
-    }
-    for name, what in again.items():
-        commands.add_parser(name, parents=[shared], help=what)
+    commands.add_parser("plan", parents=[shared], help="list the stages")
+    commands.add_parser("redraw", parents=[shared], help="figures and numbers of committed tables")
     commands.add_parser("pdf", parents=[place], help="paper/main.pdf again, from what is committed")
     commands.add_parser("readme", parents=[place], help="README's table again, from results/laptop")
     tidy = commands.add_parser("tidy", help="drop timings and machine metadata from notebooks")
@@ -59,15 +54,13 @@ def do(given: argparse.Namespace) -> None:
     elif given.command == "plan":
         for one in planner.plan(profile.find(given.profile, root), root, overrides):
             print(f"{'done' if one.is_done(root) else 'to do':6}{one.name}  {one.directory}")
-    elif given.command in ("numbers", "redraw"):
+    elif given.command == "redraw":
         from lab.paper import report
 
         part = profile.part_of_paper(profile.read(profile.find(given.profile, root), overrides))
-        if given.command == "numbers":
-            print(f"wrote {report.rewrite_numbers(given.profile, root, part)}")
-        else:
-            for name in report.redrawn(given.profile, root, part):
-                print(f"wrote {root / 'figures' / part / name}.pdf and .png")
+        print(f"wrote {report.rewrite_numbers(given.profile, root, part)}")
+        for name in report.redrawn(given.profile, root, part):
+            print(f"wrote {root / 'figures' / part / name}.pdf and .png")
     elif given.command == "pdf":
         print(f"wrote {paper.build(root, root)}")
     elif given.command == "readme":
@@ -83,13 +76,13 @@ def do(given: argparse.Namespace) -> None:
 
 def run_stage(name: str, plan: Path, root: Path) -> None:
     """Run one stage of the kept plan; Snakemake's jobs come here."""
-    one = next((stage for stage in planner.kept(plan) if stage.name == name), None)
-    if one is None:
+    stages = {one.name: one for one in planner.kept(plan)}
+    if name not in stages:
         raise UserError(f"There is no stage {name!r}; 'plan' lists them.")
-    threads = str(one.threads)
+    threads = str(stages[name].parameters["threads"])
     os.environ |= {**stage.ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     print(f"{name} … started", flush=True)
-    stage.execute(one, root)
+    stage.execute(stages[name], root)
 
 
 def main(arguments: list[str] | None = None) -> int:

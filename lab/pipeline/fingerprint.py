@@ -13,12 +13,14 @@ upstream shows. Comments, docstrings and prose cells do not count, and neither d
 import ast
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from tsae.errors import UserError
+from tsae.files import sha256
 
 ROOMS = ("tsae", "lab")
 NO_RESULT = ("lab.pipeline", "lab.runs.smoke")
@@ -35,17 +37,12 @@ DRAWING = (
 class Module(NamedTuple):
     """What a file says about its dependencies."""
 
-    imports: tuple[str, ...]
+    imports: frozenset[str]
     """Dotted names of modules and of what is imported from them."""
     registers: frozenset[str]
     """Names in ``@register("name")`` and ``WORLDS``."""
     text: str
     """The tree as text without docstrings, comments and layout."""
-
-    @property
-    def finds(self) -> bool:
-        """Whether it imports modules that are found at run time."""
-        return bool({"pkgutil", "importlib.import_module"} & set(self.imports))
 
 
 def code_cells(notebook: Path) -> list[str]:
@@ -57,12 +54,11 @@ def code_cells(notebook: Path) -> list[str]:
         raise UserError(f"{notebook} is not a whole notebook; restore it with git.") from None
 
 
-def python_of(source: str, notebook: Path) -> ast.Module:
-    """The cell's syntax tree without magics (% and ! lines); :class:`UserError` for another error
-    than those."""
-    lines = (line for line in source.split("\n") if not line.lstrip().startswith(("%", "!")))
+def trees(notebook: Path) -> list[ast.Module]:
+    """The syntax trees of its code cells, without magics (% and ! lines); :class:`UserError` for
+    another error than those."""
     try:
-        return ast.parse("\n".join(lines))
+        return [ast.parse(re.sub(r"(?m)^\s*[%!].*$", "", cell)) for cell in code_cells(notebook)]
     except SyntaxError as error:
         raise UserError(f"{notebook}: {error.msg} in the cell line {error.text!r}.") from None
 
@@ -93,17 +89,12 @@ def parsed(path: Path) -> Module:
                 registers.add(ast.literal_eval(call.args[0]))
         if isinstance(body := getattr(node, "body", None), list):
             node.body = [line for line in body if not is_prose(line)]  # type: ignore[attr-defined]
-    return Module(tuple(imports(tree)), frozenset(registers), ast.dump(tree))
+    return Module(frozenset(imports(tree)), frozenset(registers), ast.dump(tree))
 
 
 def is_prose(line: ast.stmt) -> bool:
     """Whether the statement is a text alone: the docstring of a module, class, function, field."""
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
-
-
-def dotted(path: Path, house: Path) -> str:
-    """The name of the module at ``path``."""
-    return ".".join(path.relative_to(house).with_suffix("").parts)
 
 
 @cache
@@ -118,8 +109,8 @@ def files_of(name: str, house: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def reached(trees: Iterable[ast.AST], house: Path, uses: frozenset[str] = frozenset()) -> set[Path]:
-    """Files of the rooms in ``house`` that ``trees`` import, directly or through one another.
+def reached(names: Iterable[str], house: Path, uses: frozenset[str] = frozenset()) -> set[Path]:
+    """Files of the rooms in ``house`` that importing ``names`` runs, directly or through others.
 
     ``uses``: the names by which registered files count; none: all of them do, and drawing too.
     Data files beside a module count.
@@ -127,7 +118,7 @@ def reached(trees: Iterable[ast.AST], house: Path, uses: frozenset[str] = frozen
     apart = NO_RESULT + DRAWING if uses else NO_RESULT
     found: set[Path] = set()
     seen: set[str] = set()
-    todo = [name for tree in trees for name in imports(tree)]
+    todo = list(names)
     while todo:
         name = todo.pop()
         if name in seen or any(f"{name}.".startswith(f"{room}.") for room in apart):
@@ -137,10 +128,11 @@ def reached(trees: Iterable[ast.AST], house: Path, uses: frozenset[str] = frozen
             found.add(path)
             module = parsed(path)
             todo += module.imports
-            if module.finds:
-                names = {file: parsed(file).registers for file in path.parent.rglob("*.py")}
-                whole = not uses or not any(names.values())
-                todo += [dotted(f, house) for f in names if whole or names[f] & uses]
+            if {"pkgutil", "importlib.import_module"} & module.imports:  # it finds some at run time
+                beside = {file: parsed(file).registers for file in path.parent.rglob("*.py")}
+                whole = not uses or not any(beside.values())
+                taken = [file for file in beside if whole or beside[file] & uses]
+                todo += [".".join(f.relative_to(house).with_suffix("").parts) for f in taken]
     for folder in {path.parent for path in found}:
         found |= {file for file in folder.iterdir() if file.is_file() and file.suffix != ".py"}
     return found
@@ -149,26 +141,23 @@ def reached(trees: Iterable[ast.AST], house: Path, uses: frozenset[str] = frozen
 @cache
 def of_code(notebook: Path, house: Path, uses: frozenset[str]) -> str:
     """SHA-256 of a notebook's code and of the code and data of the house that it reaches."""
-    cells = code_cells(notebook)
-    digest = hashlib.sha256(json.dumps(cells).encode())
-    for path in sorted(reached([python_of(cell, notebook) for cell in cells], house, uses)):
+    digest = hashlib.sha256(json.dumps(code_cells(notebook)).encode())
+    names = [name for tree in trees(notebook) for name in imports(tree)]
+    for path in sorted(reached(names, house, uses)):
         content = parsed(path).text.encode() if path.suffix == ".py" else path.read_bytes()
         digest.update(f"\0{path.relative_to(house)}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
 def of_path(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of a folder's names and sizes and times.
-
-    Raises :class:`UserError` when it cannot be read.
-    """
+    """SHA-256 of a file's bytes, or of a folder's names and sizes and times; :class:`UserError`
+    when it cannot be read."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         seen = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from None
 

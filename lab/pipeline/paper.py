@@ -15,7 +15,7 @@ from tsae.errors import UserError
 from tsae.files import atomic
 
 REPRODUCIBLE = {"SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1"}
-LATEX_SECONDS = 300
+LATEX = "latexmk -pdf -interaction=nonstopmode -halt-on-error main.tex </dev/null"
 SHOWN = ("figures", "paper/generated")
 """What fills the paper: a folder a part of it, the main part beside those folders."""
 NO_TEX = "paper/main.pdf is skipped: TeX is missing (latexmk, pdflatex); install it and run again."
@@ -60,21 +60,12 @@ def build(root: Path, home: Path) -> Path:
         for place, file in sources(root, home).items():
             (target := Path(name) / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-        command = ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
-        done = subprocess.run(
-            command,
-            cwd=name,
-            env={**os.environ, **REPRODUCIBLE},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=LATEX_SECONDS,
-        )
+        environment = os.environ | REPRODUCIBLE
+        done = subprocess.run(LATEX, shell=True, cwd=name, env=environment, capture_output=True)
         if done.returncode:
-            lines = done.stdout.decode(errors="replace").splitlines()
+            lines = done.stdout.decode(errors="replace").splitlines() or ["no message"]
             first = next((i for i, line in enumerate(lines) if line.startswith("!")), -1)
-            told = " ".join(" ".join(lines[first:][:2]).split())
-            raise UserError(f"LaTeX stopped: {told}")
+            raise UserError(f"LaTeX stopped: {' '.join(' '.join(lines[first:][:2]).split())}")
         with atomic(home / "paper" / "main.pdf") as temporary:
             shutil.copyfile(Path(name) / "main.pdf", temporary)
     return home / "paper" / "main.pdf"

@@ -37,8 +37,6 @@ class Stage:
     """SHA-256 of everything the result depends on."""
     uses: list[str]
     """World, variants and families whose code counts; empty: all code does."""
-    threads: int
-    """Threads that the notebook computes with."""
     seconds: float
     """Expected wall time on the profile's machine, for the estimate of what is left."""
     memory: int
@@ -111,8 +109,8 @@ class Planner:
         given: Mapping[str, Any],
         uses: set[str],
     ) -> Stage:
-        """Append the stage that runs ``notebook`` (such as ``03_train``) on ``given``; ``uses``:
-        names beyond those in ``given``, empty for all."""
+        """Append the stage that runs ``notebook`` on ``given``; ``uses``: names beyond those in
+        ``given``, empty for all."""
         kind = notebook.partition("_")[2]
         name = "-".join(filter(None, (kind, label)))
         if any(stage.name == name for stage in self.stages):
@@ -131,10 +129,9 @@ class Planner:
             return next((value[name] for name in names if name in value), default)
 
         parameters = {**given, "profile": self.name, "threads": of_kind("threads", 1)}
-        if notebook != "07_figures":
-            parameters["device"] = self.profile.get("device", "auto")
         path = f"notebooks/{notebook}.ipynb"
         if uses:
+            parameters["device"] = self.profile.get("device", "auto")
             uses = uses | {value for _, value in leaves(given) if isinstance(value, str)}
             if notebook in ("04_evaluate", "06_ablate") and not given.get("families"):
                 uses |= FAMILIES
@@ -149,9 +146,8 @@ class Planner:
             directory=directory,
             fingerprint=found,
             uses=named,
-            threads=parameters["threads"],
-            seconds=float(of_kind("seconds", 30.0)),
-            memory=int(of_kind("memory", 8000)),
+            seconds=of_kind("seconds", 30.0),
+            memory=of_kind("memory", 8000),
         )
         self.stages.append(stage)
         return stage
@@ -167,9 +163,8 @@ class Planner:
             "tokens": world["tokens"],
         }
         made = self.add("01_worlds", label, label, [], given, {name})
-        runs = self.runs(world, world.get("variants", self.profile.get("variants", [])))
         saes = []
-        for run in runs:
+        for run in self.runs(world, world.get("variants", self.profile.get("variants", []))):
             act = run["act"] if run["act"] != run["variant"] else None
             parts = filter(None, (label, run["variant"], act, f"s{run['seed']}"))
             given = {**run, "world_dir": made.directory}
@@ -178,15 +173,7 @@ class Planner:
             for entry in listed(world.get(notebook.partition("_")[2])):
                 settings = dict(entry)
                 only, seeds = settings.pop("only", None), settings.pop("seeds", None)
-                chosen = [
-                    sae
-                    for sae, run in zip(saes, runs, strict=True)
-                    if (seeds is None or run["seed"] in seeds)
-                    and (
-                        only is None
-                        or {run["variant"], f"{run['variant']}-s{run['seed']}"} & {*only}
-                    )
-                ]
+                chosen = [sae for sae in saes if is_chosen(sae.parameters, only, seeds)]
                 for part, chunk in parts_of(label, settings, chosen):
                     directories = [stage.directory for stage in chunk]
                     given = {**settings, "world_dir": made.directory, "sae_dirs": directories}
@@ -231,6 +218,14 @@ class Planner:
         return runs
 
 
+def is_chosen(run: Mapping[str, Any], only: Any, seeds: Any) -> bool:
+    """Whether an entry is about the run: ``only`` holds its variant, or that with its seed, and
+    ``seeds`` its seed; None holds all."""
+    variant, seed = run["variant"], run["seed"]
+    wanted = only is None or variant in only or f"{variant}-s{seed}" in only
+    return wanted and (seeds is None or seed in seeds)
+
+
 def parts_of(label: str, settings: dict[str, Any], items: list[Any]) -> list[tuple[str, list[Any]]]:
     """``items`` in chunks of at most ``chunk`` (without one: all together), each with its stage's
     label: world, ``name`` of the entry, number. Takes both keys out of ``settings``."""
@@ -248,16 +243,14 @@ def plan(
     overrides: Mapping[str, Any] | None = None,
     house: str | Path = ROOT,
 ) -> list[Stage]:
-    """All stages of a profile, each after the stages that it needs.
+    """All stages of a profile, each after the stages that it needs; torch is not imported.
 
-    ``overrides``: device, and model, text and layer of the local world; ``house`` holds the
-    packages that notebooks import. Torch is not imported. Raises :class:`UserError`, in one
-    sentence, for a profile, notebook or text file that cannot be used.
+    ``overrides``: those of :func:`lab.pipeline.profile.read`; ``house`` holds the packages that
+    notebooks import. Raises :class:`UserError` for what cannot be used.
     """
     fingerprint.forget()
-    profile_path = Path(profile_path)
-    profile = read(profile_path, overrides)
-    planner = Planner(profile_path.stem, profile, Path(root), Path(house))
+    profile = read(Path(profile_path), overrides)
+    planner = Planner(Path(profile_path).stem, profile, Path(root), Path(house))
     for world in profile["worlds"]:
         planner.world(world)
     before = list(planner.stages)

@@ -12,7 +12,15 @@ from jsonschema.exceptions import best_match
 from tsae.errors import UserError
 
 SCHEMA = Path(__file__).resolve().parents[2] / "workflow" / "profile.schema.yaml"
-NUMBER_AS_TEXT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1 in which ``1e-3`` is a number, as in YAML 1.2."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789")
+)
 
 
 def find(name: str, root: Path) -> Path:
@@ -26,25 +34,16 @@ def find(name: str, root: Path) -> Path:
 
 
 def read(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The profile in ``path``, checked, with ``overrides``.
+    """The profile in ``path``, checked, with ``overrides``: a device, and model, text and layer of
+    the local world.
 
-    They may hold a device, and model, text and layer of the local world. Raises
-    :class:`UserError`, in one sentence, for a file that is not such a profile: broken YAML, what
-    ``workflow/profile.schema.yaml`` forbids, a number that YAML reads as text (``1e-3``), a value
-    that papermill would turn into text.
+    Raises :class:`UserError` for broken YAML and for what ``workflow/profile.schema.yaml`` forbids.
     """
     where = f"profile {path.stem}"
     try:
-        profile = yaml.safe_load(path.read_text(encoding="utf-8"))
+        profile = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    for name, value in leaves(profile):
-        if isinstance(value, str) and NUMBER_AS_TEXT.fullmatch(value):
-            number = float(value)
-            raise UserError(f"{where}: {name} is the text {value!r} to YAML; write {number!r}.")
-        if not (value is None or type(value) in (str, int, float, bool)):
-            kind = type(value).__name__
-            raise UserError(f"{where}: {name} is a {kind}; use text, numbers, lists or mappings.")
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
     wrong = best_match(Draft202012Validator(schema).iter_errors(profile))
     if wrong:

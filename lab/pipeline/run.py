@@ -6,6 +6,7 @@ Snakemake runs the stages, here or on a cluster; this says what it does and why 
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -43,26 +44,23 @@ def run_all(
     """Make everything of profile ``name``: stages through Snakemake, then figures, tables, PDF.
 
     ``jobs``: stages at a time, on this machine (``local``) also the cores they share; ``executor``:
-    that, or a plugin of Snakemake's (slurm, cluster-generic …); ``options``: further ones of its.
-
-    Returns within seconds when nothing is missing; with ``dry_run`` it says what is, and writes
-    nothing. Raises :class:`UserError` for bad input, for another run of the same profile, and,
-    after all that could be made was made, for failed stages.
+    that, or a plugin of Snakemake's (slurm, …); ``options``: further ones of its. A ``dry_run``
+    says what is missing and writes nothing. Raises :class:`UserError` for bad input, for another
+    run of the same profile, and, after all that could be made was made, for failed stages.
     """
     clock = time.monotonic()
     path = profile.find(name, root)
     settings = profile.read(path, overrides)
     stages = plan(path, root, overrides)
     todo = [stage for stage in stages if not stage.is_done(root)]
-    words = f"Profile {name}: {len(todo)} of {len(stages)} stages "
+    words, how = f"Profile {name}: {len(todo)} of {len(stages)} stages ", ""
     if todo:
         left = estimate(stages, root, jobs, settings.get("step_seconds"))
         place = "" if executor == "local" else f" handed to {executor}"
-        done_by = f" with {jobs} jobs at a time{place}, about {left}"
+        how = f" with {jobs} jobs at a time{place}, about {left}"
     if dry_run:
-        for stage in todo:
-            print(f"would run {stage.name}  {stage.directory}")
-        print(f"{words}would be made{done_by if todo else ''}; nothing was run")
+        print(*(f"would run {stage.name}  {stage.directory}\n" for stage in todo), sep="", end="")
+        print(f"{words}would be made{how}; nothing was run")
         return
     home = paper.home(name, settings, root)
     with only_run(root / "results" / name, f"profile {name}") as lock:
@@ -70,7 +68,7 @@ def run_all(
             check_sizes(root / stage.directory)
         if todo:
             check_input(todo, root)
-            print(f"{words}to make{done_by}", flush=True)
+            print(f"{words}to make{how}", flush=True)
             snakemake(name, root, stages, jobs, executor, options, lock)
         failed = [line for stage in todo if (line := failure(stage, root, name))]
         waiting = [stage for stage in todo if not stage.is_done(root)]
@@ -132,24 +130,18 @@ def check_input(stages: Sequence[Stage], root: Path) -> None:
     from tsae import saes
 
     known = {"world": worlds.names(), "variant": saes.names()}
+    for notebook in {stage.notebook for stage in stages}:
+        known[notebook] = list(papermill.inspect_notebook(str(root / notebook)))
     for stage in stages:
+        asked = [("parameter", name, known[stage.notebook]) for name in stage.parameters]
         for run in [stage.parameters, *stage.parameters.get("grid", [])]:
-            for kind, names in known.items():
-                if run.get(kind, names[0]) not in names:
-                    raise UserError(
-                        f"stage {stage.name}: there is no {kind} {run[kind]!r}; choose one of: "
-                        f"{', '.join(names)}."
-                    )
-    for stage in {stage.notebook: stage for stage in stages}.values():
-        try:
-            names = sorted(papermill.inspect_notebook(str(root / stage.notebook)))
-        except Exception as error:  # whatever is wrong inside the notebook
-            raise UserError(f"{stage.notebook} cannot be read as a notebook: {error}.") from None
-        if unknown := sorted(set(stage.parameters) - set(names)):
-            raise UserError(
-                f"{stage.notebook} has no parameter {', '.join(map(repr, unknown))}; its "
-                f"parameters cell has {', '.join(names) or 'none'}."
-            )
+            asked += [(k, run[k], known[k]) for k in ("world", "variant") if k in run]
+        for kind, name, names in asked:
+            if name not in names:
+                raise UserError(
+                    f"stage {stage.name} ({stage.notebook}): there is no {kind} {name!r}; choose "
+                    f"one of: {', '.join(sorted(names))}."
+                )
 
 
 def snakemake(
@@ -163,37 +155,33 @@ def snakemake(
 ) -> None:
     """Let Snakemake run what is missing; its own lines go to a log, ours tell what has ended.
 
-    It and its jobs read the plan, which is made once. Its locks, metadata and completeness marks
-    are off: a manifest is written last and whole, so its existence alone says that a stage is done,
-    whatever was killed when. Raises :class:`UserError` when it stops although no stage says that
-    it failed.
+    Its locks, metadata and completeness marks are off: a manifest is written last and whole, so its
+    existence alone says that a stage is done, whatever was killed when. Raises :class:`UserError`
+    when it stops although no stage says that it failed.
     """
     results = root / "results" / name
     keep(stages, results / "plan.json")
     local = executor == "local"
-    command = [
-        sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(root),
-        "--executor", executor, "--cores" if local else "--jobs", str(jobs),
-        "--keep-going", "--nolock", "--ignore-incomplete",
-        "--drop-metadata", "--rerun-triggers", "mtime", "--scheduler", "greedy",
-        # A shared file system shows what another machine wrote a little later.
-        "--latency-wait", "0" if local else "60",
-        *(slurm_options(name) if executor == "slurm" else []),
-        "--config", f"plan={results / 'plan.json'}", f"root={root}", *options,
-    ]  # fmt: skip
+    # A shared file system shows what another machine wrote a little later.
+    apart = f"--cores {jobs} --latency-wait 0" if local else f"--jobs {jobs} --latency-wait 60"
+    fixed = "--keep-going --nolock --ignore-incomplete --drop-metadata --rerun-triggers mtime"
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
+    command += ["--directory", str(root), "--executor", executor, *apart.split(), *fixed.split()]
+    command += ["--scheduler", "greedy", *(slurm_options(name) if executor == "slurm" else [])]
+    command += ["--config", f"plan={results / 'plan.json'}", f"root={root}", *options]
     waiting = [stage for stage in stages if not stage.is_done(root)]
     for stage in waiting:  # a line of an earlier run must not be told again
         (root / stage.directory / "error.log").unlink(missing_ok=True)
     shutil.rmtree(results / "slurm", ignore_errors=True)
     log = results / "snakemake.log"
     with disk_full_is_clear(log), open(log, "wb") as errors:
-        process = subprocess.Popen(
+        process = psutil.Popen(
             command, cwd=root, stdin=subprocess.DEVNULL, stderr=errors, pass_fds=(lock,)
         )
         try:
             ended = False
             while not ended:
-                with contextlib.suppress(subprocess.TimeoutExpired):
+                with contextlib.suppress(psutil.TimeoutExpired):
                     process.wait(LOOK_SECONDS)
                     ended = True
                 for stage in [stage for stage in waiting if stage.is_done(root)]:
@@ -202,13 +190,12 @@ def snakemake(
         except BaseException:  # its stages must not go on alone, and unseen
             if not local:  # on this signal it cancels its jobs, on others it waits for them
                 process.send_signal(signal.SIGINT)
-                with contextlib.suppress(subprocess.TimeoutExpired):
+                with contextlib.suppress(psutil.TimeoutExpired):
                     process.wait(CLUSTER_PATIENCE)
-            with contextlib.suppress(psutil.NoSuchProcess):
-                first = psutil.Process(process.pid)
-                for one in [*first.children(recursive=True), first]:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        one.kill()
+            family = process.children(recursive=True) if process.is_running() else []
+            for one in [*family, process]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
             raise
     stuck = process.returncode and not any(failure(stage, root, name) for stage in stages)
     if stuck and shutil.disk_usage(results).free >= ROOM_FOR_A_LOG:
@@ -242,9 +229,10 @@ def failure(stage: Stage, root: Path, name: str) -> str:
         return f"{line} (log: {log.relative_to(root)})" if line else ""  # empty on a full disk
     logs = (root / "results" / name / "slurm" / f"rule_{stage.name}").glob("*.log")
     for log in sorted(logs, key=lambda file: file.stat().st_mtime, reverse=True):
-        for line in log.read_text(errors="replace").splitlines():
-            if line.startswith("slurmstepd") and "error: " in line:
-                told = line.partition("error: ")[2].strip("* ").rstrip(".")
-                place = log.relative_to(root)
-                return f"stage {stage.name}: Slurm ended its job: {told} (log: {place})"
+        ended = re.search(
+            "(?m)^slurmstepd.*?error: [* ]*(.*?)[* .]*$", log.read_text(errors="replace")
+        )
+        if ended:
+            told = f"Slurm ended its job: {ended[1]} (log: {log.relative_to(root)})"
+            return f"stage {stage.name}: {told}"
     return ""

@@ -7,7 +7,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -59,7 +58,7 @@ def execute(stage: Stage, root: Path) -> dict[str, Any]:
     directory = root / stage.directory
     with disk_full_is_clear(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory / LOCK):
+    with FileLock(directory / LOCK):  # its own: the notebook takes its turn inside
         if stage.is_done(root):
             return read_manifest(directory)
         remove_unfinished(directory.rglob("*"))
@@ -82,7 +81,7 @@ def made(stage: Stage, root: Path) -> dict[str, Any]:
     import papermill  # slow, and a plan does without
 
     directory = root / stage.directory
-    started, clock = datetime.now(UTC), time.monotonic()
+    started = datetime.now(UTC)
     with disk_full_is_clear(directory):
         (directory / "error.log").unlink(missing_ok=True)
         papermill.execute_notebook(
@@ -97,22 +96,19 @@ def made(stage: Stage, root: Path) -> dict[str, Any]:
         )
     require_unchanged(stage, root)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = (
-        subprocess.run(git, capture_output=True, text=True).stdout if shutil.which("git") else ""
-    )
+    git = "git describe --always --dirty --abbrev=40 --exclude='*'"  # nothing where there is none
+    commit = subprocess.run(git, shell=True, cwd=root, capture_output=True, text=True).stdout
     files = {str(f.relative_to(directory)): f for f in directory.rglob("*") if f.is_file()}
     return {
         "stage": stage.name,
         "notebook": stage.notebook,
         "fingerprint": stage.fingerprint,
         "parameters": stage.parameters,
-        "inputs": {name: read_manifest(root / path)["fingerprint"] for name, path in inputs(stage)},
         "git": commit.strip(),
         "versions": {"python": platform.python_version(), "platform": platform.platform()}
         | {name: version(name) for name in PACKAGES},
         "started": started.isoformat(timespec="seconds"),
-        "wall_seconds": round(time.monotonic() - clock, 2),
+        "wall_seconds": round((datetime.now(UTC) - started).total_seconds(), 2),
         "peak_memory_mb": round(usage / (2**20 if sys.platform == "darwin" else 2**10)),
         "outputs": {
             name: {"sha256": sha256(file), "bytes": file.stat().st_size}
@@ -122,22 +118,12 @@ def made(stage: Stage, root: Path) -> dict[str, Any]:
     }
 
 
-def inputs(stage: Stage) -> Iterator[tuple[str, str]]:
-    """(name of the parameter, directory) of every input stage of ``stage``."""
-    for name, value in stage.parameters.items():
-        if name.endswith("_dir") and name != "out_dir":
-            yield name, value
-        elif name.endswith("_dirs"):
-            yield from ((f"{name}[{i}]", directory) for i, directory in enumerate(value))
-
-
 def describe(error: Any) -> tuple[str, str]:
     """(one line, all details) of what stopped a stage."""
-    name, message = type(error).__name__, str(error)
-    details = ANSI.sub("", message)
-    if hasattr(error, "ename"):  # a cell raised: papermill hands on its type and message
-        name, message = error.ename, str(error.evalue)
-    line = " ".join(ANSI.sub("", message).split()) or "no message"
+    # Where a cell raised, papermill hands on its type and message.
+    name = getattr(error, "ename", type(error).__name__)
+    details = ANSI.sub("", str(error))
+    line = " ".join(ANSI.sub("", str(getattr(error, "evalue", error))).split()) or "no message"
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     if full or (name == "OSError" and "Errno 28" in line):
         return FULL_DISK, details
@@ -150,12 +136,11 @@ def describe(error: Any) -> tuple[str, str]:
 def remove_unfinished(paths: Iterator[Path]) -> None:
     """Remove those of the paths that an atomic write left when it was killed; the caller holds the
     lock under which they are written."""
-    for path in list(paths):
-        if re.search(r"\.(tmp|old)-\d+$", path.name):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    for path in [path for path in paths if re.search(r"\.(tmp|old)-\d+$", path.name)]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
@@ -170,9 +155,8 @@ def check_sizes(directory: Path) -> None:
     """Raise :class:`UserError` when a file of a finished stage is missing or cut short."""
     for name, record in read_manifest(directory)["outputs"].items():
         file = directory / name
-        size = file.stat().st_size if file.is_file() else None
-        if size != record["bytes"]:
-            state = "is missing" if size is None else f"has {size} bytes"
+        state = f"has {file.stat().st_size} bytes" if file.is_file() else "is missing"
+        if state != f"has {record['bytes']} bytes":
             raise UserError(
                 f"{file} {state}, its manifest says {record['bytes']} bytes: delete {directory} "
                 "and run again to make that stage anew."

@@ -45,10 +45,8 @@ def run_evaluation(
     if match:
         matches = {k: match_own(sae, setting.store, match_tokens) for k, sae in found.items()}
         found = {label: made.sae for label, made in matches.items()}
-    everything: dict[str, Any] = dict(found)
-    for label, sae in found.items():
-        if nulls and sae.looks_back and not sae.meta.get("ablation"):  # else it does nothing
-            everything[f"shuffled({label})"] = measures.ShuffledNull(sae, null_window)
+    whole = {k: sae for k, sae in found.items() if nulls and not sae.meta.get("ablation")}
+    everything = {**found, **shuffled(whole, null_window)}
     sizes = Sizes(limit_tokens, selection_tokens, splice_tokens, n_context_sequences)
     reading = measures.Reading(setting.store, sizes, device=device, progress=progress)
     tables = measures.measure(
@@ -57,9 +55,7 @@ def run_evaluation(
     for label, made in matches.items():
         said = {"metric": "l0_as_trained", "group": made.how, "value": made.before}
         tables[label].rows.append({**said, "n": match_tokens, "reading": "own"})
-    joined = join(everything, tables)
-    joined["heatmap"] = heatmap_rows(setting, found, {k: named(t) for k, t in tables.items()})
-    return joined
+    return join(everything, tables) | {"heatmap": heatmap_rows(setting, found, tables)}
 
 
 def run_ablations(
@@ -84,15 +80,15 @@ def run_ablations(
     """
     found: dict[str, Any] = {}
     for number, run in enumerate(grid):
-        place = Path(directory) / f"run-{number:02d}"
         given = {"device": device, "progress": progress, **run}
-        sae = run_training(setting.store, place, **given).sae
-        found[label := f"{number:02d}-{sae.name}-{run.get('ablation', '')}"] = sae
-        if null_window and sae.looks_back:
-            found[f"shuffled({label})"] = measures.ShuffledNull(sae, null_window)
+        sae = run_training(setting.store, Path(directory) / f"run-{number:02d}", **given).sae
+        found[f"{number:02d}-{sae.name}-{run.get('ablation', '')}"] = sae
+    if null_window:
+        found |= shuffled(found, null_window)
+    reading = measures.Reading(
+        setting.store, Sizes(limit_tokens, selection_tokens), device=device, progress=progress
+    )
     labelled = ("recovery",) if setting.store.label_specs else ()
-    sizes = Sizes(limit_tokens, selection_tokens)
-    reading = measures.Reading(setting.store, sizes, device=device, progress=progress)
     families = families or ("core", "temporal", *labelled)
     tables = measures.measure(
         found, reading, setting.world, families=families, options=family_options
@@ -100,10 +96,10 @@ def run_ablations(
     return join(found, tables)
 
 
-def named(measured: measures.Measured) -> dict[str, int]:
-    """``scale:label=class`` → the latent that recovers it best on the tokens for choices."""
-    table = (measured.tables or {}).get("latents")
-    return {} if table is None else dict(zip(table["group"], table["latent"], strict=True))
+def shuffled(found: Mapping[str, SAE], window: int) -> dict[str, Any]:
+    """The nulls of those that look back; shuffling does nothing to the others."""
+    nulls = {k: measures.ShuffledNull(sae, window) for k, sae in found.items() if sae.looks_back}
+    return {f"shuffled({label})": null for label, null in nulls.items()}
 
 
 def join(
@@ -125,16 +121,15 @@ def join(
 def heatmap_rows(
     setting: Setting,
     found: Mapping[str, Any],
-    names: Mapping[str, Mapping[str, int]],
-    sequences: tuple[int, ...] = (0, 1),
+    tables: Mapping[str, measures.Measured],
     n_tokens: int = 64,
 ) -> pd.DataFrame:
-    """Codes of the first tokens of a few test sequences under the first run of each variant.
+    """Codes of the first tokens of two test sequences under the first run of each variant.
 
     One row per active (token, latent); ``name`` is the label class that the latent recovers best,
     empty where it is nobody's best.
     """
-    batch = setting.store.batch("test", list(sequences))
+    batch = setting.store.batch("test", [0, 1])
     strings = [setting.world.to_strings(row.tolist()) for row in batch.tokens_BT]
     rows, seen = [], set()
     for label, sae in found.items():
@@ -142,22 +137,15 @@ def heatmap_rows(
         if keys["variant"] in seen or keys["ablation"]:
             continue
         seen.add(keys["variant"])
-        title = {latent: title.split(":", 1)[-1] for title, latent in names.get(label, {}).items()}
+        best = (tables[label].tables or {}).get(
+            "latents", pd.DataFrame(columns=["latent", "group"])
+        )
+        names = {row.latent: row.group.split(":", 1)[-1] for row in best.itertuples()}
         here = batch.to(sae.b_dec.device)
         z_BTF = sae.encode(here.x_BTD, here.context)[:, : n_tokens + 1].cpu()
-        rows += [
-            {
-                "world": keys["world"],
-                "variant": keys["variant"],
-                "sequence": sequences[b],
-                "position": t,
-                "token": strings[b][t],
-                "boundary": int(batch.context.boundary_BT[b, t]),
-                "latent": latent,
-                "name": title.get(latent, ""),
-                "value": float(z_BTF[b, t, latent]),
-            }
-            for b, t, latent in (z_BTF > 0).nonzero().tolist()
-            if t > 0
-        ]
-    return pd.DataFrame(rows)
+        boundary_BT = batch.context.boundary_BT.tolist()
+        for b, t, i in (z_BTF > 0).nonzero().tolist():
+            of = (strings[b][t], boundary_BT[b][t], i, names.get(i, ""), float(z_BTF[b, t, i]))
+            rows += [(keys["world"], keys["variant"], b, t, *of)] * (t > 0)
+    columns = ["world", "variant", "sequence", "position", "token", "boundary"]
+    return pd.DataFrame(rows, columns=[*columns, "latent", "name", "value"])

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tsae.errors import UserError
 from tsae.saes import SAE
 from tsae.saes.activations import BatchTopK, JumpReLU, ReLU
 from tsae.saes.shares import Grouped
@@ -30,8 +29,6 @@ class Match(NamedTuple):
     ``not reached``."""
     before: float
     """L0 on training tokens as trained."""
-    after: float
-    """L0 on the same tokens with the threshold moved."""
 
 
 @torch.no_grad()
@@ -83,42 +80,22 @@ def bisect(l0_at: Callable[[float], float], asked: float, low: float, high: floa
     return (low + high) / 2
 
 
-def match(sae: SAE, store: ActivationStore, asked: float, limit_tokens: int = 8192) -> Match:
-    """``sae`` at L0 ``asked``: as it is within 2%, else with its threshold moved.
-
-    Raises :class:`UserError` when no threshold gives that L0: a topk with another k, or more
-    latents asked for than have a positive pre-activation.
-    """
-    sae = copy.deepcopy(sae).eval()
+def match_own(sae: SAE, store: ActivationStore, limit_tokens: int = 8192) -> Match:
+    """A copy at the L0 of its own k: as it is within 2%, else with its threshold moved; as it is,
+    too, where no threshold gives that L0 (a topk has none)."""
+    sae, asked = copy.deepcopy(sae).eval(), sae.cfg.k
     before = measured_l0(sae, store, limit_tokens)
-    fixed = sae.cfg.act == "topk"
     if abs(before / asked - 1) <= TOLERANCE:
-        return Match(sae, "by construction" if fixed else "trained", before, before)
-    if fixed:
-        raise UserError(
-            f"A topk SAE with L0 {before:.1f} has no threshold to bring to {asked:g}: train it with "
-            f"k={round(asked)}."
-        )
+        return Match(sae, "by construction" if sae.cfg.act == "topk" else "trained", before)
+    if sae.cfg.act == "topk":
+        return Match(sae, "not reached", before)
     # From all thresholds at 0 to above every pre-activation of a unit-norm direction: twice the
     # norm of a usual token, √d.
     lowest = -max([0.0, *(float(p.threshold) for p in parts_of(sae) if isinstance(p, BatchTopK))])
     ends = (-20.0, 20.0) if sae.cfg.act == "jumprelu" else (lowest, 2 * math.sqrt(store.d_model))
     shift = bisect(lambda s: measured_l0(shifted(sae, s), store, limit_tokens), asked, *ends)
     moved = shifted(sae, shift)
-    after = measured_l0(moved, store, limit_tokens)
-    if abs(after / asked - 1) > TOLERANCE:
-        raise UserError(
-            f"No threshold gives {sae.name} an L0 of {asked:g} (nearest {after:.1f}): train it with "
-            "another sparsity."
-        )
+    if abs(measured_l0(moved, store, limit_tokens) / asked - 1) > TOLERANCE:
+        return Match(sae, "not reached", before)
     moved.meta = {**sae.meta, "matched_l0": {"how": "threshold", "asked": asked, "shift": shift}}
-    return Match(moved, "threshold", before, after)
-
-
-def match_own(sae: SAE, store: ActivationStore, limit_tokens: int = 8192) -> Match:
-    """The SAE at the L0 of its own k; one that no threshold brings there stays as it is."""
-    try:
-        return match(sae, store, float(sae.cfg.k), limit_tokens)
-    except UserError:
-        before = measured_l0(sae.eval(), store, limit_tokens)
-        return Match(sae, "not reached", before, before)
+    return Match(moved, "threshold", before)

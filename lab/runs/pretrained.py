@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -31,14 +32,14 @@ LICENCES = {
 }
 
 
-def trained(world: str, variant: str, plan: Path) -> Path:
-    """The finished stage of the first seed. Raises :class:`UserError` when there is none."""
+def trained(plan: Path) -> Iterator[tuple[str, str, Path]]:
+    """(world, variant, folder) of the first seeds of :data:`CHOSEN` that are finished."""
     for stage in read_json(plan):
-        given, named = stage["parameters"], stage["name"].startswith(f"train-{world}-")
-        if named and (given["variant"], given["seed"]) == (variant, 0):
-            if (path := plan.parents[2] / stage["directory"] / "sae").is_dir():
-                return path
-    raise UserError(f"{plan} has no finished {variant} of {world}; make it with ./run_all.sh.")
+        path, given = plan.parents[2] / stage["directory"] / "sae", stage["parameters"]
+        for world, variants in CHOSEN.items() if path.is_dir() else ():
+            named = stage["name"].startswith(f"train-{world}-") and given["variant"] in variants
+            if named and given["seed"] == 0:
+                yield world, given["variant"], path
 
 
 def measured(results: pd.DataFrame, world: str, variant: str) -> list[str]:
@@ -110,14 +111,10 @@ def main(arguments: list[str] | None = None) -> int:
         if not path.exists():
             raise UserError(f"{path} is not there; make it with ./run_all.sh.")
         results = pd.read_parquet(path)
-        measured_ones = set(zip(results["world"], results["variant"], strict=True))
-        for world, variants in CHOSEN.items():
-            for variant in (name for name in variants if (world, name) in measured_ones):
-                stage = trained(world, variant, given.results / "plan.json")
-                out = (given.hub or dictionaries.FOLDER) / world / variant
-                out.parent.mkdir(parents=True, exist_ok=True)
-                export(stage, world, results, out, given.hub is not None)
-                print(f"wrote {out}")
+        for world, variant, stage in trained(given.results / "plan.json"):
+            out = (given.hub or dictionaries.FOLDER) / world / variant
+            export(stage, world, results, out, given.hub is not None)
+            print(f"wrote {out}")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -41,7 +41,6 @@ def make_setting(
     options: Mapping[str, Any] | None = None,
     layer: int | None = None,
     tokens: Mapping[str, int],
-    dtype: str | None = None,
     device: str = "cpu",
     progress: bool = True,
 ) -> Setting:
@@ -59,26 +58,19 @@ def make_setting(
         )
         layer = made.layer if layer is None else layer
         check_layer(made, layer)
-        place, sizes = directory / "store", dict(tokens)
+        sizes = dict(tokens)
         if "test" in sizes:
             sizes.setdefault("validation", sizes["test"])
-        store = harvest(
-            made,
-            place,
-            layer=layer,
-            tokens=sizes,
-            dtype=dtype,
-            device=device,
-            progress=progress,
-        )
+        given: dict[str, Any] = {"layer": layer, "device": device, "progress": progress}
+        store = harvest(made, directory / "store", tokens=sizes, **given)
     return Setting(made, store)
 
 
-def open_setting(directory: str | Path, verify: str = "size") -> Setting:
+def open_setting(directory: str | Path) -> Setting:
     """The world and store that :func:`make_setting` left in ``directory``."""
     directory = Path(directory)
     made = worlds.load(directory / "world")
-    store = ActivationStore.open(directory / "store", verify=verify)
+    store = ActivationStore.open(directory / "store")
     if store.fingerprint != made.fingerprint:
         raise UserError(
             f"The store in {directory} was harvested from another world; make it again."

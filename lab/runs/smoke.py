@@ -25,46 +25,22 @@ from tsae.training.runs import read_saes, run_training
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / "results" / "laptop" / "plan.json"
 FINISHED = "the finished stages of the profile laptop."
-WORLD: dict[str, Any] = {
-    "options": {
-        "n_train_docs": 800,
-        "n_test_docs": 160,
-        "n_entities": 4,
-        "d_model": 64,
-        "steps": 60,
-        "batch_size": 16,
-        "min_accuracy": None,
-    },
-    "tokens": {"train": 40_000, "test": 8_000},
-}
-RUNS: tuple[dict[str, Any], ...] = (
-    {"variant": "topk"},
-    {"variant": "conv", "options": {"window": 4, "lag_rank": 16, "gate_level": 3}},
-)
-SIZE: dict[str, Any] = {
-    "k": 8,
-    "d_sae": 128,
-    "steps": 60,
-    "lr": 1e-3,
-    "warmup_steps": 10,
-    "eval_every": 15,
-}
-MEASURED: dict[str, Any] = {
-    "limit_tokens": 4000,
-    "selection_tokens": 4000,
-    "splice_tokens": 1000,
-    "n_context_sequences": 8,
-}
+SMALL = "of smoke size, made for this notebook; no results."
+MODEL: dict[str, Any] = dict(d_model=64, steps=60, batch_size=16, min_accuracy=None)
+TEXT: dict[str, Any] = dict(n_train_docs=800, n_test_docs=160, n_entities=4)
+TOKENS = dict(train=40_000, test=8_000)
+RUNS: dict[str, dict[str, Any]] = {"topk": {}, "conv": dict(window=4, lag_rank=16, gate_level=3)}
+SIZE: dict[str, Any] = dict(k=8, d_sae=128, steps=60, lr=1e-3, warmup_steps=10, eval_every=15)
+MEASURED: dict[str, Any] = dict(limit_tokens=4000, selection_tokens=4000, splice_tokens=1000)
 
 
 @cache
 def root() -> Path:
-    """The shared directory; its name changes with the code and these settings."""
+    """The shared directory; its name changes with the code."""
     rooms = [Path(__file__).parents[1], Path(tsae.__file__).parent]
     files = [file for room in rooms for file in sorted(room.rglob("*.py"))]
     code = b"".join(file.read_bytes() for file in files)
-    digest = hashlib.sha256(code + repr((WORLD, RUNS, SIZE)).encode()).hexdigest()
-    return Path(tempfile.gettempdir()) / f"tsae-smoke-{digest[:8]}"
+    return Path(tempfile.gettempdir()) / f"tsae-smoke-{hashlib.sha256(code).hexdigest()[:8]}"
 
 
 def folder(name: str, world: str = "") -> str:
@@ -89,13 +65,12 @@ def world_dir(given: str = "", say: bool = True) -> str:
         return given
     there = [stage for stage in finished() if stage["parameters"].get("world") == "microworld"]
     if say:
-        print(
-            f"Inputs: {FINISHED if there else 'of smoke size, made for this notebook; no results.'}"
-        )
+        print(f"Inputs: {FINISHED if there else SMALL}")
     if there:
         return str(there[0]["directory"])
     made = folder("worlds")
-    make_setting(made, world="microworld", progress=False, **WORLD)
+    world: dict[str, Any] = {"world": "microworld", "options": MODEL | TEXT, "tokens": TOKENS}
+    make_setting(made, progress=False, **world)
     return made
 
 
@@ -103,18 +78,17 @@ def sae_dirs(given: Sequence[str] = ()) -> list[str]:
     """``given``, or the finished runs of :data:`RUNS` on :func:`world_dir`, or small ones."""
     if given:
         return list(given)
-    world, wanted = world_dir(say=False), [run["variant"] for run in RUNS]
-    runs: dict[str, str] = {}
+    world, runs = world_dir(say=False), dict[str, str]()
     for stage in finished():
         if Path(stage["parameters"].get("world_dir", "")).name == Path(world).name:
             runs.setdefault(stage["parameters"].get("variant", ""), str(stage["directory"]))
-    if set(wanted) <= set(runs):
-        return [runs[variant] for variant in wanted]
-    store = open_setting(world).store
-    for run in RUNS:
-        place = folder(f"train-{run['variant']}", world)
-        run_training(store, place, progress=False, **SIZE, **run)
-    return [folder(f"train-{variant}", world) for variant in wanted]
+    if not set(RUNS) <= set(runs):
+        store = open_setting(world).store
+        for variant, options in RUNS.items():
+            runs[variant] = folder(f"train-{variant}", world)
+            run = {**SIZE, "variant": variant, "options": options}
+            run_training(store, runs[variant], progress=False, **run)
+    return [runs[variant] for variant in RUNS]
 
 
 def tables(stage_dirs: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
@@ -130,7 +104,7 @@ def tables(stage_dirs: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
         return report.gather(stage_dirs)
     setting, directories = open_setting(world_dir()), sae_dirs()
     saes = read_saes(directories, setting.store)
-    made = run_evaluation(setting, saes, progress=False, **MEASURED)
+    made = run_evaluation(setting, saes, progress=False, n_context_sequences=8, **MEASURED)
     made["curves"] = read_curves(directories)
     made["facts"] = report.facts(directories)
     return made
