@@ -264,6 +264,13 @@ def test_estimate_scales_with_what_was_measured(tmp_path):
     assert [duration(s) for s in (41.2, 360, 9000)] == ["41 s", "6 min", "2.5 h"]
 
 
+def test_a_report_lists_its_own_tables_and_figures_alone():
+    places = ["figures/b_c.pdf", "figures/b_c.png", "figures/study/d.pdf", "main.tex"]
+    places += [f"generated/table_{name}.tex" for name in ("time", "claims", "reference")]
+    told = "\\input{generated/table_time.tex}\n\\clearpage\n\\drawn{b_c}{b c}\n"
+    assert paper.listing(places) == told
+
+
 def test_tidy_keeps_outputs_and_drops_what_differs_run_by_run():
     output = {"output_type": "execute_result", "execution_count": 7, "data": {"text/plain": ["3"]}}
     warned = {"output_type": "stream", "name": "stderr", "text": ["/home/me/x.py: UserWarning"]}
@@ -310,6 +317,6 @@ def test_only_profiles_that_fill_the_paper_write_the_shown_files(tmp_path, setti
     own |= {f"generated/{part}/numbers.tex".replace("//", "/")}
     assert taken == own | ({"figures/main.pdf"} if settings else set())
     write_files(home, {"paper/main.pdf": ""})
-    assert paper.is_current(tmp_path, home)
+    assert paper.is_current(tmp_path, home / "paper/main.pdf")
     os.utime(tmp_path / "figures/third/x.pdf", (2e9, 2e9))
-    assert not paper.is_current(tmp_path, home)
+    assert not paper.is_current(tmp_path, home / "paper/main.pdf")

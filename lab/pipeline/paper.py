@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from tsae.errors import UserError
 from tsae.files import atomic
 
 REPRODUCIBLE = {"SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1"}
-LATEX = "latexmk -pdf -interaction=nonstopmode -halt-on-error main.tex </dev/null"
+LATEX = "latexmk -pdf -interaction=nonstopmode -halt-on-error"
+ELSEWHERE = ("table_claims", "table_reference")
 SHOWN = ("figures", "paper/generated")
 """What fills the paper: a folder a part of it, the main part beside those folders."""
 NO_TEX = "paper/main.pdf is skipped: TeX is missing (latexmk, pdflatex); install it and run again."
@@ -40,7 +41,8 @@ def sources(root: Path, home: Path) -> dict[str, Path]:
     """Place in the folder that LaTeX works in → file, for all that the PDF is made from: the text,
     what ``home`` shows, and the parts of the paper that other profiles fill."""
     kinds = {".tex", ".bib", ".sty", ".cls", ".bst"}
-    text = [file for file in (root / "paper").glob("*.*") if file.suffix in kinds]
+    files = (*(root / "paper").glob("*.*"), *(root / "workflow").glob("*.tex"))
+    text = [file for file in files if file.suffix in kinds]
     found = {file.name: file for file in text}
     for base, pattern in ((root, "*/*.*"), (home, "**/*.*")):
         for folder in map(Path, SHOWN):
@@ -49,8 +51,18 @@ def sources(root: Path, home: Path) -> dict[str, Path]:
     return found
 
 
-def build(root: Path, home: Path) -> Path:
-    """Make ``home/paper/main.pdf`` with latexmk, bit for bit the same each time; returns its path.
+def listing(places: Iterable[str]) -> str:
+    """``shown.tex``: a line a table, then a line a figure; those that tell of other runs left out."""
+    own = [Path(place) for place in sorted(places) if place.count("/") == 1]
+    tables = [p for p in own if p.stem.startswith("table_") and p.stem not in ELSEWHERE]
+    lines = [rf"\input{{{path}}}" for path in tables] + [r"\clearpage"]
+    figures = [path.stem for path in own if path.suffix == ".pdf"]
+    return "\n".join([*lines, *(rf"\drawn{{{f}}}{{{f.replace('_', ' ')}}}" for f in figures), ""])
+
+
+def build(root: Path, home: Path, text: str = "main") -> Path:
+    """Make ``home/paper/<text>.pdf`` with latexmk, bit for bit the same each time; returns its path.
+    ``text``: the paper's ``main``, or ``report``, which shows tables and figures alone.
 
     Raises :class:`UserError` with LaTeX's first complaint, and where TeX is missing.
     """
@@ -60,20 +72,22 @@ def build(root: Path, home: Path) -> Path:
         for place, file in sources(root, home).items():
             (target := Path(name) / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
+        (Path(name) / "shown.tex").write_text(listing(sources(root, home)), encoding="utf-8")
         environment = os.environ | REPRODUCIBLE
-        done = subprocess.run(LATEX, shell=True, cwd=name, env=environment, capture_output=True)
+        command = f"{LATEX} {text}.tex </dev/null"
+        done = subprocess.run(command, shell=True, cwd=name, env=environment, capture_output=True)
         if done.returncode:
             lines = done.stdout.decode(errors="replace").splitlines() or ["no message"]
             first = next((i for i, line in enumerate(lines) if line.startswith("!")), -1)
             raise UserError(f"LaTeX stopped: {' '.join(' '.join(lines[first:][:2]).split())}")
-        with atomic(home / "paper" / "main.pdf") as temporary:
-            shutil.copyfile(Path(name) / "main.pdf", temporary)
-    return home / "paper" / "main.pdf"
+        with atomic(pdf := home / "paper" / f"{text}.pdf") as temporary:
+            shutil.copyfile(Path(name) / pdf.name, temporary)
+    return pdf
 
 
-def is_current(root: Path, home: Path) -> bool:
+def is_current(root: Path, pdf: Path) -> bool:
     """Whether the PDF is there and none of its sources is newer."""
-    pdf = home / "paper" / "main.pdf"
+    home = pdf.parents[1]
     files = sources(root, home).values()
     return pdf.is_file() and all(f.stat().st_mtime <= pdf.stat().st_mtime for f in files)
 

@@ -84,9 +84,9 @@ def run_all(
                 f"{len(waiting) - len(failed)} wait for them (Snakemake's own log: results/{name}/"
                 "snakemake.log); put it right and run again, the rest is kept."
             )
-        lacks = paper.missing(root)
-        if not lacks and not paper.is_current(root, home):
-            paper.build(root, home)
+        lacks, text = paper.missing(root), "report" if settings.get("report") else "main"
+        if not lacks and not paper.is_current(root, pdf := home / "paper" / f"{text}.pdf"):
+            paper.build(root, home, text)
             written += 1
     if not todo and not written:
         print(f"nothing to do: everything for profile {name} is up to date ({len(stages)} stages)")
@@ -94,7 +94,7 @@ def run_all(
         took = duration(time.monotonic() - clock)
         print(f"Profile {name}: made {len(todo)} stages, put {written} files in place, {took}")
     if lacks or written:
-        print(lacks or f"The paper is {(home / 'paper' / 'main.pdf').relative_to(root)}")
+        print(lacks or f"The {'paper' if text == 'main' else text} is {pdf.relative_to(root)}")
 
 
 @contextlib.contextmanager
