@@ -7,7 +7,7 @@ documents; the strength of a pair of steps at a lag is the mean of C_ℓ[j→i] 
 the one and i of the other. Only lags up to the window can be read; true arrows span up to 12 tokens.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,8 @@ from tqdm.auto import tqdm
 
 from lab.measures.families import register
 from lab.measures.reading import Encoder, Measured, Reading, row
-from lab.measures.succession.events import Activity, exchanged, shuffled
+from lab.measures.succession.events import Activity
 from lab.measures.succession.steps import (
-    KIND,
     LABEL,
     MEMBERS,
     Match,
@@ -91,43 +90,6 @@ def trained(codes: Activity, slots: int, seed: int, **setting: Any) -> TemporalC
         return track(tracker, parts(), lr=LR, learning=learning)
 
 
-def false_discovery(
-    codes: Activity,
-    kind_N: np.ndarray,
-    mean_KF: scipy.sparse.csr_array,
-    texts: int,
-    fit: Callable[[Activity], TemporalCorrelationTracker],
-    seed: int,
-) -> tuple[float, list[dict[str, Any]]]:
-    """The C that one exchanged text in twenty exceeds, and how often other texts do.
-
-    Rows ``tracker_false_texts``, groups shuffled and exchanged: the share of ``texts`` in which a
-    pair of steps, all of one's latents in the one half and all of the other's in the other, has a
-    larger C. The threshold is the .95 quantile of the largest C over ``2 texts`` of their own.
-    """
-    rng = np.random.default_rng(seed)
-
-    def largest(name: str) -> float:
-        moved_F = rng.permutation(mean_KF.shape[1]) % 2 == 0
-        text = shuffled(codes, rng)
-        if name == "exchanged":
-            text, _ = exchanged(codes, kind_N, moved_F, rng)
-        share_K = mean_KF @ moved_F.astype(float)
-        table = between_steps(fit(text), mean_KF)
-        ends = [share_K[table[end]] for end in ("source", "target")]
-        whole = [np.isclose(end, 0) | np.isclose(end, 1) for end in ends]
-        apart = whole[0] & whole[1] & ~np.isclose(*ends)
-        return float(table["C"][apart].max()) if apart.any() else 0.0
-
-    reached = [largest("exchanged") for _ in range(2 * texts)]
-    threshold = float(np.quantile(reached, 0.95, method="higher"))
-    rows = []
-    for name in ("shuffled", "exchanged"):
-        false = np.mean([largest(name) > threshold for _ in range(texts)])
-        rows.append(row("tracker_false_texts", name, false, texts))
-    return threshold, rows
-
-
 @register("tracking")
 @torch.no_grad()
 def measure(
@@ -137,16 +99,14 @@ def measure(
     *,
     track_tokens: int = 240_000,
     settings: Sequence[Mapping[str, Any]] = SETTINGS,
-    unchained: int = 0,
 ) -> dict[str, Measured]:
     """Rows by group = setting (``base``, ``window=2``, …, ``own``): ``tracker_ap`` (average
     precision of the true pairs ranked by C), ``tracker_ap_chance``, ``tracker_recall`` (true pairs
     with C > 0), ``tracker_lag_accuracy`` (of those, the share whose strongest lag is right) and
     ``tracker_mib``, the memory of the tracker.
 
-    ``unchained``: texts of :func:`false_discovery`, with which come ``tracker_firm_recall`` and
-    ``tracker_firm_precision``, of the pairs above its threshold. Trackers read ``track_tokens`` of
-    the train split. Nothing is measured in a world without true arrows.
+    Trackers read ``track_tokens`` of the train split. Nothing is measured in a world without true
+    arrows.
     """
     chains, out = arrows(world), {}
     for key, sae in saes.items() if chains else ():
@@ -155,7 +115,7 @@ def measure(
         if not found:
             continue
         columns = {classes[c]: place for place, c in enumerate(found)}
-        text = read(sae, reading, "train", KIND if unchained else None, track_tokens)
+        text = read(sae, reading, "train", None, track_tokens)
         codes, mean_KF = text.codes, mean_over(found, sae.cfg.d_sae)
         slots = min(int(np.diff(codes.active_NF.tocsr().indptr).max()), 2 * sae.cfg.k)
         fit = partial(trained, slots=max(1, sae.cfg.k // 2), seed=reading.seed)
@@ -176,20 +136,15 @@ def measure(
         truth = chains, columns, classes
         for group, table in tables.items():
             rows += detected(table, truth, group, ("ap", "ap_chance", "recall", "lag_accuracy"))
-        if unchained and "base" in tables:
-            given = codes, text.label_N, mean_KF, unchained, fit, reading.seed
-            threshold, more = false_discovery(*given)
-            firm = tables["base"][tables["base"]["C"] > threshold]
-            rows += more + detected(firm, truth, "base", ("recall", "precision"), "firm_")
         out[key] = Measured(rows)
     return out
 
 
 def detected(
-    table: pd.DataFrame, truth: Any, group: str, names: Sequence[str], prefix: str = ""
+    table: pd.DataFrame, truth: Any, group: str, names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Rows ``tracker_…`` of those of :func:`pattern_detection` by C that are named."""
     chains, columns, classes = truth
     found = {r["metric"]: r for r in pattern_detection(table, chains, columns, classes, "C")}
     rows = {name: found[f"chain_{name}"] for name in names}
-    return [row(f"tracker_{prefix}{n}", group, r["value"], r["n"]) for n, r in rows.items()]
+    return [row(f"tracker_{n}", group, r["value"], r["n"]) for n, r in rows.items()]

@@ -102,8 +102,6 @@ tables(
         "Arrows ranked by the tracker alone, one setting changed at a time; all read the same "
         "codes. Norm: nothing is learned; rates: no $C$ at all. {seeds}",
         columns(("tracker_ap", "all", "AP by C"), ("tracker_lag_accuracy", "all", "lag right"),
-                ("tracker_firm_recall", "all", "firm recall"),
-                ("tracker_firm_precision", "all", "firm precision"),
                 ("tracker_ap_chance", "all", "chance"), ("tracker_recall", "all", "recall"),
                 ("tracker_mib", "all", "MiB")),
         by_group("tracker_ap"), first="Tracker",
