@@ -39,4 +39,7 @@ def test_the_effect_is_the_divergence_at_edited_tokens(monkeypatch):
         # |change of x| is 2; the model's own residual moves by 2 / scale along the decoder row.
         new = ((model.embed[token] - torch.eye(8)[0]) @ model.unembed).log_softmax(-1)
         kl.append(float((clean.exp() * (clean - new)).sum()))
-    assert found["long"] == (pytest.approx(sum(kl) / 2, rel=1e-5), 2)
+    assert found["effect_kl", "long"] == (pytest.approx(sum(kl) / 2, rel=1e-5), 2)
+    moved = model.unembed[0]  # of every logit at token 1, which token 2 follows; nothing follows 3
+    lost = float(moved[2] - moved.mean())
+    assert found["effect_logit", "long"] == (pytest.approx(lost, rel=1e-4), 1)

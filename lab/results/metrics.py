@@ -96,6 +96,7 @@ METRICS = _table(
     ("probe_sparse", "probe", 1, 3, "sparse probing of {group}", 0.02),
     ("detection", "detection", 1, 3, "detection by a lexical explanation", 0.02),
     ("effect_kl", "ΔKL", 0, 3, "effect on the next token", 0.01),
+    ("effect_logit", "Δlogit", 0, 3, "logit that the next token loses", 0.05),
     ("scr", "SCR", 1, 3, "spurious-correlation removal", 0.05),
     ("tpp", "TPP", 1, 3, "targeted probe perturbation", 0.02),
     ("absorption", "absorbed", -1, 3, "absorption of parents", 0.02),

@@ -5,8 +5,10 @@ r"""Causal tests: what the model loses with latents of long and of short lifetim
 
 for the latents i of a set at once, so the SAE's error is kept. The effect is KL(clean || edited) of
 the next token's distribution, in nats, a mean over the edited tokens; what an edit does to a later
-edited token is in it. Sets: the latents of the longest and of the shortest mean dwell among those
-that are active often enough, and for each a random set of the same densities.
+edited token is in it. Beside it stands the loss of logit, clean − edited, of the token that follows
+in the text, each logit less the mean over the vocabulary. Sets: the latents of the longest and of
+the shortest mean dwell among those that are active often enough, and for each a random set of the
+same densities.
 """
 
 from collections.abc import Mapping
@@ -32,9 +34,9 @@ LEAST, MOST = 0.002, 0.2
 def measure(
     saes: Mapping[str, Encoder], reading: Reading, world: World, *, n_latents: int = 16
 ) -> dict[str, Measured]:
-    """``effect_kl``, group ``ablate|set`` with set long, short, random_long, random_short: nats, on
-    the first test sequences, n = edited tokens. Sets of ``n_latents`` are chosen on the split for
-    choices.
+    """``effect_kl`` and ``effect_logit``, group ``ablate|set`` with set long, short, random_long,
+    random_short, on the first test sequences, n = edited tokens (with a token after them). Sets of
+    ``n_latents`` are chosen on the split for choices.
 
     Nulls and SAEs without a decoder matrix are left out, as is an SAE of which fewer than
     4 ``n_latents`` latents are active often enough.
@@ -47,7 +49,7 @@ def measure(
         dwell_F, density_F = stays(read, sae.cfg.d_sae, reading.store.seq_len)
         if sets := choose(dwell_F, density_F, n_latents, reading.seed):
             effects = ablated(sae, reading, world.model(reading.device), sets)
-            rows = [row("effect_kl", f"ablate|{of}", *effect) for of, effect in effects.items()]
+            rows = [row(name, f"ablate|{of}", *effect) for (name, of), effect in effects.items()]
             found[name] = Measured(rows)
     return found
 
@@ -70,17 +72,21 @@ def choose(dwell_F: Tensor, density_F: Tensor, n: int, seed: int) -> dict[str, T
 
 def ablated(
     sae: Any, reading: Reading, model: Any, sets: Mapping[str, Tensor]
-) -> dict[str, tuple[float, int]]:
-    """Of each set the mean KL over its edited tokens on the first test sequences, and how many."""
+) -> dict[tuple[str, str], tuple[float, int]]:
+    """By metric and set the mean over its edited tokens on the first test sequences, and how many."""
     store, step = reading.store, reading.sizes.batch
-    sums, n = dict.fromkeys(sets, 0.0), dict.fromkeys(sets, 0)
+    keys = [(metric, of) for metric in ("effect_kl", "effect_logit") for of in sets]
+    sums, n = dict.fromkeys(keys, 0.0), dict.fromkeys(keys, 0)
     n_sequences = min(reading.sizes.sequences, store.n_sequences("test"))
     for start in range(0, n_sequences, step):
         chosen = list(range(start, min(start + step, n_sequences)))
         batch = store.batch("test", chosen, reading.device)
         tokens_BT, z_BTF = batch.tokens_BT.long(), sae.encode(batch.x_BTD, batch.context)
+        next_BT = tokens_BT.roll(-1, 1)
+        followed_BT = batch.context.mask_BT.bool().roll(-1, 1)
+        followed_BT[:, -1] = False
         clean_BTV = models.logits(model, tokens_BT).float().log_softmax(-1)
-        for name, latents in sets.items():
+        for of, latents in sets.items():
             z_BTK = z_BTF[..., latents] * batch.context.mask_BT[..., None]
             push_BTD = z_BTK @ sae.W_dec[latents] / store.scale
 
@@ -89,8 +95,13 @@ def ablated(
 
             touched = (z_BTK != 0).any(-1)
             new_NV = models.logits_with(model, tokens_BT, store.layer, edit)[touched].float()
+            new_NV = new_NV.log_softmax(-1)
             clean_NV = clean_BTV[touched]
-            kl_N = ((clean_NV - new_NV.log_softmax(-1)) * clean_NV.exp()).sum(-1)
-            sums[name] += float(kl_N.double().sum())
-            n[name] += len(kl_N)
-    return {name: (total / max(n[name], 1), n[name]) for name, total in sums.items()}
+            lost_NV = clean_NV - new_NV
+            kl_N = (lost_NV * clean_NV.exp()).sum(-1)
+            lost_N = lost_NV.gather(1, next_BT[touched][:, None])[:, 0] - lost_NV.mean(-1)
+            parts = {"effect_kl": kl_N, "effect_logit": lost_N[followed_BT[touched]]}
+            for metric, part_N in parts.items():
+                sums[metric, of] += float(part_N.double().sum())
+                n[metric, of] += len(part_N)
+    return {key: (total / max(n[key], 1), n[key]) for key, total in sums.items()}

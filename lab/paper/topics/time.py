@@ -150,6 +150,8 @@ tables(
                 ("effect_kl", "ablate|long", "ΔKL long"),
                 ("effect_kl", "ablate|random_long", "ΔKL as often"),
                 ("effect_kl", "ablate|short", "ΔKL short"),
-                ("effect_kl", "ablate|random_short", "ΔKL as often")),
+                ("effect_kl", "ablate|random_short", "ΔKL as often"),
+                ("effect_logit", "ablate|long", "Δlogit long"),
+                ("effect_logit", "ablate|short", "Δlogit short")),
     ),
 )  # fmt: skip
