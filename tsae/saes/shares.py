@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tsae.kernels.selection import largest
 from tsae.kernels.sparse import Selection, rows_to_crow
+from tsae.saes.activations import BatchTopK
 
 
 class ReservedTopK(nn.Module):
@@ -56,6 +57,29 @@ class ReservedTopK(nn.Module):
         cols_NK = self.columns(pre_NF)[rows].sort(-1).values
         k = cols_NK.shape[1]
         return rows.repeat_interleave(k), cols_NK.flatten(), rows_to_crow(mask_N.long() * k)
+
+
+class CappedTopK(BatchTopK):
+    """The ``k * n`` largest of a batch of ``n`` tokens, of which a token has ``most`` at most.
+
+    As of :class:`BatchTopK`, inference goes by a threshold, and so does not couple tokens.
+    """
+
+    def __init__(self, k: int, most: int, ema: float):
+        super().__init__(k, ema)
+        self.most = most
+
+    def capped(self, pre_NF: Tensor) -> Tensor:
+        """``pre`` with all but the ``most`` largest of each token out of reach."""
+        cols = largest(pre_NF, self.most)
+        far_NF = torch.full_like(pre_NF, float("-inf"))
+        return far_NF.scatter(1, cols, pre_NF.gather(1, cols))
+
+    def forward(self, pre_NF: Tensor, mask_N: Tensor, spare_N: Tensor | None = None) -> Tensor:
+        return super().forward(self.capped(pre_NF), mask_N, spare_N)
+
+    def select(self, pre_NF: Tensor, mask_N: Tensor, spare_N: Tensor | None = None) -> Selection:
+        return super().select(self.capped(pre_NF), mask_N, spare_N)
 
 
 class Grouped(nn.Module):

@@ -3,14 +3,16 @@ r"""F. Slow and fast latents of one dictionary: identity persists, amplitude doe
     u    = x - b_dec,   e_i[t] = relu(u[t] W_i + b_i)                         evidence of latent i
     m_i  = leaky mean of e_i over the document so far, decay delta of its group
     S[t] = act_g(m[t]) of each slow group g                                   which are on: persists
-    z_i  = relu(u a_i + b'_i + c_i m_i) + eps m_i for i in S                  how strongly: per token
-    r    = u - z_S W_dec;  the fast latents in rounds on r; all codes corrected together (``rounds``)
+    z_i  = g_i m_i (1 + kappa tanh(u a_i + b'_i)) for i in S                  how strongly: per token
+    r    = u - z_S W_dec;  the fast latents in rounds on r; all codes corrected together (``rounds``),
+           where z_i of a slow one stays within g_i m_i (1 - kappa) and g_i m_i (1 + kappa)
     loss = the static one
            + nu InfoNCE(cosine of document memories at t and t + lag; negatives: other documents)
            + alpha FVU of sum_S s_i m_i d_i for the mean of u over the section's other tokens
 
 The slow groups (``document``, ``section``) come first in the dictionary. Of the k active latents a
-token, each group has its share; slots it cannot fill go to the last fast round. The encoder is told
+token, each group has its share: under topk on average over the tokens, more where memories are
+large; what it leaves goes to the last fast round, so that each token has k. The encoder is told
 where documents start, nothing else; the loss may read given sections, or the next tokens instead
 (``target``). Without slow groups this is ``rounds``, and so with one round and no correction the
 static SAE exactly. Source: this project.
@@ -32,11 +34,13 @@ from tsae.saes.nested import prefix_error
 from tsae.saes.passages import contrast, drawn, next_sum, others_sum
 from tsae.saes.registry import register
 from tsae.saes.rounds import Found, RoundsSAE
-from tsae.saes.shares import Grouped
+from tsae.saes.shares import CappedTopK, Grouped
 from tsae.saes.slowfast_config import SlowFastConfig
 from tsae.sequences import DOCUMENT, SECTION, FilledContext
 
 GROUPS = ("document", "section")
+TINY = 1e-12
+"""A memory of no more than this is none."""
 
 
 class SlowPart(NamedTuple):
@@ -68,7 +72,7 @@ class SlowFastSAE(RoundsSAE):
             Fs = self.n_slow
             self.W_amp = nn.Parameter(0.5 * self.W_dec.detach()[:Fs])
             self.b_amp = nn.Parameter(torch.zeros(Fs))
-            self.c_amp = nn.Parameter(torch.full((Fs,), 0.5))
+            self.log_gain = nn.Parameter(torch.full((Fs,), 0.5))
             if cfg.predict > 0:
                 self.scale_predict = nn.Parameter(torch.ones(Fs))
 
@@ -89,10 +93,15 @@ class SlowFastSAE(RoundsSAE):
         cfg = self.cfg
         if not cfg.slow_shares:
             return super().make_activation()
-        fast_ks = split_by_shares(cfg.k - sum(cfg.slow_ks), cfg.rounds)
-        ks, sizes = cfg.slow_ks + fast_ks, cfg.slow_sizes + [self.n_fast] * len(fast_ks)
-        each = zip(ks, sizes, strict=True)
-        return Grouped([activations.make(cfg.act, min(k, n), n, cfg) for k, n in each], sizes)
+        parts: list[nn.Module] = []
+        for k, most, n in zip(cfg.slow_ks, cfg.slow_most, cfg.slow_sizes, strict=True):
+            if most > k:
+                parts.append(CappedTopK(min(k, n), min(most, n), cfg.threshold_ema))
+            else:
+                parts.append(activations.make(cfg.act, min(k, n), n, cfg))
+        n = self.n_fast
+        parts += [activations.make(cfg.act, min(k, n), n, cfg) for k in cfg.fast_ks]
+        return Grouped(parts, cfg.slow_sizes + [n] * len(cfg.fast_ks))
 
     @property
     def groups(self) -> dict[str, Tensor]:
@@ -159,12 +168,12 @@ class SlowFastSAE(RoundsSAE):
         m = m_NS[rows, cols]
         pattern = Codes(m, rows, cols, rows_to_crow(on_NS.sum(1)), (len(m_NS), self.n_slow))
         v_ND, b_S = self.detached(x_BTD, u_ND, self.W_amp.t(), self.b_amp)
-        amplitude = rounds.projected(pattern, v_ND, self.W_amp)
-        amplitude = amplitude + b_S[pattern.cols] + self.c_amp[pattern.cols] * m
+        moved = torch.tanh(rounds.projected(pattern, v_ND, self.W_amp) + b_S[cols])
+        centre = m * self.log_gain.exp()[cols]
         shape = len(u_ND), cfg.d_sae
-        slow = pattern._replace(values=amplitude.relu() + cfg.floor * m, shape=shape)
+        slow = pattern._replace(values=centre * (1 + cfg.bound * moved), shape=shape)
         r_ND = rounds.subtracted(u_ND, slow, self.W_dec)
-        spare_N = sum(cfg.slow_ks) * mask_N - pattern.crow.diff()
+        spare_N = sum(cfg.slow_most) * mask_N - pattern.crow.diff()
         fast = self.act.parts[len(cfg.slow_sizes) :]
         parts, pres, r_ND = rounds.sparse_rounds(
             r_ND, W_DG, self.W_dec, self.biases(), fast, mask_N, spare_N
@@ -172,7 +181,15 @@ class SlowFastSAE(RoundsSAE):
         codes = rounds.merged([slow, *parts])
         if cfg.correct:
             codes = rounds.corrected(codes, r_ND, self.W_dec, self.eta)
+            at = (codes.cols < self.n_slow).nonzero()[:, 0]
+            bounded = self.bounded(codes.values[at], centre)
+            codes = codes._replace(values=codes.values.index_copy(0, at, bounded))
         return Found(codes, [m_NS, *pres], {"slow": SlowPart(m_NS, on_NS)})
+
+    def bounded(self, z: Tensor, centre: Tensor) -> Tensor:
+        """Values of slow latents, held within ``bound`` of their memory's."""
+        kappa = self.cfg.bound
+        return z.maximum((1 - kappa) * centre).minimum((1 + kappa) * centre)
 
     @torch.no_grad()
     def chosen(self, m_NS: Tensor, context: FilledContext, state: State | None) -> Tensor:
@@ -197,7 +214,7 @@ class SlowFastSAE(RoundsSAE):
                 on.append(none_NG.index_put((rows, cols), m_NG[rows, cols] > 0))
             else:
                 on.append(act(m_NG, mask_N) > 0)
-        return torch.cat(on, 1)
+        return torch.cat(on, 1) & (m_NS > TINY)
 
     def dense_codes(
         self, u_ND: Tensor, m_NS: Tensor, on_NS: Tensor, W_DG: Tensor, mask_N: Tensor
@@ -209,16 +226,19 @@ class SlowFastSAE(RoundsSAE):
             parts = zip(self.act.parts, m_NS.detach().split(cfg.slow_sizes, 1), strict=False)
             step_NS = torch.cat([act.step(m_NG) for act, m_NG in parts], 1) * mask_N[:, None]
             kept_NS = kept_NS + step_NS - step_NS.detach()
-        amplitude = u_ND @ self.W_amp.t() + self.b_amp + self.c_amp * m_NS
-        z_NS = (amplitude.relu() + cfg.floor * m_NS) * kept_NS
+        centre_NS = m_NS * self.log_gain.exp()
+        moved_NS = torch.tanh(u_ND @ self.W_amp.t() + self.b_amp)
+        z_NS = centre_NS * (1 + cfg.bound * moved_NS) * kept_NS
         r_ND = u_ND - z_NS @ self.W_dec[:Fs]
-        spare_N = sum(cfg.slow_ks) * mask_N - on_NS.sum(1)
+        spare_N = sum(cfg.slow_most) * mask_N - on_NS.sum(1)
         z_NF, pres, r_ND = rounds.dense_rounds(
             r_ND, W_DG, self.W_dec, self.biases(), self.act.parts[n:], mask_N, spare_N
         )  # fmt: skip
         z_NF = torch.cat([z_NS, z_NF], 1)
         if cfg.correct:
             z_NF = rounds.dense_corrected(z_NF, r_ND, self.W_dec, self.eta)
+            z_NS = self.bounded(z_NF[:, :Fs], centre_NS * kept_NS)
+            z_NF = torch.cat([z_NS, z_NF[:, Fs:]], 1)
         return Found(z_NF, [m_NS, *pres], {"slow": SlowPart(m_NS, on_NS)})
 
     # ---- loss -----------------------------------------------------------------------------
