@@ -1,4 +1,4 @@
-r"""F. Slow and fast latents of one dictionary: identity persists, amplitude does not.
+r"""F. Slow and fast latents of one dictionary: identity persists, and strength stays near it.
 
     u    = x - b_dec,   e_i[t] = relu(u[t] W_i + b_i)                         evidence of latent i
     m_i  = leaky mean of e_i over the document so far, decay delta of its group
