@@ -11,7 +11,7 @@ from lab import browser
 from lab.browser.latents import BrowserConfig, choose, view_latents
 from tsae import saes
 from tsae.errors import UserError
-from tsae.sequences import SequenceContext
+from tsae.sequences import LabelSpec, SequenceContext
 from tsae.store import Batch
 
 # Codes of latents 0, 1, 2 at positions 1 … 8 of three sequences; position 0 is BOS.
@@ -39,13 +39,19 @@ class Store:
         tokens_BT = torch.arange(27).view(3, 9)
         for rows in torch.arange(3).split(batch_size):
             context = SequenceContext(mask_BT[rows], boundary_BT[rows])
-            yield Batch(x_BTD[rows], tokens_BT[rows], doc_BT[rows], context, {})
+            label_BT = doc_BT[rows].clamp_max(1).to(torch.int16)  # the first document, and others
+            labels = {"topic": label_BT, "pos": label_BT}
+            yield Batch(x_BTD[rows], tokens_BT[rows], doc_BT[rows], context, labels)
 
 
 W_U = torch.tensor([[3.0, 0, 0, 1], [0, 0, 0, 4], [0, 0, 0, 0]])
 WORLD = SimpleNamespace(
     name="<world>",
     fingerprint="f",
+    label_specs={
+        "topic": LabelSpec("topic", "document", ("first", "<other>")),
+        "pos": LabelSpec("pos", "token", ("first", "other")),
+    },
     to_strings=lambda ids: [f" <b>{i}\n&" for i in ids],
     model=lambda device: SimpleNamespace(unembed=SimpleNamespace(W_U=W_U)),
 )
@@ -195,3 +201,10 @@ def test_what_cannot_be_shown(sae, tmp_path):
     with pytest.raises(UserError, match="is a directory; give the path of a file"):
         browser.write_browser(sae, Store(), WORLD, tmp_path, [0])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_topic_is_what_contexts_share_beyond_its_share_of_all_tokens(sae):
+    """One of three strongest tokens lies in the first document, and 6 of all 24; latent 2 is silent."""
+    views = view_latents(sae, Store(), WORLD, [0, 1, 2])
+    first = "topic first in 1 of 3 (of all tokens 25%)"
+    assert [view.topic for view in views] == [first, first, ""]

@@ -1,6 +1,7 @@
 """What the browser shows of a latent: contexts, stays, logit effects, dwell, neighbours in time."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from lab.measures.time.lifecycle import LifecycleTracker
 from tsae.errors import UserError
 from tsae.saes import SAE
 from tsae.saes.config import require
+from tsae.sequences import LabelSpec
 from tsae.store.reading import Batch
 
 DENSE = {"document": 0.5, "section": 0.5, "slow": 0.5}
@@ -61,13 +63,14 @@ class BrowserConfig:
 
 class Context(NamedTuple):
     """Tokens around a latent's strongest one in a sequence, with its codes there and in ``stay``,
-    all of the document that the sequence holds."""
+    all of the document that the sequence holds; ``labels``: what the strongest token is about."""
 
     strings: list[str]
     values: list[float]
     peak: int
     doc: int
     stay: list[float]
+    labels: dict[str, str]
 
 
 class Neighbour(NamedTuple):
@@ -86,10 +89,14 @@ class Neighbour(NamedTuple):
 
 
 class LatentView(NamedTuple):
-    """Everything the page shows of one latent; times in tokens, codes in the store's units."""
+    """Everything the page shows of one latent; times in tokens, codes in the store's units.
+
+    ``topic``: the class of a slow label that its contexts share most, beyond its share of all tokens.
+    """
 
     latent: int
     name: str
+    topic: str
     group: str
     density: float
     peak: float
@@ -199,8 +206,12 @@ def view_latents(
     starts = Starts(F, len(latents), config.max_lag, device)
     peak_KF = torch.zeros(N_NAMES, F, device=device)
     token_KF, active_K = peak_KF.long(), torch.zeros(len(latents), device=device)
+    count_of: Counter[tuple[str, str]] = Counter()
     for batch, z_BTF in encoded(sae, store, config):
         tokens = Tokens.of(batch, z_BTF, batch.x_BTD)
+        for label, spec in slow_labels(world).items():
+            counts = torch.bincount(tokens.labels[label].long() + 1, minlength=1).tolist()[1:]
+            count_of.update({(label, spec.classes[c]): n for c, n in enumerate(counts)})
         active_NF = tokens.z_NF > 0
         tracker.update(active_NF[:, chosen], tokens.piece_N)
         starts.update(active_NF, tokens.piece_N, chosen)
@@ -217,6 +228,17 @@ def view_latents(
         tokens = dict.fromkeys(token_KF[peak_KF[:, latent] > 0, latent].tolist())
         strings = (string.strip() or string for string in world.to_strings(list(tokens)))
         return " · ".join(dict.fromkeys(strings))
+
+    def topic(kept: list[tuple[float, Context]]) -> str:
+        shared = Counter(pair for _, context in kept for pair in context.labels.items())
+        excess = {
+            pair: n / len(kept) - count_of[pair] / tracker.tokens for pair, n in shared.items()
+        }
+        if not excess or max(excess.values()) <= 0:
+            return ""
+        best = max(excess, key=lambda pair: excess[pair])
+        share = count_of[best] / tracker.tokens
+        return f"{best[0]} {best[1]} in {shared[best]} of {len(kept)} (of all tokens {share:.0%})"
 
     def neighbours(k: int, side: int) -> list[Neighbour]:
         found = starts.neighbours(k, latents[k], side, config)
@@ -239,6 +261,7 @@ def view_latents(
         view = LatentView(
             latent=latent,
             name=name(latent),
+            topic=topic(contexts[k]),
             group=group_of[latent],
             density=float(active_K[k]) / max(tracker.tokens, 1),
             peak=contexts[k][0][0] if contexts[k] else 0.0,
@@ -254,6 +277,11 @@ def view_latents(
         )
         views.append(view)
     return views
+
+
+def slow_labels(world: Any) -> dict[str, LabelSpec]:
+    """The labels of documents and sections."""
+    return {name: spec for name, spec in world.label_specs.items() if spec.scale != "token"}
 
 
 def encoded(sae: SAE, store: Any, config: BrowserConfig) -> Iterator[tuple[Batch, Tensor]]:
@@ -282,7 +310,10 @@ def keep_strongest(
         stop = min(at + config.after, int(here[-1])) + 1
         strings = world.to_strings(batch.tokens_BT[b, first:stop].tolist())
         values, stay = z_BT[b, first:stop].tolist(), z_BT[b, same_T].tolist()
+        about = {label: int(batch.labels[label][b, at]) for label in slow_labels(world)}
+        specs = world.label_specs
+        labels = {name: specs[name].classes[c] for name, c in about.items() if c >= 0}
         doc = int(batch.doc_BT[b, at])
-        kept.append((value, Context(strings, values, at - first, doc, stay)))
+        kept.append((value, Context(strings, values, at - first, doc, stay, labels)))
         kept.sort(key=lambda one: -one[0])
         del kept[config.n_contexts :]

@@ -1,4 +1,5 @@
-"""``tsae/pretrained/`` from the dictionaries of a finished run: half precision, a card each.
+"""``tsae/pretrained/`` from a finished run: its dictionaries in half precision, a card each, and the
+microworld's model; ``docs/browser/`` shows what SlowFast's latents do.
 
 python -m lab.runs.pretrained              those of CHOSEN that the run of laptop holds
 python -m lab.runs.pretrained --hub DIR    the same as folders ready for a hub, with SAELens files
@@ -15,11 +16,14 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from lab import worlds
+from lab.browser import write_browser
 from lab.results.systems import SYSTEMS, display
 from tsae import dictionaries, saes
 from tsae.errors import UserError
 from tsae.files import atomic, read_json
 from tsae.interop.saelens import save_saelens
+from tsae.store import ActivationStore
 
 ROOT = Path(__file__).resolve().parents[2]
 CHOSEN = {"microworld": tuple(SYSTEMS), "smollm2": ("topk", "contrastive", "slowfast")}
@@ -100,6 +104,38 @@ def export(stage: Path, world: str, results: pd.DataFrame, out: Path, hub: bool 
             save_saelens(saes.load(temporary), temporary / "saelens")
 
 
+MODEL_CARD = """# The microworld and its language model
+
+The text is written anew from its seed; the model was trained on it.
+
+```python
+from lab import worlds
+
+world = worlds.load("tsae/pretrained/microworld/model")
+model = world.model()  # a TransformerBridge of TransformerLens
+```
+
+Licence: MIT, as this repository. SHA-256 of `model.safetensors`: `{digest}`.
+"""
+
+
+def export_model(world: Path, out: Path) -> None:
+    """Write the microworld's folder, which :func:`lab.worlds.load` opens."""
+    with atomic(out) as temporary:
+        temporary.mkdir()
+        for name in ("world.json", "config.json", "model.safetensors"):
+            shutil.copyfile(world / name, temporary / name)
+        digest = hashlib.sha256((temporary / "model.safetensors").read_bytes()).hexdigest()
+        (temporary / "README.md").write_text(MODEL_CARD.format(digest=digest), encoding="utf-8")
+
+
+def export_page(stage: Path, sae: Path, out: Path) -> None:
+    """Write what the dictionary's latents do in the world of ``stage`` as one page, slow ones first."""
+    out.parent.mkdir(exist_ok=True)
+    store, world = ActivationStore.open(stage / "store"), worlds.load(stage / "world")
+    print(f"wrote {write_browser(saes.load(sae), store, world, out)}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 for one clear line on stderr."""
     parser = argparse.ArgumentParser(prog="lab.runs.pretrained", description=__doc__)
@@ -111,10 +147,21 @@ def main(arguments: list[str] | None = None) -> int:
         if not path.exists():
             raise UserError(f"{path} is not there; make it with ./run_all.sh.")
         results = pd.read_parquet(path)
+        stages = read_json(given.results / "plan.json")
+        made_in = {
+            stage["parameters"]["world"]: Path(stage["directory"]).name
+            for stage in stages
+            if stage["name"].startswith("worlds-")
+        }
         for world, variant, stage in trained(given.results / "plan.json"):
             out = (given.hub or dictionaries.FOLDER) / world / variant
             export(stage, world, results, out, given.hub is not None)
             print(f"wrote {out}")
+            made = stage.parents[1] / made_in[world]
+            if not given.hub and variant == "slowfast":
+                export_page(made, stage, ROOT / "docs" / "browser" / f"{world}-{variant}.html")
+            if not given.hub and (world, variant) == ("microworld", "topk"):
+                export_model(made / "world", dictionaries.FOLDER / world / "model")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
