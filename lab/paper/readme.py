@@ -45,7 +45,7 @@ def markdown(found: Mapping[str, pd.DataFrame]) -> str:
     rows = [["system", *(c.title() for c in shown)], ["---", *["--:"] * len(shown)]]
     rows += [texts for _, texts in lines[""]]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-    plain = {r"\,{\scriptsize$\pm$\,": " ± ", "}": "", "$-$": "−", "\\,": " ", "| -- ": "|  "}
+    plain = {r"\,{\scriptsize$\pm$\,": "±", "}": "", "$-$": "−", "\\,": " ", "| -- ": "|  "}
     for old, new in plain.items():
         text = text.replace(old, new)
     return text
