@@ -11,6 +11,8 @@ from tsae.kernels.held import held
 from tsae.kernels.leaky import leaky_mean
 from tsae.saes import SequenceContext, passages
 from tsae.saes.activations import BatchTopK, TopK
+from tsae.saes.encoding import Tokens
+from tsae.saes.shares import CappedTopK
 
 
 def draw(seed, *shape):
@@ -183,3 +185,33 @@ def test_held_equals_plain_torch_and_goes_on_where_it_stopped():
     first, then = held(m[:, :6], 2, 0.6, keep[:, :6], valid[:, :6])
     second, _ = held(m[:, 6:], 2, 0.6, keep[:, 6:], valid[:, 6:], then)
     assert torch.equal(torch.cat([first, second], 1), on)
+
+
+@pytest.mark.parametrize(
+    "most, kept", [(2, [[3.0, 2.0, 0.0], [0.0] * 3]), (1, [[3.0, 0, 0], [0.5, 0, 0]])]
+)
+def test_a_batch_shares_its_slots_up_to_the_most_of_a_token(most, kept):
+    act = CappedTopK(1, most, ema=0.5)
+    pre, valid = torch.tensor([[3.0, 2.0, 1.0], [0.5, 0.4, 0.3]]), torch.ones(2, dtype=torch.bool)
+    assert act(pre, valid).tolist() == kept
+    rows, cols, _ = act.select(pre, valid)
+    assert torch.zeros(2, 3).index_put((rows, cols), pre[rows, cols]).tolist() == kept
+
+
+def test_slots_follow_memory_and_values_stay_within_their_bound():
+    """Each token has k latents, of which slow ones at most slow_most and on average slow_ks; a value
+    lies within kappa of its memory's, corrected or not."""
+    torch.manual_seed(0)
+    sae = saes.build("slowfast", d_in=16, d_sae=128, k=12, bound=0.3)
+    cfg = sae.cfg
+    assert (cfg.slow_ks, cfg.slow_most, cfg.fast_ks) == ([3, 2], [4, 3], [3, 2])
+    x = torch.randn(8, 40, 16)
+    tokens = Tokens(sae, x, sae.checked(x, None))
+    codes, pres, aux = sae.train().found(tokens, None)
+    z = codes.dense()
+    slow = z[:, : sae.n_slow]
+    assert ((z > 0).sum(1) == 12).all()
+    counts = torch.stack([(part > 0).sum(1) for part in slow.split(cfg.slow_sizes, 1)])
+    assert counts.max(1).values.tolist() == [4, 3] and counts.float().mean(1).tolist() == [3, 2]
+    share = (slow / (pres[0] * sae.log_gain.exp()))[slow > 0]
+    assert share.min() >= 0.7 - 1e-5 and share.max() <= 1.3 + 1e-5
