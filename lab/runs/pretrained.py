@@ -1,5 +1,5 @@
 """``tsae/pretrained/`` from a finished run: its dictionaries in half precision, a card each, and the
-microworld's model; ``docs/browser/`` shows what SlowFast's latents do.
+microworld's model; ``docs/browser/`` shows what its SlowFast's latents do.
 
 python -m lab.runs.pretrained              those of CHOSEN that the run of laptop holds
 python -m lab.runs.pretrained --hub DIR    the same as folders ready for a hub, with SAELens files
@@ -158,10 +158,11 @@ def main(arguments: list[str] | None = None) -> int:
             export(stage, world, results, out, given.hub is not None)
             print(f"wrote {out}")
             made = stage.parents[1] / made_in[world]
-            if not given.hub and variant == "slowfast":
-                export_page(made, stage, ROOT / "docs" / "browser" / f"{world}-{variant}.html")
             if not given.hub and (world, variant) == ("microworld", "topk"):
                 export_model(made / "world", dictionaries.FOLDER / world / "model")
+            # Of the microworld alone: what SmolLM2 reads is not ours to give away.
+            if not given.hub and (world, variant) == ("microworld", "slowfast"):
+                export_page(made, stage, ROOT / "docs" / "browser" / f"{world}-{variant}.html")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
