@@ -170,14 +170,14 @@ def view_latents(
 
     def topic(kept: list[tuple[float, Context]]) -> str:
         shared = Counter(pair for _, context in kept for pair in context.labels.items())
-        excess = {
-            pair: n / len(kept) - count_of[pair] / tracker.tokens for pair, n in shared.items()
-        }
-        if not excess or max(excess.values()) <= 0:
+        excess = [
+            (n / len(kept) - (share := count_of[pair] / tracker.tokens), pair, n, share)
+            for pair, n in shared.items()
+        ]
+        if not excess or (best := max(excess, key=lambda one: one[0]))[0] <= 0:
             return ""
-        best = max(excess, key=lambda pair: excess[pair])
-        share = count_of[best] / tracker.tokens
-        return f"{best[0]} {best[1]} in {shared[best]} of {len(kept)} (of all tokens {share:.0%})"
+        _, (label, kind), n, share = best
+        return f"{label} {kind} in {n} of {len(kept)} (of all tokens {share:.0%})"
 
     def neighbours(k: int, side: int) -> list[Neighbour]:
         found = starts.neighbours(k, latents[k], side, config.min_count, config.n_neighbours)
@@ -249,9 +249,11 @@ def keep_strongest(
         stop = min(at + config.after, int(here[-1])) + 1
         strings = world.to_strings(batch.tokens_BT[b, first:stop].tolist())
         values, stay = z_BT[b, first:stop].tolist(), z_BT[b, same_T].tolist()
-        about = {label: int(batch.labels[label][b, at]) for label in slow_labels(world)}
-        specs = world.label_specs
-        labels = {name: specs[name].classes[c] for name, c in about.items() if c >= 0}
+        labels = {
+            label: spec.classes[c]
+            for label, spec in slow_labels(world).items()
+            if (c := int(batch.labels[label][b, at])) >= 0
+        }
         doc = int(batch.doc_BT[b, at])
         kept.append((value, Context(strings, values, at - first, doc, stay, labels)))
         kept.sort(key=lambda one: -one[0])

@@ -69,13 +69,13 @@ def build(root: Path, home: Path, text: str = "main") -> Path:
     if lacks := missing(root):
         raise UserError(lacks)
     with tempfile.TemporaryDirectory() as name:
-        for place, file in sources(root, home).items():
+        for place, file in (files := sources(root, home)).items():
             (target := Path(name) / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-        (Path(name) / "shown.tex").write_text(listing(sources(root, home)), encoding="utf-8")
+        (Path(name) / "shown.tex").write_text(listing(files), encoding="utf-8")
         environment = os.environ | REPRODUCIBLE
-        command = f"{LATEX} {text}.tex </dev/null"
-        done = subprocess.run(command, shell=True, cwd=name, env=environment, capture_output=True)
+        command, silent = [*LATEX.split(), f"{text}.tex"], subprocess.DEVNULL
+        done = subprocess.run(command, cwd=name, env=environment, stdin=silent, capture_output=True)
         if done.returncode:
             lines = done.stdout.decode(errors="replace").splitlines() or ["no message"]
             first = next((i for i, line in enumerate(lines) if line.startswith("!")), -1)

@@ -131,21 +131,20 @@ def heatmap_rows(
     """
     batch = setting.store.batch("test", [0, 1])
     strings = [setting.world.to_strings(row.tolist()) for row in batch.tokens_BT]
-    rows, seen = [], set()
+    boundary_BT, rows, seen = batch.context.boundary_BT.tolist(), [], set()
     for label, sae in found.items():
         keys = keys_of(sae)
         if keys["variant"] in seen or keys["ablation"]:
             continue
         seen.add(keys["variant"])
-        best = (tables[label].tables or {}).get(
-            "latents", pd.DataFrame(columns=["latent", "group"])
-        )
-        names = {row.latent: row.group.split(":", 1)[-1] for row in best.itertuples()}
+        best = (tables[label].tables or {}).get("latents")
+        best_rows = [] if best is None else best.itertuples()
+        names = {row.latent: row.group.split(":", 1)[-1] for row in best_rows}
         here = batch.to(sae.b_dec.device)
         z_BTF = sae.encode(here.x_BTD, here.context)[:, : n_tokens + 1].cpu()
-        boundary_BT = batch.context.boundary_BT.tolist()
         for b, t, i in (z_BTF > 0).nonzero().tolist():
-            of = (strings[b][t], boundary_BT[b][t], i, names.get(i, ""), float(z_BTF[b, t, i]))
-            rows += [(keys["world"], keys["variant"], b, t, *of)] * (t > 0)
+            if t > 0:
+                of = (strings[b][t], boundary_BT[b][t], i, names.get(i, ""), float(z_BTF[b, t, i]))
+                rows.append((keys["world"], keys["variant"], b, t, *of))
     columns = ["world", "variant", "sequence", "position", "token", "boundary"]
     return pd.DataFrame(rows, columns=[*columns, "latent", "name", "value"])

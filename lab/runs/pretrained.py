@@ -1,12 +1,11 @@
-"""``tsae/pretrained/`` from a finished run: its dictionaries in half precision, a card each, and the
-microworld's model; ``docs/browser/`` shows what its SlowFast's latents do.
+"""``tsae/pretrained/`` from a finished run: its dictionaries in half precision, a card each. Beside
+them, in the laboratory, the microworld's model; ``docs/browser/`` shows what its SlowFast's latents do.
 
 python -m lab.runs.pretrained              those of CHOSEN that the run of laptop holds
 python -m lab.runs.pretrained --hub DIR    the same as folders ready for a hub, with SAELens files
 """
 
 import argparse
-import hashlib
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,11 +20,13 @@ from lab.browser import write_browser
 from lab.results.systems import SYSTEMS, display
 from tsae import dictionaries, saes
 from tsae.errors import UserError
-from tsae.files import atomic, read_json
+from tsae.files import atomic, read_json, sha256
 from tsae.interop.saelens import save_saelens
 from tsae.store import ActivationStore
 
 ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "lab" / "worlds" / "microworld" / "trained"
+"""The microworld's folder; the library knows no worlds."""
 CHOSEN = {"microworld": tuple(SYSTEMS), "smollm2": ("topk", "contrastive", "slowfast")}
 """The variants of each world that are kept."""
 SHOWN = {"fve": "FVE", "l0": "L0", "ap": "AP"}
@@ -36,14 +37,15 @@ LICENCES = {
 }
 
 
-def trained(plan: Path) -> Iterator[tuple[str, str, Path]]:
-    """(world, variant, folder) of the first seeds of :data:`CHOSEN` that are finished."""
+def trained(plan: Path) -> Iterator[tuple[str, str, Path, Path]]:
+    """(world, variant, folder, folder of its world and store) of the first seeds of :data:`CHOSEN`
+    that are finished."""
     for stage in read_json(plan):
         path, given = plan.parents[2] / stage["directory"] / "sae", stage["parameters"]
         for world, variants in CHOSEN.items() if path.is_dir() else ():
             named = stage["name"].startswith(f"train-{world}-") and given["variant"] in variants
             if named and given["seed"] == 0:
-                yield world, given["variant"], path
+                yield world, given["variant"], path, plan.parents[2] / given["world_dir"]
 
 
 def measured(results: pd.DataFrame, world: str, variant: str) -> list[str]:
@@ -63,7 +65,7 @@ def card(sae: saes.SAE, world: str, weights: Path, lines: list[str]) -> str:
     """The Markdown of one dictionary."""
     run = sae.meta["run"]
     tokens = run["train.steps"] * run["train.batch_tokens"]
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    digest = sha256(weights)
     table = "\n".join(["| measure (test split, one seed) | value |", "| --- | --: |", *lines])
     name = f"{world}/{sae.name}"
     return f"""# {display(sae.name)} on {world}, layer {sae.meta["layer"]}
@@ -111,7 +113,7 @@ The text is written anew from its seed; the model was trained on it.
 ```python
 from lab import worlds
 
-world = worlds.load("tsae/pretrained/microworld/model")
+world = worlds.load("{folder}")
 model = world.model()  # a TransformerBridge of TransformerLens
 ```
 
@@ -119,14 +121,17 @@ Licence: MIT, as this repository. SHA-256 of `model.safetensors`: `{digest}`.
 """
 
 
-def export_model(world: Path, out: Path) -> None:
-    """Write the microworld's folder, which :func:`lab.worlds.load` opens."""
-    with atomic(out) as temporary:
+def export_model(world: Path) -> None:
+    """Write the microworld's folder to :data:`MODEL`, which :func:`lab.worlds.load` opens."""
+    with atomic(MODEL) as temporary:
         temporary.mkdir()
         for name in ("world.json", "config.json", "model.safetensors"):
             shutil.copyfile(world / name, temporary / name)
-        digest = hashlib.sha256((temporary / "model.safetensors").read_bytes()).hexdigest()
-        (temporary / "README.md").write_text(MODEL_CARD.format(digest=digest), encoding="utf-8")
+        named = {
+            "folder": MODEL.relative_to(ROOT),
+            "digest": sha256(temporary / "model.safetensors"),
+        }
+        (temporary / "README.md").write_text(MODEL_CARD.format(**named), encoding="utf-8")
 
 
 def export_page(stage: Path, sae: Path, out: Path) -> None:
@@ -147,19 +152,12 @@ def main(arguments: list[str] | None = None) -> int:
         if not path.exists():
             raise UserError(f"{path} is not there; make it with ./run_all.sh.")
         results = pd.read_parquet(path)
-        stages = read_json(given.results / "plan.json")
-        made_in = {
-            stage["parameters"]["world"]: Path(stage["directory"]).name
-            for stage in stages
-            if stage["name"].startswith("worlds-")
-        }
-        for world, variant, stage in trained(given.results / "plan.json"):
+        for world, variant, stage, made in trained(given.results / "plan.json"):
             out = (given.hub or dictionaries.FOLDER) / world / variant
             export(stage, world, results, out, given.hub is not None)
             print(f"wrote {out}")
-            made = stage.parents[1] / made_in[world]
             if not given.hub and (world, variant) == ("microworld", "topk"):
-                export_model(made / "world", dictionaries.FOLDER / world / "model")
+                export_model(made / "world")
             # Of the microworld alone: what SmolLM2 reads is not ours to give away.
             if not given.hub and (world, variant) == ("microworld", "slowfast"):
                 export_page(made, stage, ROOT / "docs" / "browser" / f"{world}-{variant}.html")

@@ -89,11 +89,16 @@ class SlowFastConfig(RoundsConfig):
         return [max(1, round(share * self.k)) for share in shares]
 
     @property
+    def round_ks(self) -> list[int]:
+        """Slots of each round of fast latents, on average over the tokens."""
+        return split_by_shares(self.k - sum(self.slow_ks), self.rounds)
+
+    @property
     def slow_most(self) -> list[int]:
         """Most slots of each slow group at one token."""
         if self.act != "topk" or self.hold < 1:
             return self.slow_ks
-        most, spare = [], split_by_shares(self.k - sum(self.slow_ks), self.rounds)[-1] - 1
+        most, spare = [], self.round_ks[-1] - 1
         for k, share in zip(self.slow_ks, self.most, strict=False):
             extra = min(max(0, round(share * self.k) - k), spare)
             most.append(k + extra)
@@ -102,7 +107,7 @@ class SlowFastConfig(RoundsConfig):
 
     @property
     def fast_ks(self) -> list[int]:
-        """Slots of each round of fast latents; the last one also takes what slow groups leave of
+        """Slots of each round at every token; the last one also takes what slow groups leave of
         their most."""
-        ks = split_by_shares(self.k - sum(self.slow_ks), self.rounds)
-        return [*ks[:-1], ks[-1] - sum(self.slow_most) + sum(self.slow_ks)]
+        *first, last = self.round_ks
+        return [*first, last - sum(self.slow_most) + sum(self.slow_ks)]
